@@ -1,0 +1,63 @@
+"""Exceptions and warnings: each names the column or site, the value, and the remedy."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConflictingTypesError",
+    "CountError",
+    "ModelFileError",
+    "NonFiniteError",
+    "ProtocolError",
+    "PyrocellError",
+    "ScreenError",
+    "ScreenWarning",
+    "UnknownLabelError",
+]
+
+
+class PyrocellError(Exception):
+    """Base of every error that pyrocell raises on purpose."""
+
+
+class ScreenError(PyrocellError, ValueError):
+    """The annotation of a screen cannot be used as it is."""
+
+
+class CountError(ScreenError):
+    """The count matrix does not hold raw counts."""
+
+
+class UnknownLabelError(ScreenError):
+    """A perturbation, medium, time, batch or column that the screen does not have."""
+
+
+class ProtocolError(PyrocellError, ValueError):
+    """A protocol that cannot be carried out."""
+
+
+class ConflictingTypesError(ProtocolError):
+    """One gene is given two perturbation types in the same cell (paper, below eq. 1)."""
+
+
+class NonFiniteError(PyrocellError, FloatingPointError):
+    """A value became NaN or infinite during training.
+
+    Parameters
+    ----------
+    message
+        What happened and what to do.
+    site
+        Name of the Pyro site or parameter where it was first seen.
+    """
+
+    def __init__(self, message: str, site: str = "") -> None:
+        super().__init__(message)
+        self.site = site
+
+
+class ModelFileError(PyrocellError, ValueError):
+    """A saved model that cannot be read, is damaged, or belongs to another configuration."""
+
+
+class ScreenWarning(UserWarning):
+    """The screen can be fitted, but part of the answer will not mean what one may expect."""
