@@ -1,0 +1,206 @@
+"""F = W ∘ M ∘ P, its inverse and the counterfactual (eqs. 4, 6), for all conditions at once.
+
+Notes
+-----
+Order matters through the gain alone: M reads it from the genotype of that instant, and it then
+goes to what the present genotype allows at the medium's turnover. Section 2.2 illustrates this
+with TGFβ; where it says "knocking out TGFB1 after stimulation with TGFB1" it means the receptor,
+the ligand comes with the medium.
+
+Eq. 14 as printed feeds :math:`F(X^p, ·, ·, t)` and compares it with :math:`X^p_t`, which repeats
+eq. 13. Its text and its count n_p n_M say path 1-1: F(X^p_t, ·, m, t) is compared with X^p_{m,t}.
+Here that is :func:`forward` of a state that carries p already, exposed to m.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyrocell.errors import ProtocolError
+from pyrocell.operators.medium import expose, gain_limit
+from pyrocell.operators.perturbation import perturb
+from pyrocell.operators.waiting import reference_curve, relative_curve, rewind, wait
+from pyrocell.state import State
+
+__all__ = [
+    "ResponseParameters",
+    "condition_rate",
+    "counterfactual",
+    "flow",
+    "forward",
+    "inverse",
+    "respond",
+]
+
+SLOWEST, FASTEST = 1e-6, 1e6  # of λ t_ref: beyond, a response is a straight line or a step
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseParameters:
+    """What the operators need to know of the biology. Leading batch dimensions are allowed.
+
+    Parameters
+    ----------
+    effect
+        e, response to each perturbation alone at the reference time; shape (K, D).
+    media_effect
+        c, response of unperturbed cells to each medium at the reference time; shape (J, D).
+    gain
+        w, factor on the response to medium j under perturbation k; shape (K, J).
+    turnover
+        ρ, rate at which a cascade follows a later change of genotype; shape (J,).
+    log_rate
+        log λ of each perturbation, then of each medium; shape (K + J,).
+    base_log_rate
+        log λ of cells without perturbation or medium; scalar.
+    reference_time
+        The time at which `effect` and `media_effect` are stated, above zero, inside the range of
+        measured times (design: value and rate then decorrelate).
+
+    Raises
+    ------
+    ProtocolError
+        If the reference time is not above zero.
+    """
+
+    effect: Tensor
+    media_effect: Tensor
+    gain: Tensor
+    turnover: Tensor
+    log_rate: Tensor
+    base_log_rate: Tensor
+    reference_time: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a reference time at which every response is zero."""
+        if not self.reference_time > 0:
+            raise ProtocolError(
+                f"reference_time={self.reference_time!r}: effects are stated at this time after "
+                "the perturbation, it must be above zero"
+            )
+
+
+def condition_rate(genotype: Tensor, exposure: Tensor, params: ResponseParameters) -> Tensor:
+    """Rate of a condition: geometric mean of its drivers' rates, the base rate where there is none.
+
+    Parameters
+    ----------
+    genotype, exposure
+        0 or 1; shapes (C, K) and (C, J).
+    params
+        Rates and reference time.
+
+    Returns
+    -------
+    Tensor
+        λ per unit of time; shape (C, 1). Kept within 1e-6 and 1e6 per reference time, so that no
+        rate, however absurd, gives an infinite drive or gradient.
+    """
+    drivers = torch.cat([genotype, exposure], -1)  # (C, K + J)
+    count = drivers.sum(-1)
+    total = (drivers @ params.log_rate.unsqueeze(-1)).squeeze(-1)
+    log_rate = torch.where(
+        count > 0, total / count.clamp(min=1), params.base_log_rate.unsqueeze(-1)
+    )
+    offset = math.log(params.reference_time)
+    bounded = log_rate.clamp(math.log(SLOWEST) - offset, math.log(FASTEST) - offset)
+    return bounded.exp().unsqueeze(-1)
+
+
+def respond(
+    genotype: Tensor, exposure: Tensor, duration: Tensor, params: ResponseParameters
+) -> State:
+    """F from rest: the default screen, P then M then W, of every condition at once.
+
+    Parameters
+    ----------
+    genotype, exposure
+        0 or 1; shapes (C, K) and (C, J).
+    duration
+        Time waited; shape (C,).
+    params
+        The biology.
+
+    Returns
+    -------
+    State
+        At ``duration == reference_time`` its response is genotype @ effect + gain @ media_effect.
+
+    Notes
+    -----
+    Eq. 4. Equal to :func:`forward` from rest; shorter, because a gain that starts at its limit
+    stays there.
+    """
+    gain = exposure * gain_limit(genotype, params.gain)  # (C, J)
+    at_reference = genotype @ params.effect + gain @ params.media_effect  # (C, D)
+    rate = condition_rate(genotype, exposure, params)
+    grown = relative_curve(rate, duration.unsqueeze(-1), params.reference_time)  # (C, 1)
+    return State(y=at_reference * grown, genotype=genotype, exposure=exposure, gain=gain)
+
+
+def forward(
+    state: State, genotype: Tensor, exposure: Tensor, duration: Tensor, params: ResponseParameters
+) -> State:
+    """F = W ∘ M ∘ P on any state (eq. 4): add perturbations, then media, then wait.
+
+    Parameters
+    ----------
+    state
+        Cells before.
+    genotype, exposure
+        What is added, 0 or 1; shapes (C, K) and (C, J). Zeros for nothing.
+    duration
+        Shape (C,).
+    params
+        The biology.
+    """
+    perturbed = perturb(state, genotype)
+    stimulated = expose(perturbed, exposure, gain_limit(perturbed.genotype, params.gain))
+    return wait(stimulated, duration, *flow(stimulated, params))
+
+
+def inverse(state: State, duration: Tensor, params: ResponseParameters) -> State:
+    """F⁻¹ (eq. 6): the unperturbed cells in baseline medium from which `state` came.
+
+    Rewinds W over the duration, then takes off the media and perturbations that the state records.
+    Rounding grows by exp(λ t): what has relaxed for long has forgotten where it came from.
+
+    Parameters
+    ----------
+    state
+        Cells after P, M and W.
+    duration
+        Time waited since; shape (C,).
+    params
+        The biology.
+    """
+    before = rewind(state, duration, *flow(state, params))
+    return replace(
+        before,
+        genotype=torch.zeros_like(before.genotype),
+        exposure=torch.zeros_like(before.exposure),
+        gain=torch.zeros_like(before.gain),
+    )
+
+
+def counterfactual(
+    state: State, genotype: Tensor, exposure: Tensor, duration: Tensor, params: ResponseParameters
+) -> State:
+    """Where the same cells would be, had they met another perturbation and medium (eq. 6).
+
+    C(X, p, m) = F(F⁻¹(X, ·, ·, t), p, m, t); arguments as in :func:`forward`.
+    """
+    return forward(inverse(state, duration, params), genotype, exposure, duration, params)
+
+
+def flow(state: State, params: ResponseParameters) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rate, drives, limit and turnover that ``wait`` needs, for what cells carry and have met."""
+    rate = condition_rate(state.genotype, state.exposure, params)  # (C, 1)
+    reached = reference_curve(rate, params.reference_time)
+    drive = state.genotype @ params.effect / reached  # (C, D)
+    media_drive = params.media_effect.unsqueeze(-3) / reached.unsqueeze(-1)  # (C, J, D)
+    return rate, drive, media_drive, gain_limit(state.genotype, params.gain), params.turnover

@@ -1,0 +1,175 @@
+r"""W, waiting (eq. 3): response and gains relax, in closed form.
+
+While genotype and media stay as they are,
+
+.. math::
+
+    dg_j/ds = \rho_j (L_j - g_j), \qquad
+    dy/ds = \lambda (e + \sum_j g_j c_j - y),
+
+with :math:`L` the gain that the genotype allows, :math:`e` the drive of the perturbations and
+:math:`c_j` that of medium j. Both are linear, so W is exact: no step size, no solver, and
+W(X, 0) = X, W(W(X, s), t) = W(X, s + t), W(·, -t) = W(·, t)⁻¹ hold to rounding.
+
+Notes
+-----
+Eq. 8 as printed waits t from :math:`X_{m,t}` and arrives at :math:`X_{m,s+t}`; it has to start from
+:math:`X_{m,s}`. The semigroup law above is what it then says. That "F(X, ·, ·, t)" keeps the
+medium and the perturbation that X has met is why the state carries genotype and exposure.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pyrocell.state import State
+
+__all__ = [
+    "average_decay",
+    "reference_curve",
+    "relative_curve",
+    "relax",
+    "rewind",
+    "unwait",
+    "wait",
+]
+
+SERIES_RADIUS = 0.5  # below it the quotient's derivative cancels; the series does not
+SERIES_TERMS = 13  # 0.5**13 / 14! < 2e-15, below rounding in float64
+
+
+def average_decay(x: Tensor) -> Tensor:
+    """Mean of exp(-u) for u from 0 to x: (1 - exp(-x)) / x, smooth through x = 0, any sign."""
+    near = x.abs() < SERIES_RADIUS
+    inside = torch.where(near, x, 0.0)
+    series = torch.zeros_like(x)
+    for n in reversed(range(SERIES_TERMS)):
+        series = 1 / math.factorial(n + 1) - inside * series
+    outside = torch.where(near, 1.0, x)
+    return torch.where(near, series, -torch.expm1(-outside) / outside)
+
+
+def reference_curve(rate: Tensor, reference_time: float | Tensor) -> Tensor:
+    """Share 1 - exp(-λ t) of a response reached at the reference time, accurate for slow rates."""
+    return -torch.expm1(-rate * reference_time)
+
+
+def relative_curve(rate: Tensor, duration: Tensor, reference_time: float) -> Tensor:
+    """Response after a duration in units of its value at the reference time.
+
+    (1 - exp(-λ t)) / (1 - exp(-λ t_ref)), which is t / t_ref where λ = 0.
+
+    Parameters
+    ----------
+    rate
+        λ, per unit of time; any shape.
+    duration
+        t; broadcasts against `rate`.
+    reference_time
+        t_ref, above zero.
+    """
+    reached = duration * average_decay(rate * duration)
+    return reached / (reference_time * average_decay(rate * reference_time))
+
+
+def relax(y: Tensor, drive: Tensor, rate: Tensor, duration: Tensor) -> Tensor:
+    """Solve dy/ds = λ (drive - y) from y over a duration.
+
+    Parameters
+    ----------
+    y, drive
+        Response at the start and the value it tends to; shape (C, D).
+    rate
+        λ, per unit of time; shape (C, 1) or (C, D).
+    duration
+        Shape (C,).
+
+    Returns
+    -------
+    Tensor
+        Shape (C, D).
+    """
+    elapsed = rate * duration.unsqueeze(-1)
+    return y * torch.exp(-elapsed) - drive * torch.expm1(-elapsed)
+
+
+def unwait(y: Tensor, drive: Tensor, rate: Tensor, duration: Tensor) -> Tensor:
+    """Undo :func:`relax`: the response a duration ago (F⁻¹ of eq. 6).
+
+    Rounding of `y` grows by exp(λ t): what has relaxed for long has forgotten where it came from.
+    """
+    return relax(y, drive, rate, -duration)
+
+
+def wait(
+    state: State,
+    duration: Tensor,
+    rate: Tensor,
+    drive: Tensor,
+    media_drive: Tensor,
+    limit: Tensor,
+    turnover: Tensor,
+) -> State:
+    """Let response and gains relax for a duration, exactly.
+
+    Parameters
+    ----------
+    state
+        Cells at the start.
+    duration
+        Shape (C,). Zero leaves the state as it is.
+    rate
+        λ of the response, per unit of time; shape (C, 1) or (C, D).
+    drive
+        Value the response tends to without media; shape (C, D).
+    media_drive
+        What a medium of gain 1 adds to it; shape (J, D) or (C, J, D).
+    limit
+        Gain that the present genotype allows, from ``gain_limit``; shape (C, J).
+    turnover
+        ρ, rate at which the gain goes to its limit, per unit of time; shape (J,). Zero: a cascade
+        once started is never lost (``memory``).
+
+    Notes
+    -----
+    Eq. 3. With g(s) = L + (g - L) exp(-ρ s) the response gains, for each medium,
+    L (1 - exp(-λ t)) + (g - L) λ (exp(-ρ t) - exp(-λ t)) / (λ - ρ). The last quotient is computed
+    as t exp(-min(λ, ρ) t) :func:`average_decay` (\\|λ - ρ\\| t), smooth where the rates meet.
+    """
+    t = duration.unsqueeze(-1)  # (C, 1)
+    limit = state.exposure * limit  # a medium not met has no cascade
+    kept = torch.exp(-turnover.unsqueeze(-2) * t)  # (C, J)
+    lost = -torch.expm1(-turnover.unsqueeze(-2) * t)
+    of_gain = _carry_over(rate, turnover, t)  # (C, J, 1 | D)
+    of_limit = reference_curve(rate, t).unsqueeze(-2) - of_gain
+    strength = state.gain.unsqueeze(-1) * of_gain + limit.unsqueeze(-1) * of_limit
+    stimulus = (strength * media_drive).sum(-2)  # (C, D)
+    return replace(
+        state,
+        y=relax(state.y, drive, rate, duration) + stimulus,
+        gain=state.gain * kept + limit * lost,
+    )
+
+
+def rewind(
+    state: State,
+    duration: Tensor,
+    rate: Tensor,
+    drive: Tensor,
+    media_drive: Tensor,
+    limit: Tensor,
+    turnover: Tensor,
+) -> State:
+    """Undo :func:`wait`, W⁻¹; arguments as there, rounding as in :func:`unwait`."""
+    return wait(state, -duration, rate, drive, media_drive, limit, turnover)
+
+
+def _carry_over(rate: Tensor, turnover: Tensor, t: Tensor) -> Tensor:
+    """λ ∫₀ᵗ exp(-λ (t - u)) exp(-ρ u) du; (C, J, 1 | D) from (C, 1 | D), (J,) and (C, 1)."""
+    rate, turnover, t = rate.unsqueeze(-2), turnover.unsqueeze(-1).unsqueeze(-3), t.unsqueeze(-1)
+    slower = torch.minimum(rate, turnover)
+    return rate * t * torch.exp(-slower * t) * average_decay((rate - turnover).abs() * t)
