@@ -1,0 +1,66 @@
+"""The package as installed: its version, its typing marker, its declared dependencies."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import pyrocell
+
+ROOT = Path(__file__).resolve().parents[1]
+# Import name, where it is not the name on the index.
+IMPORTED_AS = {"pyro-ppl": "pyro", "scvi-tools": "scvi"}
+
+
+def declared() -> tuple[set[str], set[str]]:
+    """Import names of the runtime dependencies and of the optional ones."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        bare = [re.split(r"[<>=!~\[; ]", line)[0] for line in requirements]
+        return {IMPORTED_AS.get(name, name) for name in bare}
+
+    extras = sum(project["optional-dependencies"].values(), [])
+    return names(project["dependencies"]), names(extras)
+
+
+def imported() -> dict[str, str]:
+    """Top-level names that the package imports, each with a file that does."""
+    found: dict[str, str] = {}
+    for path in sorted((ROOT / "pyrocell").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            found |= {name.split(".")[0]: str(path.relative_to(ROOT)) for name in modules}
+    return found
+
+
+def test_version_is_the_installed_one():
+    assert pyrocell.__version__ == version("pyrocell")
+
+
+def test_package_is_typed():
+    assert files("pyrocell").joinpath("py.typed").is_file()
+
+
+def test_every_import_is_declared():
+    required, optional = declared()
+    known = required | optional | set(sys.stdlib_module_names) | {"pyrocell"}
+    undeclared = {name: path for name, path in imported().items() if name not in known}
+    assert not undeclared, f"imported but not in pyproject.toml: {undeclared}"
+
+
+def test_every_dependency_has_a_reason_in_the_docs():
+    required, optional = declared()
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    index_name = {module: name for name, module in IMPORTED_AS.items()}
+    missing = {
+        name for name in required | optional if f"`{index_name.get(name, name)}`" not in page
+    }
+    assert not missing, f"not in docs/dependencies.md: {missing}"
