@@ -4,7 +4,7 @@
     python scripts/build_hipsc_timecourse.py --sdist FILE.tar.gz
     python scripts/build_hipsc_timecourse.py --check FILE.h5ad  # compare the embedded file only
 
-The authors publish log1p of sctransform-corrected counts (E) and one-hot knockouts with the day (X).
+The authors give log1p of sctransform-corrected counts (E), and one-hot knockouts with the day (X).
 """
 
 from __future__ import annotations

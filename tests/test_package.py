@@ -25,8 +25,8 @@ def declared() -> tuple[set[str], set[str]]:
         bare = [re.split(r"[<>=!~\[; ]", line)[0] for line in requirements]
         return {IMPORTED_AS.get(name, name) for name in bare}
 
-    extras = sum(project["optional-dependencies"].values(), [])
-    return names(project["dependencies"]), names(extras)
+    extras = project["optional-dependencies"].values()
+    return names(project["dependencies"]), set().union(*map(names, extras))
 
 
 def imported() -> dict[str, str]:
