@@ -1,0 +1,359 @@
+"""An AnnData registered as a screen, through scvi-tools' manager and fields."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from pyrocell._compat import (
+    MODEL_NAME,
+    REGISTRY_KEYS,
+    SETUP_ARGS,
+    SETUP_METHOD,
+    AnnDataManager,
+    fields,
+    materialise_view,
+)
+from pyrocell.counts import as_csr, check_counts, count_matrix, warn_of_absent_genes
+from pyrocell.errors import ScreenError, UnknownLabelError
+from pyrocell.labels import factorise, listed, suggestion
+from pyrocell.screen import Screen
+
+__all__ = ["CellTensors", "ScreenManager", "build_screen", "cell_tensors", "register"]
+
+_REGISTRY_ENTRY = "pyrocell"  # beside scvi-tools' own entries in the manager's registry
+
+
+class CellTensors(NamedTuple):
+    """What the model sees of each cell beside its labels.
+
+    Attributes
+    ----------
+    counts
+        (N, G) float32 CSR.
+    log_size_factor
+        (N,) float32 natural logarithm of depth.
+    covariates
+        (N, n_cov) float32: continuous ones standardised, categorical ones as 0/1 per level after
+        the first.
+    covariate_names
+        (n_cov,) "age" or "donor[d2]".
+    """
+
+    counts: sp.csr_matrix
+    log_size_factor: np.ndarray
+    covariates: np.ndarray
+    covariate_names: tuple[str, ...]
+
+
+class ScreenManager(AnnDataManager):
+    """An AnnDataManager that checks everything before it touches the AnnData.
+
+    Attributes
+    ----------
+    screen
+        The registered cells as a `Screen`; after a transfer, in terms of the source's labels.
+    """
+
+    screen: Screen
+
+    def register_fields(
+        self, adata: AnnData, source_registry: dict | None = None, **transfer_kwargs: Any
+    ) -> None:
+        """Check and register an AnnData; with `source_registry`, as more cells of that screen."""
+        args = self.registry[SETUP_ARGS]
+        source = (source_registry or {}).get(_REGISTRY_ENTRY)
+        screen = _read_screen(adata, args, source)
+        levels = _read_covariates(adata, args) if source is None else source["covariates"]
+        _encode_covariates(adata, levels)
+        materialise_view(adata)
+        if source_registry is not None:
+            # Combinations of known perturbations may be new; all else was checked above.
+            transfer_kwargs["extend_categories"] = True
+        with warnings.catch_warnings():
+            # Says a category code; the screen has named the perturbation already.
+            warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
+            super().register_fields(adata, source_registry, **transfer_kwargs)
+        self.screen = screen
+        self.registry[_REGISTRY_ENTRY] = {
+            "screen": screen.to_dict() if source is None else source["screen"],
+            "covariates": levels,
+        }
+
+
+def _column(adata: AnnData, key: str, argument: str, optional: bool = True) -> pd.Series:
+    """Return a column of `.obs`, or raise UnknownLabelError with close matches."""
+    if key not in adata.obs:
+        without = f"; {argument}=None if there is none" if optional else ""
+        raise UnknownLabelError(
+            f'{argument}="{key}" is not a column of adata.obs'
+            f"{suggestion(key, adata.obs.columns)}{without}"
+        )
+    column = adata.obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise ScreenError(
+            f'{argument}="{key}" names {column.shape[1]} columns of adata.obs; keep one'
+        )
+    return column
+
+
+def _check_object(adata: Any) -> None:
+    """Raise unless `adata` is an AnnData in memory with cells, genes and unique gene names."""
+    if not isinstance(adata, AnnData):
+        hint = '; pass one modality, mdata.mod["rna"]' if hasattr(adata, "mod") else ""
+        raise ScreenError(f"adata is a {type(adata).__name__}, not an AnnData{hint}")
+    if adata.isbacked:
+        raise ScreenError(
+            f'adata is backed by the file "{adata.filename}"; load it first: '
+            "adata = adata.to_memory()"
+        )
+    if not adata.n_obs or not adata.n_vars:
+        raise ScreenError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; nothing to fit")
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        raise ScreenError(
+            f"adata.var_names has {len(twice)} gene names more than once ({listed(twice)}); make "
+            "them unique with adata.var_names_make_unique(), or add up their counts"
+        )
+
+
+def _check_genes(adata: AnnData, genes: Sequence[str]) -> None:
+    """Raise unless the genes are the ones the model was fitted on, in the same order."""
+    here = pd.Index(adata.var_names, dtype=object)
+    there = pd.Index(genes, dtype=object)
+    if here.equals(there):
+        return
+    missing, extra = there.difference(here), here.difference(there)
+    if len(missing):
+        raise UnknownLabelError(
+            f"adata lacks {len(missing)} of the {len(there)} genes of the model "
+            f"({listed(missing)}){suggestion(missing[0], extra) if len(extra) else ''}"
+        )
+    what = f"{len(extra)} genes that the model does not have" if len(extra) else "another order"
+    raise ScreenError(f"adata.var_names has {what}; pass adata[:, model.adata.var_names].copy()")
+
+
+def _numbers(adata: AnnData, key: str, argument: str) -> np.ndarray:
+    """Return a column of finite numbers as (N,) float64, or raise ScreenError."""
+    column = _column(adata, key, argument)
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        raise ScreenError(
+            f'{argument}="{key}" holds {column.dtype} values such as "{column.iloc[0]}"; numbers '
+            f'are needed: adata.obs["{key}"] = adata.obs["{key}"].astype(float)'
+        )
+    values = column.to_numpy(dtype=np.float64)
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise ScreenError(
+            f'{argument}="{key}" has {bad} of {len(values)} cells with NaN or infinite values; '
+            "fill them in, or leave those cells out"
+        )
+    return values
+
+
+def _check_size_factor(adata: AnnData, key: str | None) -> None:
+    """Raise unless the size factors are numbers above zero."""
+    if key is None:
+        return
+    values = _numbers(adata, key, "size_factor_key")
+    if (values <= 0).any():
+        raise ScreenError(
+            f'size_factor_key="{key}" has {int((values <= 0).sum())} cells with values ≤ 0, the '
+            f"lowest {values.min():g}; a size factor is the depth of a cell, such as its total "
+            "counts, not a logarithm"
+        )
+
+
+def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None) -> Screen:
+    """Check an AnnData against the arguments of the setup and read its labels."""
+    _check_object(adata)
+    like = None if source is None else Screen.from_dict(source["screen"])
+    if like is not None:
+        _check_genes(adata, like.genes)
+    roles = ("perturbation", "batch", "media", "time", "guide", "perturbation_type")
+    columns, values = {}, {}
+    for role in roles:
+        argument, key = f"{role}_key", args[f"{role}_key"]
+        columns[role] = argument if key is None else f'{argument}="{key}"'
+        if role == "perturbation" and key is None:
+            raise ScreenError(
+                "perturbation_key=None; name the column of adata.obs that has the "
+                "perturbation of each cell"
+            )
+        found = key is not None
+        values[role] = _column(adata, key, argument, role != "perturbation") if found else None
+    _check_size_factor(adata, args["size_factor_key"])
+    check_counts(
+        adata,
+        args["layer"],
+        has_size_factor=args["size_factor_key"] is not None,
+        warn_of_genes=like is None,
+    )
+    if values["perturbation_type"] is None:
+        values["perturbation_type"] = args["perturbation_type"]
+        columns["perturbation_type"] = "perturbation_type"
+    screen = Screen.from_labels(
+        adata.var_names,
+        **values,
+        control=args["control"],
+        baseline_media=args["baseline_media"] if like is None else like.baseline_media,
+        columns=columns,
+        like=like,
+    )
+    if like is None:
+        counts = count_matrix(adata, args["layer"])
+        warn_of_absent_genes(counts, screen.cell_batch, screen.batches, adata.var_names)
+    return screen
+
+
+def _read_covariates(adata: AnnData, args: Mapping[str, Any]) -> dict[str, dict[str, list]]:
+    """Levels of each categorical covariate, mean and sd of each continuous one."""
+    categorical, continuous = {}, {}
+    for key in args["categorical_covariate_keys"] or ():
+        argument = "categorical_covariate_keys"
+        categorical[key] = factorise(_column(adata, key, argument), f'{argument}: "{key}"')[1]
+    for key in args["continuous_covariate_keys"] or ():
+        values = _numbers(adata, key, "continuous_covariate_keys")
+        continuous[key] = [float(values.mean()), float(values.std()) or 1.0]
+    return {"categorical": categorical, "continuous": continuous}
+
+
+def _encode_covariates(
+    adata: AnnData, levels: Mapping[str, Mapping[str, list]]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Covariates (N, n_cov) float32 and their names, in terms of the levels first registered."""
+    blocks, names = [np.zeros((adata.n_obs, 0))], []
+    for key, known in levels["categorical"].items():
+        where = f'categorical_covariate_keys: "{key}"'
+        codes, labels = factorise(_column(adata, key, "categorical_covariate_keys"), where)
+        unknown = [label for label in labels if label not in known]
+        if unknown:
+            raise UnknownLabelError(
+                f'{where} has the value "{unknown[0]}", which the model never saw'
+                f"{suggestion(unknown[0], known)}"
+            )
+        position = np.array([known.index(label) for label in labels])[codes]
+        blocks.append(np.eye(len(known))[position][:, 1:])
+        names += [f"{key}[{label}]" for label in known[1:]]
+    for key, (mean, sd) in levels["continuous"].items():
+        values = _numbers(adata, key, "continuous_covariate_keys")
+        blocks.append(((values - mean) / sd)[:, None])
+        names.append(key)
+    return np.hstack(blocks).astype(np.float32), tuple(names)
+
+
+def _keys(keys: str | Sequence[str] | None) -> list[str] | None:
+    return [keys] if isinstance(keys, str) else None if keys is None else list(keys)
+
+
+def register(
+    cls: type | None,
+    adata: AnnData,
+    layer: str | None = None,
+    batch_key: str | None = "batch",
+    perturbation_key: str = "perturbation",
+    control: str = "control",
+    perturbation_type: str = "knockout",
+    perturbation_type_key: str | None = None,
+    media_key: str | None = None,
+    baseline_media: str = "baseline",
+    time_key: str | None = None,
+    guide_key: str | None = None,
+    size_factor_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
+    source_registry: dict | None = None,
+) -> ScreenManager:
+    """Check an AnnData and register it; nothing is changed unless everything is in order.
+
+    Parameters
+    ----------
+    cls
+        The model class, for the name in the registry.
+    adata
+        Cells × genes with raw counts; a view becomes an AnnData of its own.
+    layer
+        Layer with the counts; None for `.X`.
+    batch_key, perturbation_key, perturbation_type_key, media_key, time_key, guide_key
+        Columns of `.obs`; None where the screen has none.
+    control, baseline_media
+        Labels of unperturbed cells and of the medium without stimulus.
+    perturbation_type
+        "knockout", "CRISPRi" or "CRISPRa", where no column states it.
+    size_factor_key
+        Column with the depth of each cell; default: its total counts over these genes.
+    categorical_covariate_keys, continuous_covariate_keys
+        Columns with further properties of cells.
+    source_registry
+        Registry of the manager of a screen seen before, to register more cells of it.
+
+    Raises
+    ------
+    ScreenError, CountError, UnknownLabelError, ConflictingTypesError
+        Naming the column, the value and the remedy.
+
+    Warns
+    -----
+    ScreenWarning
+        About what the screen cannot tell.
+    """
+    args = {
+        "layer": layer,
+        "batch_key": batch_key,
+        "perturbation_key": perturbation_key,
+        "control": control,
+        "perturbation_type": perturbation_type,
+        "perturbation_type_key": perturbation_type_key,
+        "media_key": media_key,
+        "baseline_media": baseline_media,
+        "time_key": time_key,
+        "guide_key": guide_key,
+        "size_factor_key": size_factor_key,
+        "categorical_covariate_keys": _keys(categorical_covariate_keys),
+        "continuous_covariate_keys": _keys(continuous_covariate_keys),
+    }
+    setup = {
+        MODEL_NAME: getattr(cls, "__name__", "PyroCell"),
+        SETUP_METHOD: "setup_anndata",
+        SETUP_ARGS: args,
+    }
+    manager = ScreenManager(fields=_fields(args), setup_method_args=setup)
+    manager.register_fields(adata, source_registry)
+    return manager
+
+
+def _fields(args: Mapping[str, Any]) -> list[Any]:
+    """Fields of scvi-tools for the columns it knows; the others are read by the screen."""
+    keys = REGISTRY_KEYS
+    return [
+        # Its own test of counts looks at 20 values, and draws them from numpy's global generator.
+        fields.LayerField(keys.X_KEY, args["layer"], is_count_data=False),
+        fields.CategoricalObsField(keys.BATCH_KEY, args["batch_key"]),
+        fields.CategoricalObsField(keys.LABELS_KEY, args["perturbation_key"]),
+        fields.NumericalObsField(keys.SIZE_FACTOR_KEY, args["size_factor_key"], required=False),
+        fields.CategoricalJointObsField(keys.CAT_COVS_KEY, args["categorical_covariate_keys"]),
+        fields.NumericalJointObsField(keys.CONT_COVS_KEY, args["continuous_covariate_keys"]),
+    ]
+
+
+def build_screen(manager: ScreenManager) -> Screen:
+    """Return the screen of the registered cells."""
+    return manager.screen
+
+
+def cell_tensors(manager: ScreenManager) -> CellTensors:
+    """Return counts, depth and covariates of the registered cells."""
+    args, adata = manager.registry[SETUP_ARGS], manager.adata
+    counts = as_csr(count_matrix(adata, args["layer"]))
+    if args["size_factor_key"] is None:
+        size = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    else:
+        size = _numbers(adata, args["size_factor_key"], "size_factor_key")
+    covariates, names = _encode_covariates(adata, manager.registry[_REGISTRY_ENTRY]["covariates"])
+    return CellTensors(counts, np.log(size).astype(np.float32), covariates, names)
