@@ -5,7 +5,6 @@ from __future__ import annotations
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import on_target_shift, perturb
 from pyrocell.operators.protocol import (
-    PERTURBATION_TYPES,
     Media,
     Perturb,
     Protocol,
@@ -30,7 +29,6 @@ from pyrocell.operators.waiting import (
 )
 
 __all__ = [
-    "PERTURBATION_TYPES",
     "Media",
     "Perturb",
     "Protocol",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +10,20 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from pyrocell.errors import ConflictingTypesError, ProtocolError, UnknownLabelError
+from pyrocell.errors import (
+    ConflictingTypesError,
+    ProtocolError,
+    ScreenError,
+    UnknownLabelError,
+)
+from pyrocell.labels import perturbation_type, split_label, suggestion
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
 from pyrocell.operators.response import ResponseParameters, flow
 from pyrocell.operators.waiting import wait
 from pyrocell.state import State
 
-__all__ = ["PERTURBATION_TYPES", "Media", "Perturb", "Protocol", "Step", "Wait", "run"]
-
-PERTURBATION_TYPES = ("knockout", "CRISPRi", "CRISPRa")
+__all__ = ["Media", "Perturb", "Protocol", "Step", "Wait", "run"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Perturb:
     gene
         Name of the gene, as in the screen.
     type
-        "knockout", "CRISPRi" or "CRISPRa".
+        "knockout", "CRISPRi" or "CRISPRa"; other usual spellings ("KO") become one of these.
 
     Raises
     ------
@@ -44,13 +47,13 @@ class Perturb:
     type: str = "knockout"
 
     def __post_init__(self) -> None:
-        """Refuse what is no gene or no type."""
-        _require_name(self.gene, 'Perturb(gene): "STAT1"')
-        if self.type not in PERTURBATION_TYPES:
-            raise ProtocolError(
-                f"Perturb({self.gene!r}, type={self.type!r}): the type must be one of "
-                + ", ".join(map(repr, PERTURBATION_TYPES))
-            )
+        """Refuse what is no gene or no type; keep the canonical spelling of the type."""
+        _require_name(self.gene, 'Perturb("STAT1")')
+        try:
+            canonical = perturbation_type(self.type, column=f"the type of Perturb({self.gene!r})")
+        except ScreenError as error:
+            raise ProtocolError(str(error)) from None
+        object.__setattr__(self, "type", canonical)
 
     def __repr__(self) -> str:
         """Python that makes the same step."""
@@ -76,7 +79,7 @@ class Media:
 
     def __post_init__(self) -> None:
         """Refuse what is no name."""
-        _require_name(self.name, 'Media(name): "IFNG"')
+        _require_name(self.name, 'Media("IFNG")')
 
     def __repr__(self) -> str:
         """Python that makes the same step."""
@@ -242,13 +245,9 @@ def _require_name(name: object, example: str) -> None:
 
 
 def _find(name: str, known: Mapping[str, int], kind: str) -> int:
-    if name in known:
-        return known[name]
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = (
-        f"did you mean {', '.join(map(repr, close))}?" if close else f"it has {len(known)} others"
-    )
-    raise UnknownLabelError(f"the screen has no {kind} {name!r}; {hint}")
+    if name not in known:
+        raise UnknownLabelError(f'the screen has no {kind} "{name}"{suggestion(name, known)}')
+    return known[name]
 
 
 def _find_perturbation(step: Perturb, known: Mapping[str, int], types: Sequence[str] | None) -> int:
@@ -258,7 +257,7 @@ def _find_perturbation(step: Perturb, known: Mapping[str, int], types: Sequence[
     position = _find(step.gene, known, "perturbation")
     if types is not None and types[position] != step.type:
         raise UnknownLabelError(
-            f"the screen perturbs {step.gene!r} by {types[position]}, not by {step.type}; "
+            f'the screen perturbs "{step.gene}" by {types[position]}, not by {step.type}; '
             f"write Perturb({step.gene!r}, {types[position]!r})"
         )
     return position
@@ -266,9 +265,8 @@ def _find_perturbation(step: Perturb, known: Mapping[str, int], types: Sequence[
 
 def _gene_numbers(perturbations: Mapping[str, int]) -> Tensor:
     """Give each perturbation the number of its gene, shared by types of one gene; shape (K,)."""
-    suffixes = tuple(f" ({kind})" for kind in PERTURBATION_TYPES)
     ordered = sorted(perturbations, key=perturbations.__getitem__)
-    genes = [next((n.removesuffix(s) for s in suffixes if n.endswith(s)), n) for n in ordered]
+    genes = [split_label(name, control="")[0][0] for name in ordered]
     numbers = {gene: number for number, gene in enumerate(dict.fromkeys(genes))}
     return torch.tensor([numbers[gene] for gene in genes], dtype=torch.long)
 

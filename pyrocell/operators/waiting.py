@@ -40,6 +40,7 @@ __all__ = [
 
 SERIES_RADIUS = 0.5  # below it the quotient's derivative cancels; the series does not
 SERIES_TERMS = 13  # 0.5**13 / 14! < 2e-15, below rounding in float64
+REMEMBERED = 40.0  # e-foldings back; by then rounding in float64 has grown to more than 1
 
 
 def average_decay(x: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def average_decay(x: Tensor) -> Tensor:
 
 def reference_curve(rate: Tensor, reference_time: float | Tensor) -> Tensor:
     """Share 1 - exp(-λ t) of a response reached at the reference time, accurate for slow rates."""
-    return -torch.expm1(-rate * reference_time)
+    return -torch.expm1(-_elapsed(rate, reference_time))
 
 
 def relative_curve(rate: Tensor, duration: Tensor, reference_time: float) -> Tensor:
@@ -93,14 +94,15 @@ def relax(y: Tensor, drive: Tensor, rate: Tensor, duration: Tensor) -> Tensor:
     Tensor
         Shape (C, D).
     """
-    elapsed = rate * duration.unsqueeze(-1)
-    return y * torch.exp(-elapsed) - drive * torch.expm1(-elapsed)
+    # Not y·kept + drive·lost: what is at its limit must stay there exactly, forth and back.
+    return y + (drive - y) * reference_curve(rate, duration.unsqueeze(-1))
 
 
 def unwait(y: Tensor, drive: Tensor, rate: Tensor, duration: Tensor) -> Tensor:
     """Undo :func:`relax`: the response a duration ago (F⁻¹ of eq. 6).
 
-    Rounding of `y` grows by exp(λ t): what has relaxed for long has forgotten where it came from.
+    Rounding of `y` grows by exp(λ t), up to exp(40): what has relaxed for long has forgotten where
+    it came from.
     """
     return relax(y, drive, rate, -duration)
 
@@ -138,20 +140,18 @@ def wait(
     -----
     Eq. 3. With g(s) = L + (g - L) exp(-ρ s) the response gains, for each medium,
     L (1 - exp(-λ t)) + (g - L) λ (exp(-ρ t) - exp(-λ t)) / (λ - ρ). The last quotient is computed
-    as t exp(-min(λ, ρ) t) :func:`average_decay` (\\|λ - ρ\\| t), smooth where the rates meet.
+    as t exp(-min(λ, ρ) t) times :func:`average_decay`, smooth where the rates meet.
     """
     t = duration.unsqueeze(-1)  # (C, 1)
     limit = state.exposure * limit  # a medium not met has no cascade
-    kept = torch.exp(-turnover.unsqueeze(-2) * t)  # (C, J)
-    lost = -torch.expm1(-turnover.unsqueeze(-2) * t)
-    of_gain = _carry_over(rate, turnover, t)  # (C, J, 1 | D)
-    of_limit = reference_curve(rate, t).unsqueeze(-2) - of_gain
-    strength = state.gain.unsqueeze(-1) * of_gain + limit.unsqueeze(-1) * of_limit
+    excess = (state.gain - limit).unsqueeze(-1)  # (C, J, 1)
+    grown = reference_curve(rate, t).unsqueeze(-2)  # (C, 1, 1 | D)
+    strength = limit.unsqueeze(-1) * grown + excess * _carry_over(rate, turnover, t)
     stimulus = (strength * media_drive).sum(-2)  # (C, D)
     return replace(
         state,
         y=relax(state.y, drive, rate, duration) + stimulus,
-        gain=state.gain * kept + limit * lost,
+        gain=relax(state.gain, limit, turnover.unsqueeze(-2), duration),
     )
 
 
@@ -172,4 +172,10 @@ def _carry_over(rate: Tensor, turnover: Tensor, t: Tensor) -> Tensor:
     """λ ∫₀ᵗ exp(-λ (t - u)) exp(-ρ u) du; (C, J, 1 | D) from (C, 1 | D), (J,) and (C, 1)."""
     rate, turnover, t = rate.unsqueeze(-2), turnover.unsqueeze(-1).unsqueeze(-3), t.unsqueeze(-1)
     slower = torch.minimum(rate, turnover)
-    return rate * t * torch.exp(-slower * t) * average_decay((rate - turnover).abs() * t)
+    difference = (rate - turnover).abs()
+    return rate * t * torch.exp(-_elapsed(slower, t)) * average_decay(_elapsed(difference, t))
+
+
+def _elapsed(rate: Tensor, t: float | Tensor) -> Tensor:
+    """λ t, bounded backwards so that rewinding what is forgotten stays finite."""
+    return (rate * t).clamp(min=-REMEMBERED)
