@@ -112,7 +112,9 @@ def content_fractions(cell_batch: Tensor, n_batches: int, *features: Tensor) -> 
     Eq. 19: η depends on the set of perturbations and media in the batch.
     """
     columns = [f.unsqueeze(-1) if f.dim() == 1 else f for f in features]
-    design = torch.cat([c.to(torch.get_default_dtype()) for c in columns], -1)  # (N, F)
+    design = torch.cat(columns, -1)  # (N, F)
+    if not design.is_floating_point():
+        design = design.to(torch.get_default_dtype())
     cells = torch.bincount(cell_batch, minlength=n_batches).clamp(min=1)  # (B,)
     totals = design.new_zeros(n_batches, design.shape[-1]).index_add(0, cell_batch, design)
     fractions = totals / cells.unsqueeze(-1)
