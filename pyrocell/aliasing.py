@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +27,9 @@ __all__ = ["Layout", "LayoutComponent", "aliased_table", "layout_components", "w
 _RIDGE = 1e-8  # relative to unit columns; leakage of the projection is (ridge / eigenvalue)³
 _POWER = 3
 _TOUCHED = 1e-6  # a null vector touches a column above this, entries being about 1
+_NAMED = 20  # partners that `aliased_with` lists
 _SHOWN = 8  # reasons that are spelt out in the warning
-_MAX_VECTORS = 512  # above this nullity contrasts are still found, and named from the layout only
+_MAX_VECTORS = 128  # above this nullity contrasts are found all the same, but not their partners
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,16 @@ class Layout:
 
     def perturbed(self, perturbation: int) -> np.ndarray:
         """(C,) mask of the conditions with a perturbation."""
-        return self.membership[:, [perturbation]].toarray()[:, 0] > 0
+        columns = self._columns
+        mask = np.zeros(columns.shape[0], dtype=bool)
+        mask[columns.indices[slice(*columns.indptr[perturbation : perturbation + 2])]] = True
+        return mask
 
-    @property
+    @cached_property
+    def _columns(self) -> sp.csc_array:
+        return sp.csc_array(self.membership)
+
+    @cached_property
     def unperturbed(self) -> np.ndarray:
         """(C,) mask of the conditions without perturbation."""
         return np.diff(self.membership.indptr) == 0
@@ -90,7 +99,8 @@ def _design(layout: Layout) -> tuple[sp.csc_array, list[tuple[str, int, int]]]:
     exposure = layout.exposure[condition]
     blocks, columns = [], []
     for j in range(len(layout.media)):
-        gain = genotype.multiply(exposure[:, [j]]).tocsc()
+        gain = sp.csc_array(genotype.multiply(exposure[:, [j]]))
+        gain.eliminate_zeros()
         seen = np.flatnonzero(np.diff(gain.indptr))
         blocks.append(gain[:, seen])
         columns += [("gain", int(k), j) for k in seen]
@@ -114,7 +124,8 @@ def _null_space(design: sp.csc_array) -> tuple[np.ndarray, bool]:
     Random vectors are projected by a few rounds of ridge-regularised inverse iteration on the
     sparse normal matrix, so that thousands of perturbations cost one sparse factorisation.
     """
-    scaled = design @ sp.diags_array(1.0 / np.sqrt(design.power(2).sum(axis=0)))
+    norms = np.sqrt(design.power(2).sum(axis=0))
+    scaled = design @ sp.diags_array(1.0 / np.where(norms > 0, norms, 1.0))
     n_columns = design.shape[1]
     normal = sp.csc_array(scaled.T @ scaled) + _RIDGE * sp.eye_array(n_columns, format="csc")
     factor = splu(
@@ -189,58 +200,72 @@ def _together(names: list[str]) -> str:
     return f"batch {names[0]}" if len(names) == 1 else f"batches {listed(names)}"
 
 
+def _reason_of_medium(layout: Layout, name: str, mask: np.ndarray) -> str:
+    """Say why a medium's effect on controls is not estimable, if no batch is to blame."""
+    if (mask & layout.unperturbed).any() or not mask.any():
+        return ""
+    return (
+        f"no control cell received medium {name}: the response to it and what each perturbation "
+        "does to that response cannot be told apart; only sums of them are identified; add "
+        f"control cells in medium {name}"
+    )
+
+
+def _reason_of_gene(layout: Layout, gene: str, mask: np.ndarray, partners: list[str]) -> str:
+    """Say why a perturbation's effect or gain is not estimable, if no batch is to blame."""
+    if mask.any() and not (mask & (layout.exposure.sum(axis=1) == 0)).any():
+        media = [layout.media[m] for m in np.flatnonzero(layout.exposure[mask].any(axis=0))]
+        return (
+            f"{gene} was never measured in medium {layout.baseline_media}, only in "
+            f"{listed(media)}: its effect at baseline and the change it makes to the response "
+            f"cannot be told apart; only their sum is identified; add {gene} cells in "
+            f"{layout.baseline_media}"
+        )
+    if partners and set(partners) <= set(layout.perturbations):
+        return (
+            f"{gene} was measured only in combinations that mix it with {listed(partners)}: their "
+            "effects cannot be told apart; only sums of them are identified; add cells with "
+            f"{gene} alone"
+        )
+    return ""
+
+
 def _reason(layout: Layout, column: tuple[str, int, int], partners: list[str]) -> str:
     """Say in plain words why a contrast is not estimable, and what would make it so."""
     kind, i, j = column
     name = _column_name(layout, column)
     if kind == "time":
         mask = layout.time_index == i
-        alone = not (layout.held_by(layout.batches_of(mask)) & ~mask).any()
-        what, mixed = f"time {name}", "drift of the control and batch noise"
-        other, remedy = "other time", "measure two times in one batch"
+        what, mixed, elsewhere = f"time {name}", "drift of the control and batch noise", ~mask
+        other, remedy, reason = "other time", "measure two times in one batch", ""
     elif kind == "media":
         mask = layout.exposure[:, i] > 0
-        if not (mask & layout.unperturbed).any():
-            return (
-                f"no control cell received medium {name}: the response to it and what each "
-                "perturbation does to that response cannot be told apart; add control cells in "
-                f"medium {name}"
-            )
-        alone = not (layout.held_by(layout.batches_of(mask)) & ~mask).any()
-        what, mixed = f"medium {name}", "the response to it and batch noise"
+        what, mixed, elsewhere = f"medium {name}", "the response to it and batch noise", ~mask
         other, remedy = "cell in another medium", "put both media in one batch"
+        reason = _reason_of_medium(layout, name, mask)
     else:
-        mask = layout.perturbed(i)
-        gene = layout.perturbations[i]
-        if not (mask & (layout.exposure.sum(axis=1) == 0)).any():
-            media = [layout.media[m] for m in np.flatnonzero(layout.exposure[mask].any(axis=0))]
-            return (
-                f"{gene} was never measured in medium {layout.baseline_media}, only in "
-                f"{listed(media)}: its effect at baseline and the change it makes to the response "
-                f"cannot be told apart; only their sum is identified; add {gene} cells in "
-                f"{layout.baseline_media}"
-            )
-        held = layout.held_by(layout.batches_of(mask))
-        if set(partners) <= set(layout.perturbations) and (held & layout.unperturbed).any():
-            return (
-                f"{gene} was measured only in combinations that mix it with {listed(partners)}: "
-                "their effects cannot be told apart; only sums of them are identified; add cells "
-                f"with {gene} alone"
-            )
+        gene, mask = layout.perturbations[i], layout.perturbed(i)
+        reason = _reason_of_gene(layout, gene, mask, partners)
         if kind == "gain":
-            mask = mask & (layout.exposure[:, j] > 0)
-        alone = not (layout.held_by(layout.batches_of(mask)) & layout.unperturbed).any()
-        what, mixed = name, "its effect and batch noise"
+            exposed = layout.exposure[:, j] > 0
+            reason = reason or _reason_of_medium(layout, layout.media[j], exposed)
+            mask = mask & exposed
+        what, mixed, elsewhere = name, "its effect and batch noise", layout.unperturbed
         other, remedy = "control cell", f"add control cells to the batches of {gene}"
-    where = _together([layout.batches[b] for b in layout.batches_of(mask)])
-    holds = "holds" if where.startswith("batch ") else "hold"
-    if alone:
-        because = f"{what} was measured only in {where}, which {holds} no {other}"
-    else:
+    if reason:
+        return reason
+    if not mask.any():
+        return f"{what} was never measured"
+    held = layout.batches_of(mask)
+    where = _together([layout.batches[b] for b in held])
+    if (layout.held_by(held) & elsewhere).any():
         because = (
-            f"{what} was measured in {where}, which nothing measured elsewhere links to the "
-            "cells it is compared with"
+            f"{what} was measured in {where}, which nothing measured elsewhere links to the cells "
+            "it is compared with"
         )
+    else:
+        holds = "holds" if len(held) == 1 else "hold"
+        because = f"{what} was measured only in {where}, which {holds} no {other}"
     return f"{because}: {mixed} cannot be told apart; only their sum is identified; {remedy}"
 
 
@@ -274,7 +299,8 @@ def aliased_table(layout: Layout) -> pd.DataFrame:
     -------
     One row per contrast: `contrast` ("perturbation" against the control, "media" against baseline,
     "gain" of a perturbation in a medium, "time" against the first), `name`, `aliased_with` (names
-    of batches, or of other contrasts where no batch is involved), `estimable`, `reason`.
+    of batches, or of other contrasts where no batch is involved; empty where nothing was measured,
+    and in screens with hundreds of such contrasts), `estimable`, `reason`.
     """
     design, columns = _design(layout)
     basis, complete = _null_space(design)
@@ -289,7 +315,7 @@ def aliased_table(layout: Layout) -> pd.DataFrame:
         if touched[position]:
             partners = _partners(layout, columns, circuits, position)
             reason = _reason(layout, column, partners)
-        rows[column] = (", ".join(partners), not touched[position], reason)
+        rows[column] = (listed(partners, _NAMED), not touched[position], reason)
     for j, medium in enumerate(layout.media):
         for k, gene in enumerate(layout.perturbations):
             never = f"{gene} was never measured in medium {medium}"

@@ -22,13 +22,13 @@ _CHUNK = 1 << 24  # values checked at a time, so that a large screen needs littl
 def count_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return `.X` or a layer as it is, or raise if there is none."""
     if layer is not None and layer not in adata.layers:
-        there = suggestion(layer, adata.layers) or "; adata.layers is empty"
+        there = suggestion(layer, _layers(adata)) or "; adata.layers is empty"
         raise UnknownLabelError(
             f'layer="{layer}" is not in adata.layers{there}; layer=None takes adata.X'
         )
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        there = f"; give layer=, one of: {listed(adata.layers)}" if len(adata.layers) else ""
+        there = f"; give layer=, one of: {listed(_layers(adata))}" if _layers(adata) else ""
         raise CountError(f"adata.X is empty{there}")
     if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
         raise CountError(
@@ -46,6 +46,11 @@ def as_csr(matrix: Any) -> sp.csr_matrix:
     return counts
 
 
+def _layers(adata: AnnData) -> list[str]:
+    """Names of the layers; anndata 0.13 lists `.X` among them as None."""
+    return [name for name in adata.layers if name is not None]
+
+
 def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f'adata.layers["{layer}"]'
 
@@ -59,10 +64,9 @@ def _position(matrix: Any, index: int) -> tuple[int, int]:
     """Row and column of the index-th stored value."""
     if isinstance(matrix, np.ndarray):
         return divmod(index, matrix.shape[1])
-    compressed = matrix if matrix.format in ("csr", "csc") else matrix.tocsr()
-    major = int(np.searchsorted(compressed.indptr, index, side="right")) - 1
-    minor = int(compressed.indices[index])
-    return (minor, major) if compressed.format == "csc" else (major, minor)
+    major = int(np.searchsorted(matrix.indptr, index, side="right")) - 1
+    minor = int(matrix.indices[index])
+    return (minor, major) if matrix.format == "csc" else (major, minor)
 
 
 def _first_bad(values: np.ndarray) -> tuple[str, int, int] | None:
@@ -90,7 +94,7 @@ def _first_bad(values: np.ndarray) -> tuple[str, int, int] | None:
 
 
 def _remedy(adata: AnnData, layer: str | None) -> str:
-    others = [name for name in adata.layers if name != layer]
+    others = [name for name in _layers(adata) if name != layer]
     if others:
         return f"name the layer that holds the raw counts in layer= (there are: {listed(others)})"
     if adata.raw is not None:
@@ -100,9 +104,8 @@ def _remedy(adata: AnnData, layer: str | None) -> str:
 
 def _check_values(adata: AnnData, matrix: Any, layer: str | None) -> None:
     """Raise CountError unless every stored value is a whole number ≥ 0."""
-    stored = matrix if isinstance(matrix, np.ndarray) or hasattr(matrix, "data") else matrix.tocsr()
-    if sp.issparse(stored) and stored.format not in ("csr", "csc"):
-        stored = stored.tocsr()
+    canonical = isinstance(matrix, np.ndarray) or matrix.format in ("csr", "csc")
+    stored = matrix if canonical else matrix.tocsr()
     values = stored.reshape(-1) if isinstance(stored, np.ndarray) else stored.data
     if values.dtype.kind not in "uibf":
         raise CountError(f"{_where(layer)} holds {values.dtype} values; raw counts are numbers")

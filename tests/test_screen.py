@@ -1,0 +1,456 @@
+"""Conditions, layout graph and aliased contrasts of a screen, from labels alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyrocell.aliasing import Layout, _design, aliased_table
+from pyrocell.errors import (
+    ConflictingTypesError,
+    ScreenError,
+    ScreenWarning,
+    UnknownLabelError,
+)
+from pyrocell.screen import Screen
+
+GENES = ["A", "B", "C", "D"]
+
+
+def crossed(**levels) -> pd.DataFrame:
+    """Every combination of the levels, three cells each."""
+    frame = pd.DataFrame(list(itertools.product(*levels.values())), columns=list(levels))
+    return pd.concat([frame] * 3, ignore_index=True)
+
+
+def screen_of(cells: pd.DataFrame, **kwargs) -> Screen:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScreenWarning)
+        return Screen.from_labels(
+            GENES, cells["perturbation"], **{c: cells[c] for c in cells.columns[1:]}, **kwargs
+        )
+
+
+def estimable(screen: Screen, contrast: str) -> dict[str, bool]:
+    rows = screen.aliased[screen.aliased["contrast"] == contrast]
+    return dict(zip(rows["name"], rows["estimable"], strict=True))
+
+
+def row(screen: Screen, contrast: str, name: str) -> pd.Series:
+    table = screen.aliased.set_index(["contrast", "name"])
+    return table.loc[(contrast, name)]
+
+
+# ---------------------------------------------------------------- conditions
+
+
+def test_conditions_are_perturbation_sets_times_media_times_times():
+    cells = crossed(
+        perturbation=["control", "A", "B+A", " A + B "],
+        media=["IFNG", "baseline"],
+        time=[2.0, 5.0],
+        batch=["x", "y"],
+    )
+    screen = screen_of(cells)
+    assert screen.perturbations == ("A", "B")
+    assert screen.media == ("IFNG",) and screen.times == (2.0, 5.0) and screen.batches == ("x", "y")
+    assert len(screen.conditions) == 3 * 2 * 2
+    assert set(screen.conditions["perturbation"]) == {"control", "A", "A+B"}
+    first = screen.conditions.iloc[0]
+    assert (first["perturbation"], first["media"], first["time"]) == ("control", "baseline", 2.0)
+    assert screen.conditions["n_cells"].sum() == len(cells) == screen.n_cells
+    assert (screen.layout.to_numpy().sum(axis=1) == screen.conditions["n_cells"]).all()
+
+
+def test_each_cell_points_at_the_condition_of_its_labels():
+    cells = crossed(
+        perturbation=["control", "A", "B", "A+B"], media=["baseline", "M"], batch=[1, 2]
+    )
+    cells = cells.sample(frac=1.0, random_state=0)
+    screen = screen_of(cells)
+    found = screen.conditions.iloc[screen.cell_condition]
+    assert (found["perturbation"].to_numpy() == cells["perturbation"].to_numpy()).all()
+    assert (found["media"].to_numpy() == cells["media"].to_numpy()).all()
+    batches = np.array(screen.batches)[screen.cell_batch]
+    assert (batches == cells["batch"].astype(str).to_numpy()).all()
+    both = screen.condition_of("B + A", "M")
+    assert screen.genotype[both].tolist() == [1.0, 1.0]
+    assert screen.exposure[both].tolist() == [1.0]
+    assert screen.genotype[screen.is_control].sum() == 0
+
+
+def test_without_media_times_and_batches_there_is_one_of_each():
+    screen = screen_of(crossed(perturbation=["control", "A"]))
+    assert screen.media == () and screen.times == () and len(screen.batches) == 1
+    assert screen.exposure.shape == (2, 0)
+    assert screen.duration.tolist() == [1.0, 1.0] and screen.time_index.tolist() == [0, 0]
+    assert screen.conditions["time"].isna().all()
+
+
+def test_control_inside_a_combination_adds_nothing():
+    screen = screen_of(crossed(perturbation=["control", "A", "A+control", "control+control"]))
+    assert list(screen.conditions["perturbation"]) == ["control", "A"]
+
+
+def test_targets_are_columns_of_the_genes_and_minus_one_if_not_measured():
+    screen = screen_of(crossed(perturbation=["control", "C", "A", "ZZZ"]))
+    assert screen.perturbations == ("A", "C", "ZZZ")
+    assert screen.target.tolist() == [0, 2, -1]
+
+
+def test_a_gene_with_two_types_gives_two_perturbations():
+    cells = pd.DataFrame({"perturbation": ["control", "A", "A", "B"]})
+    screen = screen_of(cells, perturbation_type=[np.nan, "CRISPRi", "crispra", "CRISPRa"])
+    assert screen.perturbations == ("A (CRISPRa)", "A (CRISPRi)", "B")
+    assert screen.perturbation_genes == ("A", "A", "B")
+    assert screen.perturbation_types == ("CRISPRa", "CRISPRi", "CRISPRa")
+    assert screen.parse("A (CRISPRi)+B").tolist() == [0.0, 1.0, 1.0]
+    with pytest.raises(UnknownLabelError, match='say "A \\(CRISPRa\\)", "A \\(CRISPRi\\)"'):
+        screen.parse("A")
+    with pytest.raises(ConflictingTypesError, match='gene "A" two types'):
+        screen.parse("A (CRISPRi)+A (CRISPRa)")
+
+
+def test_types_of_a_combination_follow_the_order_of_its_genes():
+    perturbation = ["control", "B+A"]
+    screen = screen_of(
+        pd.DataFrame({"perturbation": perturbation}), perturbation_type=["", "CRISPRi+CRISPRa"]
+    )
+    assert screen.perturbations == ("A", "B")
+    assert screen.perturbation_types == ("CRISPRa", "CRISPRi")
+
+
+@pytest.mark.parametrize(
+    ("label", "kind"),
+    [("A+A", "CRISPRi+CRISPRa"), ("A (knockout)+A (CRISPRi)", "knockout")],
+)
+def test_two_types_on_one_gene_in_one_cell_are_refused(label, kind):
+    with pytest.raises(ConflictingTypesError, match='gene "A" two types'):
+        screen_of(pd.DataFrame({"perturbation": ["control", label]}), perturbation_type=["", kind])
+
+
+def test_perturbing_a_gene_twice_is_perturbing_it_once():
+    screen = screen_of(crossed(perturbation=["control", "A", "A+A"]))
+    assert list(screen.conditions["perturbation"]) == ["control", "A"]
+
+
+def test_unused_categories_and_narrow_codes_do_not_matter():
+    labels = ["control", *(f"G{i}" for i in range(100))]
+    cells = pd.Categorical(labels * 2, categories=["never", *labels])
+    batch = pd.Categorical(["b"] * 101 + ["a"] * 101, categories=["b", "unused", "a"])
+    assert cells.codes.dtype == batch.codes.dtype == np.int8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScreenWarning)
+        screen = Screen.from_labels(GENES, cells, batch=batch)
+    assert len(screen.perturbations) == 100 and screen.batches == ("b", "a")
+    assert len(screen.conditions) == 101
+    assert (screen.layout.to_numpy() == 1).all()
+
+
+# ---------------------------------------------------------------- asking for conditions
+
+
+def test_parse_names_what_is_near():
+    screen = screen_of(crossed(perturbation=["control", "STAT1", "JAK2"]))
+    assert screen.parse("JAK2+STAT1").tolist() == [1.0, 1.0]
+    assert screen.parse("control").tolist() == [0.0, 0.0]
+    with pytest.raises(UnknownLabelError, match='"STAT2" in "JAK2\\+STAT2".*did you mean "STAT1"'):
+        screen.parse("JAK2+STAT2")
+    with pytest.raises(UnknownLabelError, match="empty part"):
+        screen.parse("JAK2+")
+
+
+def test_a_condition_that_was_not_measured_is_said_to_be_so():
+    cells = pd.DataFrame(
+        {
+            "perturbation": ["control", "A", "control"],
+            "media": ["baseline", "baseline", "IFNG"],
+            "time": [1.0, 2.0, 2.0],
+        }
+    )
+    screen = screen_of(cells)
+    assert screen.condition_of("A", time=2) == 2
+    with pytest.raises(UnknownLabelError, match='no cell was measured with perturbation "A"'):
+        screen.condition_of("A", "IFNG", 2.0)
+    with pytest.raises(UnknownLabelError, match="time= is needed"):
+        screen.condition_of("A")
+    with pytest.raises(UnknownLabelError, match='did you mean "IFNG"'):
+        screen.condition_of("A", "IFNg", 2.0)
+    with pytest.raises(UnknownLabelError, match="time 7"):
+        screen.condition_of("A", time=7.0)
+
+
+def test_encode_turns_requests_into_arrays():
+    cells = crossed(
+        perturbation=["control", "A", "B"], media=["baseline", "M"], time=[1.0, 2.0], batch=["x"]
+    )
+    screen = screen_of(cells)
+    request = pd.DataFrame(
+        {
+            "perturbation": ["A+B", "control", "A"],
+            "media": ["M", "baseline", "M"],
+            "time": [1.5, 1, 9],
+            "batch": [np.nan, "x", "x"],
+        }
+    )
+    genotype, exposure, duration, batch = screen.encode(request)
+    assert genotype.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert exposure[:, 0].tolist() == [1, 0, 1]
+    assert duration.tolist() == [1.5, 1.0, 9.0]
+    assert batch.tolist() == [-1, 0, 0]
+    assert genotype.dtype == exposure.dtype == duration.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"media": "N"}, 'medium "N" is not in the screen'),
+        ({"perturbation": "Z"}, 'perturbation "Z" is not in the screen'),
+        ({"time": -1.0}, "negative"),
+        ({"time": "2"}, "text"),
+        ({"batch": "y"}, 'batch "y" is not in the screen'),
+        ({"medium": "M"}, 'column "medium" is not understood; did you mean "media"'),
+    ],
+)
+def test_encode_refuses_what_the_screen_does_not_have(change, message):
+    cells = crossed(
+        perturbation=["control", "A"], media=["baseline", "M"], time=[1.0, 2.0], batch=["x"]
+    )
+    request = {"perturbation": "A", "media": "M", "time": 1.0} | change
+    with pytest.raises((UnknownLabelError, ScreenError), match=message):
+        screen_of(cells).encode(pd.DataFrame([request]))
+
+
+def test_a_screen_survives_json():
+    cells = crossed(
+        perturbation=["control", "A", "A+B"], media=["baseline", "M"], time=[1.0, 2.0], batch="xy"
+    )
+    for screen in (screen_of(cells), screen_of(cells[["perturbation", "batch"]])):
+        back = Screen.from_dict(json.loads(json.dumps(screen.to_dict())))
+        pd.testing.assert_frame_equal(back.conditions, screen.conditions)
+        pd.testing.assert_frame_equal(back.aliased, screen.aliased)
+        pd.testing.assert_frame_equal(back.layout, screen.layout)
+        for name in ("genotype", "exposure", "duration", "time_index", "target"):
+            np.testing.assert_array_equal(getattr(back, name), getattr(screen, name))
+        assert back.perturbations == screen.perturbations and back.times == screen.times
+        assert len(back.cell_condition) == 0
+
+
+def test_new_cells_are_read_in_terms_of_the_known_screen():
+    cells = crossed(perturbation=["control", "A", "B"], media=["baseline", "M"], batch=["x", "y"])
+    screen = screen_of(cells)
+    new = pd.DataFrame({"perturbation": ["B+A", "B"], "media": ["M", "M"], "batch": ["y", "y"]})
+    other = screen_of(new, like=screen)
+    assert other.perturbations == screen.perturbations and other.batches == screen.batches
+    assert other.media == screen.media and other.cell_batch.tolist() == [1, 1]
+    assert other.genotype[other.cell_condition].tolist() == [[1, 1], [0, 1]]
+    for column, value in (("perturbation", "C"), ("media", "N"), ("batch", "z")):
+        with pytest.raises(UnknownLabelError, match="never saw"):
+            screen_of(new.assign(**{column: value}), like=screen)
+
+
+# ---------------------------------------------------------------- layout graph, aliasing
+
+
+def test_a_crossed_layout_estimates_everything():
+    screen = screen_of(
+        crossed(
+            perturbation=["control", "A", "B", "A+B"],
+            media=["baseline", "M", "N"],
+            time=[1.0, 2.0, 3.0],
+            batch=["x", "y"],
+        )
+    )
+    assert screen.aliased["estimable"].all()
+    assert len(screen.aliased) == 2 + 2 + 4 + 2
+    assert len(screen.aliased_contrasts) == 0 and len(screen.components()) == 1
+
+
+def test_a_medium_that_is_a_lane_is_aliased_with_it_by_name():
+    cells = crossed(perturbation=["control", "A", "B"], batch=["lane1", "lane2"])
+    cells["media"] = np.where(cells["batch"] == "lane2", "IFNG", "baseline")
+    with pytest.warns(ScreenWarning, match="medium IFNG was measured only in batch lane2"):
+        screen = Screen.from_labels(
+            GENES, cells["perturbation"], media=cells["media"], batch=cells["batch"]
+        )
+    found = row(screen, "media", "IFNG")
+    assert not found["estimable"] and found["aliased_with"] == "lane2"
+    assert all(estimable(screen, "perturbation").values())
+    assert all(estimable(screen, "gain").values())  # a difference of differences
+    assert len(screen.components()) == 2
+
+
+def test_time_that_is_batch_hides_the_drift_and_not_the_knockouts():
+    cells = crossed(perturbation=["control", "A", "B"], time=[2.0, 3.0, 4.0])
+    cells["batch"] = "sample_" + (cells["time"] - 1).astype(int).astype(str)
+    screen = screen_of(cells)
+    assert estimable(screen, "time") == {"3": False, "4": False}
+    assert all(estimable(screen, "perturbation").values())
+    found = row(screen, "time", "3")
+    assert found["aliased_with"] == "sample_2"
+    assert found["reason"].startswith(
+        "time 3 was measured only in batch sample_2, which holds no other time: drift of the "
+        "control and batch noise cannot be told apart; only their sum is identified"
+    )
+
+
+def test_one_shared_time_per_neighbouring_batch_links_all_times():
+    pairs = [(1.0, "x"), (2.0, "x"), (2.0, "y"), (3.0, "y")]
+    cells = pd.concat(
+        [crossed(perturbation=["control", "A"], time=[t], batch=[b]) for t, b in pairs]
+    )
+    assert all(estimable(screen_of(cells), "time").values())
+
+
+def test_perturbations_in_a_batch_of_their_own_are_aliased_with_it():
+    here = crossed(perturbation=["control", "A"], batch=["x", "y"])
+    alone = crossed(perturbation=["C", "D"], batch=["z"])
+    screen = screen_of(pd.concat([here, alone]))
+    assert estimable(screen, "perturbation") == {"A": True, "C": False, "D": False}
+    found = row(screen, "perturbation", "C")
+    assert (
+        found["aliased_with"] == "z" and "batch z, which holds no control cell" in found["reason"]
+    )
+    parts = screen.components()
+    assert [part.batches for part in parts] == [("x", "y"), ("z",)]
+
+
+def test_a_batch_without_control_is_estimable_through_shared_perturbations():
+    here = crossed(perturbation=["control", "A"], batch=["x"])
+    linked = crossed(perturbation=["A", "B"], batch=["y"])
+    cells = pd.concat([here, linked])
+    with pytest.warns(ScreenWarning, match="batch y has no control cells"):
+        screen = Screen.from_labels(GENES, cells["perturbation"], batch=cells["batch"])
+    assert all(estimable(screen, "perturbation").values())
+
+
+def test_a_perturbation_never_seen_at_baseline_is_mixed_with_its_gain():
+    cells = pd.concat(
+        [
+            crossed(perturbation=["control", "A"], media=["baseline", "M"], batch=["x"]),
+            crossed(perturbation=["B"], media=["M"], batch=["x"]),
+        ]
+    )
+    screen = screen_of(cells)
+    assert estimable(screen, "perturbation") == {"A": True, "B": False}
+    assert estimable(screen, "gain") == {"A × M": True, "B × M": False}
+    assert row(screen, "perturbation", "B")["aliased_with"] == "B × M"
+    assert "never measured in medium baseline" in row(screen, "gain", "B × M")["reason"]
+
+
+def test_a_gain_without_cells_is_not_estimable():
+    cells = pd.concat(
+        [
+            crossed(perturbation=["control", "A"], media=["baseline", "M"], batch=["x"]),
+            crossed(perturbation=["B"], media=["baseline"], batch=["x"]),
+        ]
+    )
+    found = row(screen_of(cells), "gain", "B × M")
+    assert not found["estimable"] and found["reason"] == "B was never measured in medium M"
+
+
+def test_a_medium_without_control_cells_is_not_estimable():
+    cells = pd.concat(
+        [
+            crossed(perturbation=["control", "A", "B"], media=["baseline"], batch=["x"]),
+            crossed(perturbation=["A", "B"], media=["M"], batch=["x"]),
+        ]
+    )
+    screen = screen_of(cells)
+    for contrast, name in (("media", "M"), ("gain", "A × M"), ("gain", "B × M")):
+        found = row(screen, contrast, name)
+        assert not found["estimable"] and "no control cell received medium M" in found["reason"]
+
+
+def test_genes_always_perturbed_together_are_aliased_with_each_other():
+    cells = crossed(perturbation=["control", "A", "B+C"], batch=["x", "y"])
+    screen = screen_of(cells)
+    assert estimable(screen, "perturbation") == {"A": True, "B": False, "C": False}
+    assert row(screen, "perturbation", "B")["aliased_with"] == "C"
+
+
+def test_doubles_with_one_single_seen_are_additive_and_estimable():
+    screen = screen_of(crossed(perturbation=["control", "A", "A+B"], batch=["x", "y"]))
+    assert all(estimable(screen, "perturbation").values())
+
+
+def test_one_medium_that_is_not_the_baseline_serves_as_the_reference():
+    cells = crossed(perturbation=["control", "A"], media=["IFNG"], batch=["x", "y"])
+    with pytest.warns(ScreenWarning, match="every cell was in medium IFNG"):
+        screen = Screen.from_labels(
+            GENES, cells["perturbation"], media=cells["media"], batch=cells["batch"]
+        )
+    assert screen.media == () and screen.baseline_media == "IFNG" and not screen.baseline_observed
+    assert estimable(screen, "media") == {"IFNG": False}
+    assert estimable(screen, "perturbation") == {"A": True}
+
+
+@st.composite
+def layouts(draw) -> Layout:
+    """A layout of two genes, two media, two times and three batches, with cells anywhere."""
+    conditions = list(itertools.product([(), (0,), (1,), (0, 1)], [-1, 0, 1], [0, 1]))
+    n = draw(st.integers(2, len(conditions)))
+    chosen = [conditions[i] for i in draw(st.permutations(range(len(conditions))))[:n]]
+    genotype = np.array([[float(k in g) for k in range(2)] for g, _, _ in chosen])
+    present = np.array(
+        draw(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=n, max_size=n))
+    )
+    present[:, 0] |= ~present.any(axis=1)
+    kept = present.any(axis=0)
+    return Layout(
+        membership=sp.csr_array(genotype),
+        exposure=np.array([[float(m == j) for j in range(2)] for _, m, _ in chosen]),
+        time_index=np.array([t for _, _, t in chosen]),
+        present=present[:, kept],
+        perturbations=("A", "B"),
+        media=("M", "N"),
+        baseline_media="baseline",
+        times=(1.0, 2.0),
+        batches=tuple(np.array(["x", "y", "z"])[kept]),
+    )
+
+
+@given(layouts())
+def test_estimable_means_in_the_row_space_of_the_design(layout):
+    design, columns = _design(layout)
+    dense = design.toarray()
+    table = aliased_table(layout).set_index(["contrast", "name"])
+    rank = np.linalg.matrix_rank(dense)
+    names = {
+        "perturbation": lambda i, j: layout.perturbations[i],
+        "media": lambda i, j: layout.media[i],
+        "gain": lambda i, j: f"{layout.perturbations[i]} × {layout.media[j]}",
+        "time": lambda i, j: f"{layout.times[i]:g}",
+    }
+    for position, (kind, i, j) in enumerate(columns):
+        if kind == "batch":
+            continue
+        unit = np.eye(len(columns))[position]
+        in_row_space = np.linalg.matrix_rank(np.vstack([dense, unit])) == rank
+        found = table.loc[(kind, names[kind](i, j))]
+        assert found["estimable"] == in_row_space
+        assert in_row_space == (found["reason"] == "")
+
+
+def test_a_million_cells_and_thousands_of_perturbations_are_read_in_seconds():
+    rng = np.random.default_rng(0)
+    n, k = 300_000, 3000
+    labels = np.array(["control", *(f"G{i:04d}" for i in range(k))])
+    perturbation = pd.Categorical.from_codes(rng.integers(0, k + 1, n), labels)
+    batch = rng.integers(0, 20, n)
+    media = np.where(rng.random(n) < 0.5, "baseline", "M")
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScreenWarning)
+        screen = Screen.from_labels(GENES, perturbation, media=media, batch=batch)
+    assert time.perf_counter() - start < 30
+    assert len(screen.conditions) == 2 * (k + 1) and screen.aliased["estimable"].all()
