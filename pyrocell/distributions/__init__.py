@@ -3,5 +3,12 @@
 from __future__ import annotations
 
 from pyrocell.distributions.counts import NegativeBinomial, ZeroInflatedNegativeBinomial
+from pyrocell.distributions.gaussian import GaussianWalk, LowRankNormal, MarkovLowRankNormal
 
-__all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial"]
+__all__ = [
+    "GaussianWalk",
+    "LowRankNormal",
+    "MarkovLowRankNormal",
+    "NegativeBinomial",
+    "ZeroInflatedNegativeBinomial",
+]

@@ -202,13 +202,8 @@ def _zero_entries(
         return r, ds, dt, None
     value = log_zero_probability(s, log_theta, gate_logits)
     kept = torch.sigmoid(r - gate_logits)  # probability that this zero was counted, not dropped
-    counted = torch.sigmoid(-gate_logits)
-    dp = torch.where(
-        r > -0.25,
-        -counted * torch.sigmoid(gate_logits - r) * torch.expm1(r),
-        counted - kept,
-    )
-    return value, ds * kept, dt * kept, dp.expand(s.shape).contiguous()
+    dp = -torch.sigmoid(-gate_logits) * torch.sigmoid(gate_logits - r) * torch.expm1(r)
+    return value, ds * kept, dt * kept, dp
 
 
 def _positive_entries(

@@ -1,4 +1,7 @@
-"""Single-precision exponential and logarithms that LLVM vectorises, for the numba kernels."""
+"""Single-precision exponential and logarithms that LLVM vectorises, for the numba kernels.
+
+numba's cache on disk does not notice edits here: after one, touch the file of the kernels too.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def fill_tables(theta, value, slope):  # type: ignore[no-untyped-def]
     for k in range(TABLE):
         up = 1.0 / (k + 1)
         for g in range(theta.size):
-            t = float(theta[g])
+            t = np.float64(theta[g])
             product[g] *= (t + k) * up / max(t, 1.0)
             total[g] += k / (t + k)
             value[k + 1, g] = log32(F32(product[g]))
@@ -105,6 +105,15 @@ def _largest(row):  # type: ignore[no-untyped-def]
 
 
 @summing
+def _total(values):  # type: ignore[no-untyped-def]
+    """Sum of float32 values in double."""
+    total = 0.0
+    for i in range(values.size):
+        total += values[i]
+    return total
+
+
+@summing
 def _log_mean(row, log_size, composition, s, mu, share):  # type: ignore[no-untyped-def]
     """Fill s = log μ, μ and (for a composition) the softmax; False if the row is out of range."""
     check = 0.0
@@ -115,14 +124,12 @@ def _log_mean(row, log_size, composition, s, mu, share):  # type: ignore[no-unty
     top = _largest(row)
     shift = log_size
     if composition:
-        total = 0.0
         for g in range(row.size):
-            e = exp32(row[g] - top)
-            share[g] = e
-            total += e
+            share[g] = exp32(row[g] - top)
+        total = _total(share)
         inverse = F32(1.0 / total)
-        shift = F32(float(log_size) - float(top) - math.log(total))
-        size = F32(math.exp(float(log_size))) if log_size < F32(MAX_LOG_MU) else ZERO
+        shift = F32(np.float64(log_size) - np.float64(top) - math.log(total))
+        size = F32(math.exp(np.float64(log_size))) if log_size < F32(MAX_LOG_MU) else ZERO
         for g in range(row.size):
             s[g] = row[g] + shift
             share[g] *= inverse
@@ -135,27 +142,24 @@ def _log_mean(row, log_size, composition, s, mu, share):  # type: ignore[no-unty
 
 
 @summing
-def _zeros_plain(theta, inverse_theta, live, mu, r, gs, gt, weight):  # type: ignore[no-untyped-def]
-    """Zero entries without dropout: value, slopes in s (gs) and summed slopes in log θ (gt)."""
-    value = 0.0
+def _zeros_plain(theta, inverse_theta, live, mu, r, term, gs, gt, weight):  # type: ignore[no-untyped-def]
+    """Zero entries without dropout: values (term), slopes in s (gs), added slopes in log θ (gt)."""
     for g in range(mu.size):
         u = mu[g] * inverse_theta[g]
         part = u / (ONE + u)
         log1p_u = log1p32(u)
         r[g] = -theta[g] * log1p_u
-        value += live[g] * r[g]
+        term[g] = live[g] * r[g]
         gs[g] = -live[g] * theta[g] * part
         gt[g] -= weight * live[g] * theta[g] * _theta_slope(u, part, log1p_u)
-    return value
 
 
 @summing
-def _zeros_gated(theta, inverse_theta, live, mu, pi, r, gs, gp, gt, weight):  # type: ignore[no-untyped-def]
+def _zeros_gated(theta, inverse_theta, live, mu, pi, r, term, gs, gp, gt, weight):  # type: ignore[no-untyped-def]
     """Zero entries with dropout: as `_zeros_plain`, and slopes in π (gp).
 
     log p(0) = log(sig(π) + sig(-π) e^r), written as base + log1p(y) without cancellation.
     """
-    value = 0.0
     for g in range(mu.size):
         u = mu[g] * inverse_theta[g]
         part = u / (ONE + u)
@@ -176,40 +180,50 @@ def _zeros_gated(theta, inverse_theta, live, mu, pi, r, gs, gp, gt, weight):  # 
         y = counted * small if near else (e2 - e1) * i1
         base = ZERO if (near or p > ZERO) else max(rg, p)
         r[g] = rg
-        value += live[g] * (base + log1p32(y))
+        term[g] = live[g] * (base + log1p32(y))
         gs[g] = -live[g] * kept * theta[g] * part
-        gp[g] = live[g] * (-counted * dropped * small if near else counted - kept)
+        # sig(-π) less `kept`, again without cancellation
+        apart = e1 - e2 if p > ZERO else (e2 - e1 if q > ZERO else ONE - e1 * e2)
+        gp[g] = live[g] * (-counted * dropped * small if near else both * apart)
         gt[g] -= weight * live[g] * kept * theta[g] * _theta_slope(u, part, log1p_u)
-    return value
 
 
-@summing
-def _counts(n, where, x, gated, gene, table, slope, s, mu, pi, r, out):  # type: ignore[no-untyped-def]
-    """Non-zero entries: out rows are value, slope in s, in log θ, and in π."""
-    theta, inverse_theta, log_theta = gene[0], gene[1], gene[2]
+@exact
+def _gather(n, where, x, gene, table, slope, s, mu, pi, r, at):  # type: ignore[no-untyped-def]
+    """Copy what the non-zero entries need side by side: vector loops cannot index indirectly."""
     for i in range(n):
         g = where[i]
-        u = mu[g] * inverse_theta[g]
+        k = I32(min(x[i], F32(TABLE)))
+        at[0, i] = mu[g]
+        at[1, i] = r[g]
+        at[2, i] = pi[g]
+        at[3, i] = s[g] - min(gene[2, g], ZERO)  # the table leaves out x log θ where θ > 1
+        at[4, i] = gene[0, g]
+        at[5, i] = gene[1, g]
+        at[6, i] = table[k, g]
+        at[7, i] = slope[k, g]
+
+
+@exact
+def _counts(n, x, gated, at, out):  # type: ignore[no-untyped-def]
+    """Non-zero entries: out rows are value, slope in s, in log θ, and in π."""
+    mu, r, pi, odds, theta, inverse_theta = at[0], at[1], at[2], at[3], at[4], at[5]
+    table, slope = at[6], at[7]
+    value, ds, dt, dp = out[0], out[1], out[2], out[3]
+    for i in range(n):
+        u = mu[i] * inverse_theta[i]
         inverse = ONE / (ONE + u)
         part = u * inverse
-        log1p_u = -r[g] * inverse_theta[g]
-        k = min(I32(x[i]), I32(TABLE))
-        # the table leaves out x log θ where θ > 1
-        odds = s[g] - min(log_theta[g], ZERO) - log1p_u
-        out[0, i] = r[g] + x[i] * odds + table[k, g]
-        out[1, i] = (x[i] - mu[g]) * inverse
-        tail = x[i] * part - slope[k, g]
-        out[2, i] = tail - theta[g] * _theta_slope(u, part, log1p_u)
+        log1p_u = -r[i] * inverse_theta[i]
+        value[i] = r[i] + x[i] * (odds[i] - log1p_u) + table[i]
+        ds[i] = (x[i] - mu[i]) * inverse
+        dt[i] = x[i] * part - slope[i] - theta[i] * _theta_slope(u, part, log1p_u)
     if gated:
         for i in range(n):
-            p = pi[where[i]]
+            p = pi[i]
             e = exp32(-abs(p))
-            out[0, i] -= max(p, ZERO) + log1p32(e)
-            out[3, i] = -(ONE if p > ZERO else e) / (ONE + e)
-    value = 0.0
-    for i in range(n):
-        value += out[0, i]
-    return value
+            value[i] -= max(p, ZERO) + log1p32(e)
+            dp[i] = -(ONE if p > ZERO else e) / (ONE + e)
 
 
 @exact
@@ -217,14 +231,14 @@ def _correct_large(n, where, x, gated, log_theta, s, pi, out):  # type: ignore[n
     """Answer counts that the table lacks in double; returns the change in the summed value."""
     change = 0.0
     for i in range(n):
-        if x[i] <= TABLE and x[i] == F32(I32(x[i])):
+        if x[i] <= F32(TABLE) and x[i] == F32(I32(x[i])):
             continue
         g = where[i]
-        value, slope = _large_count(float(x[i]), float(s[g]), float(log_theta[g]))
+        value, slope = _large_count(np.float64(x[i]), np.float64(s[g]), np.float64(log_theta[g]))
         if gated:
-            p = float(pi[g])
+            p = np.float64(pi[g])
             value -= max(p, 0.0) + math.log1p(math.exp(-abs(p)))
-        change += value - float(out[0, i])
+        change += value - np.float64(out[0, i])
         out[2, i] = F32(slope)
     return change
 
@@ -287,11 +301,13 @@ def sum_rows(  # type: ignore[no-untyped-def]
     """
     n_genes = logits.shape[1]
     with_grad = logit_grad.shape[0] > 0
-    work = np.zeros((7, n_genes), F32)
-    s, mu, share, r, gs, gp, pi = work[0], work[1], work[2], work[3], work[4], work[5], work[6]
+    work = np.zeros((8, n_genes), F32)
+    s, mu, share, r = work[0], work[1], work[2], work[3]
+    gs, gp, pi, term = work[4], work[5], work[6], work[7]
     live = np.ones(n_genes, F32)
     where = np.empty(n_genes, np.int32)
     x = np.empty(n_genes, F32)
+    at = np.empty((8, n_genes), F32)
     out = np.empty((4, n_genes), F32)
     theta, inverse_theta, gt = gene[0], gene[1], gene_grad[0]
     for c in range(first, last):
@@ -307,7 +323,7 @@ def sum_rows(  # type: ignore[no-untyped-def]
                 live[column[j]] = ZERO
                 n += 1
         if kind == NO_GATE:
-            total = _zeros_plain(theta, inverse_theta, live, mu, r, gs, gt, w)
+            _zeros_plain(theta, inverse_theta, live, mu, r, term, gs, gt, w)
         else:
             if kind == CURVE:
                 for g in range(n_genes):
@@ -315,9 +331,11 @@ def sum_rows(  # type: ignore[no-untyped-def]
             else:
                 for g in range(n_genes):
                     pi[g] = gate[c, g]
-            total = _zeros_gated(theta, inverse_theta, live, mu, pi, r, gs, gp, gt, w)
+            _zeros_gated(theta, inverse_theta, live, mu, pi, r, term, gs, gp, gt, w)
         gated = kind != NO_GATE
-        total += _counts(n, where, x, gated, gene, table, slope, s, mu, pi, r, out)
+        _gather(n, where, x, gene, table, slope, s, mu, pi, r, at)
+        _counts(n, x, gated, at, out)
+        total = _total(term) + _total(out[0, :n])
         total += _correct_large(n, where, x, gated, gene[2], s, pi, out)
         value[c] = F32(total)
         for i in range(n):
