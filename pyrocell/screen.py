@@ -61,7 +61,7 @@ class Screen:
     times
         (T,) times in increasing order, in the unit of the data; empty if there are none.
     batches, guides
-        (B,) batches and names of the guides.
+        (B,) batches; names of the guides.
     conditions
         (C rows) perturbation, media, time (NaN where none), n_cells; unperturbed baseline first.
     membership, exposure
@@ -263,12 +263,9 @@ class Screen:
 
     def media_index(self, label: str) -> int:
         """Return the index of a medium, -1 for the baseline; raise UnknownLabelError otherwise."""
-        label = str(label).strip()
-        if label == self.baseline_media:
-            return -1
-        if label in self.media:
-            return self.media.index(label)
-        options = [self.baseline_media, *self.media]
+        label, options = str(label).strip(), [self.baseline_media, *self.media]
+        if label in options:
+            return options.index(label) - 1
         raise UnknownLabelError(
             f'medium "{label}" is not in the screen{suggestion(label, options)}'
         )
