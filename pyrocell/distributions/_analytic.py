@@ -45,8 +45,11 @@ def dense_counts(row: Tensor, column: Tensor, count: Tensor, shape: tuple[int, .
 def log_zero_probability(log_mu: Tensor, log_theta: Tensor, gate_logits: Tensor | None) -> Tensor:
     """log P(x = 0), accurate relative to itself also where it is near 0."""
     r = -log_theta.exp() * _softplus(log_mu - log_theta)
-    if gate_logits is None:
-        return r
+    return r if gate_logits is None else _dropped_or_zero(r, gate_logits)
+
+
+def _dropped_or_zero(r: Tensor, gate_logits: Tensor) -> Tensor:
+    """log(sig(π) + sig(-π) e^r)."""
     lost = torch.sigmoid(-gate_logits) * torch.expm1(r)  # P(0) - 1
     near = torch.log1p(lost.clamp_min(-0.5))
     return torch.where(lost > -0.5, near, _softplus(r - gate_logits) - _softplus(-gate_logits))
@@ -200,7 +203,7 @@ def _zero_entries(
     dt = -theta * _theta_slope(d.exp(), torch.sigmoid(d), log1p_u)
     if gate_logits is None:
         return r, ds, dt, None
-    value = log_zero_probability(s, log_theta, gate_logits)
+    value = _dropped_or_zero(r, gate_logits)
     kept = torch.sigmoid(r - gate_logits)  # probability that this zero was counted, not dropped
     dp = -torch.sigmoid(-gate_logits) * torch.sigmoid(gate_logits - r) * torch.expm1(r)
     return value, ds * kept, dt * kept, dp

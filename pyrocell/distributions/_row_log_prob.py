@@ -28,7 +28,8 @@ def _forget_pool() -> None:
     _pool = None
 
 
-os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
 
 
 def _in_threads(work: Callable[[int], None], n_items: int, n_threads: int) -> None:
@@ -88,8 +89,8 @@ class RowLogProb(torch.autograd.Function):
             found = _differentiable_gradient(saved, ctx.composition, weight)
         else:
             kept, ctx.gradients = ctx.gradients, None  # a second backward computes them again
-            if kept is not None and bool((weight == weight[0]).all()):
-                factor = float(weight[0])
+            if kept is not None and bool((weight == weight[:1]).all()):
+                factor = float(weight[0]) if len(weight) else 0.0
                 found = [g if g is None or factor == 1.0 else g.mul_(factor) for g in kept]
             else:
                 found = _run(saved, ctx.composition, weight, True)[1]

@@ -61,7 +61,7 @@ def likelihood_path(path: str) -> Iterator[None]:
 class _Counts(TorchDistribution):
     """What both families share: mean, inverse dispersion, and a gate that may be absent."""
 
-    arg_constraints = {  # noqa: RUF012
+    arg_constraints = {
         "logits": constraints.real_vector,
         "log_theta": constraints.real_vector,
     }
