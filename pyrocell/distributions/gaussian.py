@@ -1,0 +1,207 @@
+"""Gaussian families the guide needs: low-rank along the decoder's axes, and Markov in time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+__all__ = ["GaussianWalk", "LowRankNormal", "MarkovLowRankNormal"]
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def _normal_log_prob(deviation: Tensor, scale: Tensor) -> Tensor:
+    return -0.5 * (deviation / scale).square() - scale.log() - 0.5 * _LOG_2PI
+
+
+def _low_rank_log_prob(deviation: Tensor, scale: Tensor, axes: Tensor, tau: Tensor) -> Tensor:
+    """Log density of N(0, diag(scale²) + A' diag(tau²) A) by the Woodbury identity.
+
+    Shapes: deviation and scale (..., G), axes A (d, G), tau (..., d); returns (...,).
+    """
+    d, n_genes = axes.shape
+    precision = scale.square().reciprocal()
+    products = (axes[:, None] * axes[None]).reshape(d * d, n_genes)  # (d*d, G)
+    inner = (precision @ products.T).reshape(*precision.shape[:-1], d, d)
+    capacitance = torch.eye(d, dtype=axes.dtype, device=axes.device) + (
+        tau[..., :, None] * tau[..., None, :] * inner
+    )
+    chol = torch.linalg.cholesky(capacitance)
+    projected = tau * ((deviation * precision) @ axes.T)  # (..., d)
+    half = torch.linalg.solve_triangular(chol, projected[..., None], upper=False)[..., 0]
+    quadratic = (deviation.square() * precision).sum(-1) - half.square().sum(-1)
+    log_det = 2 * scale.log().sum(-1) + 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * (quadratic + log_det + n_genes * _LOG_2PI)
+
+
+class LowRankNormal(TorchDistribution):
+    """Rows of Gaussians over genes whose covariance is diagonal plus a part along given axes.
+
+    value = loc + mix @ (scale * eps + (tau * u) @ axes), eps and u standard normal.
+
+    Parameters
+    ----------
+    loc, scale : Tensor
+        (J, G) mean and gene-wise standard deviation.
+    axes : Tensor
+        (d, G) axes of cell state (the loading of z); not differentiated through by the guide.
+    tau : Tensor
+        (J, d) standard deviation along each axis.
+    mix : Tensor, optional
+        (J, J) lower-triangular matrix correlating the rows (the layout's, for η).
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, axes: Tensor, tau: Tensor, mix: Tensor | None = None
+    ):
+        self.loc, self.scale, self.axes, self.tau, self.mix = loc, scale, axes, tau, mix
+        super().__init__(torch.Size(), loc.shape, validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.loc.shape
+        along = torch.randn(
+            shape[:-1] + self.tau.shape[-1:], dtype=self.loc.dtype, device=self.loc.device
+        )
+        eps = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        noise = self.scale * eps + (self.tau * along) @ self.axes
+        return self.loc + (noise if self.mix is None else self.mix @ noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        deviation = value - self.loc
+        log_det = 0.0
+        if self.mix is not None:
+            deviation = torch.linalg.solve_triangular(self.mix, deviation, upper=False)
+            log_det = self.loc.shape[-1] * self.mix.diagonal().log().sum()
+        return _low_rank_log_prob(deviation, self.scale, self.axes, self.tau).sum(-1) - log_det
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        rows = self.scale.square() + self.tau.square() @ self.axes.square()
+        return rows if self.mix is None else self.mix.square() @ rows
+
+
+class GaussianWalk(TorchDistribution):
+    """Prior of a gene-level residual over the measured times: a random walk per driver.
+
+    v_1 ~ N(0, first_scale²), v_t ~ N(v_{t-1}, step_scale_t²); event shape (K, T, G).
+
+    Parameters
+    ----------
+    first_scale : Tensor
+        Broadcastable to (K, G), natural-log fold change.
+    step_scale : Tensor
+        (K, T - 1, G), natural-log fold change.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.independent(constraints.real, 3)
+    has_rsample = True
+
+    def __init__(self, first_scale: Tensor, step_scale: Tensor):
+        k, steps, g = step_scale.shape
+        self.first_scale, self.step_scale = first_scale.expand(k, g), step_scale
+        super().__init__(torch.Size(), torch.Size((k, steps + 1, g)), validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.event_shape
+        scale = torch.cat([self.first_scale[:, None], self.step_scale], 1)
+        eps = torch.randn(shape, dtype=scale.dtype, device=scale.device)
+        return (scale * eps).cumsum(-2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        first = _normal_log_prob(value[..., 0, :], self.first_scale).sum((-1, -2))
+        if self.step_scale.shape[1] == 0:
+            return first
+        return first + _normal_log_prob(value.diff(dim=-2), self.step_scale).sum((-1, -2, -3))
+
+
+class MarkovLowRankNormal(TorchDistribution):
+    """Guide of a gene-level residual: Markov in time, low-rank along the axes of cell state.
+
+    v_t = m_t + phi_t (v_{t-1} - m_{t-1}) + scale_t eps + (tau_t u) A; nodes after a driver's last
+    measured time follow the prior's step exactly (v_t = v_{t-1} + prior_step_t eps), so that
+    nothing is claimed about what was not seen.
+
+    Parameters
+    ----------
+    loc, scale : Tensor
+        (K, T, G).
+    axes : Tensor
+        (d, G).
+    tau : Tensor
+        (K, T, d).
+    phi : Tensor
+        (K, T); the first column is not used.
+    unseen : Tensor
+        (K, T) bool; True after the last measured time of a driver.
+    prior_step : Tensor
+        (K, T - 1, G) standard deviation of the prior's steps.
+    """
+
+    arg_constraints: dict = {}
+    support = constraints.independent(constraints.real, 3)
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        axes: Tensor,
+        tau: Tensor,
+        phi: Tensor,
+        unseen: Tensor,
+        prior_step: Tensor,
+    ):
+        self.loc, self.scale, self.axes, self.tau, self.phi = loc, scale, axes, tau, phi
+        self.unseen, self.prior_step = unseen, prior_step
+        self._any_unseen = [bool(column.any()) for column in unseen.T]
+        super().__init__(torch.Size(), loc.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        if len(sample_shape):
+            n = math.prod(sample_shape)
+            draws = torch.stack([self.rsample() for _ in range(n)])
+            return draws.reshape(torch.Size(sample_shape) + self.event_shape)
+        eps = torch.randn_like(self.loc)
+        noise = self.scale * eps + (self.tau * torch.randn_like(self.tau)) @ self.axes
+        values = [self.loc[:, 0] + noise[:, 0]]
+        for t in range(1, self.loc.shape[1]):
+            previous = values[-1]
+            value = (
+                self.loc[:, t]
+                + self.phi[:, t, None] * (previous - self.loc[:, t - 1])
+                + noise[:, t]
+            )
+            if self._any_unseen[t]:
+                step = previous + self.prior_step[:, t - 1] * eps[:, t]
+                value = torch.where(self.unseen[:, t, None], step, value)
+            values.append(value)
+        return torch.stack(values, 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        expected = self.loc
+        if self.loc.shape[1] > 1:
+            carried = self.phi[:, 1:, None] * (value[:, :-1] - self.loc[:, :-1])
+            expected = torch.cat([self.loc[:, :1], self.loc[:, 1:] + carried], 1)
+        rows = _low_rank_log_prob(value - expected, self.scale, self.axes, self.tau)  # (K, T)
+        if any(self._any_unseen):
+            step = _normal_log_prob(value.diff(dim=1), self.prior_step).sum(-1)
+            step = torch.cat([torch.zeros_like(rows[:, :1]), step], 1)
+            rows = torch.where(self.unseen, step, rows)
+        return rows.sum()

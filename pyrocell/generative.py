@@ -1,0 +1,422 @@
+"""The generative model of a screen, as a Pyro callable: F = W ∘ M ∘ P, then η, then V (eqs. 1-4, 10).
+
+Site names are a public contract; `docs/model.md` lists them with shapes and units.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyrocell.distributions import GaussianWalk, NegativeBinomial, ZeroInflatedNegativeBinomial
+from pyrocell.noise import contrast_matrix
+from pyrocell.operators import ResponseParameters, respond
+from pyrocell.operators.perturbation import on_target_shift
+from pyrocell.operators.waiting import relative_curve
+from pyrocell.priors import Priors
+from pyrocell.screen import Screen
+
+__all__ = ["Conditions", "GenerativeModel", "ModelConfig", "ScreenStatistics"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Choices that fix the shape of the model; saved with it."""
+
+    n_latent: int = 10
+    n_response: int = 8
+    dynamics: str = "relaxation"
+    likelihood: str = "zinb"
+    gene_residual: bool = True
+    interactions: bool = True
+    composition: bool = True
+    n_hidden: int = 128
+    n_covariates: int = 0
+    content_dependent_noise: bool = False
+
+
+class ScreenStatistics(NamedTuple):
+    """Starting values read off the counts, one pass (see `initial.py`)."""
+
+    baseline: Tensor  # (G,) log relative expression of controls
+    baseline_scale: Tensor  # (G,) its standard error
+    mean: Tensor  # (G,) mean count
+    relative_variance: Tensor  # (G,) Var(x / size) / mean(x / size)²
+    log_dispersion: Tensor  # (G,) log θ by moments
+    loading: Tensor  # (d, G) axes on which resting cells differ
+    response: Tensor  # (r, G) axes of the pseudobulk responses, unit RMS
+    effect: Tensor  # (K, d + r)
+    media_effect: Tensor  # (J, d + r)
+
+
+class Conditions(NamedTuple):
+    """Conditions as tensors; rows may be any requested (perturbation set, media, time)."""
+
+    genotype: Tensor  # (C, K) 0/1
+    exposure: Tensor  # (C, J) 0/1
+    duration: Tensor  # (C,)
+    time_index: Tensor  # (C,) node of the residual's walk
+    interaction: Tensor  # (C,) row of P.interaction, -1 if none
+
+    def select(self, rows: Tensor) -> Conditions:
+        """Return the given rows."""
+        return Conditions(*(field[rows] for field in self))
+
+
+class GenerativeModel(nn.Module):
+    """x ~ V(F(X, p, m, t), η): see section 'Generative model' of the model page.
+
+    Parameters
+    ----------
+    screen
+        The registered screen.
+    config, priors
+        Shape and priors of the model.
+    statistics
+        Starting values.
+    """
+
+    def __init__(
+        self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
+    ):
+        super().__init__()
+        self.config, self.priors = config, priors
+        self.n_cells = len(screen.cell_condition)
+        self.n_genes, self.n_batches = len(screen.genes), len(screen.batches)
+        self.n_perturbations, self.n_media = len(screen.perturbations), len(screen.media)
+        self.n_axes = config.n_latent + config.n_response
+        self.n_times = max(1, len(screen.times))
+        self._register_screen(screen)
+        self.loading = nn.Parameter(statistics.loading.clone())  # (d, G)
+        self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
+        self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
+        self.register_buffer("baseline_centre", statistics.baseline.clone())
+        self.register_buffer("kl_weight", torch.tensor(1.0))
+
+    def _register_screen(self, screen: Screen) -> None:
+        as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
+        genotype, exposure = as_float(screen.genotype), as_float(screen.exposure)
+        several = (genotype.sum(1) + exposure.sum(1)) > 1
+        arms, interaction = _arms(genotype, exposure, several)
+        self.n_interactions = arms if self.config.interactions else 0
+        if not self.config.interactions:
+            interaction = torch.full_like(interaction, -1)
+        times = as_float(screen.times)
+        self.has_time = len(screen.times) > 1
+        self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0
+        drift = screen.aliased[screen.aliased.contrast == "time"]
+        self.has_drift = self.has_time and bool(drift.estimable.all())
+        for name, value in {
+            "several": several.nonzero()[:, 0],
+            "genotype": genotype,
+            "exposure": exposure,
+            "duration": as_float(screen.duration),
+            "time_index": torch.as_tensor(screen.time_index),
+            "interaction": interaction,
+            "target": torch.as_tensor(screen.target),
+            "contrast": contrast_matrix(self.n_batches),
+            "time_steps": times.diff() if self.has_time else torch.zeros(0),
+            "on_target_sign": torch.tensor(
+                [{"CRISPRi": -1.0, "CRISPRa": 1.0}.get(t, 0.0) for t in screen.perturbation_types]
+            ),
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+        own = torch.zeros(self.n_perturbations, self.n_genes)
+        measured = self.target >= 0
+        own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
+        self.register_buffer("own_gene", own, persistent=False)  # (K, G)
+
+    @property
+    def conditions(self) -> Conditions:
+        """The screen's own conditions."""
+        return Conditions(
+            self.genotype, self.exposure, self.duration, self.time_index, self.interaction
+        )
+
+    # ------------------------------------------------------------------ global sites
+    def globals(self) -> dict[str, Tensor]:
+        """Sample every global site from its prior."""
+        with poutine.scale(scale=self.kl_weight):
+            values = self._view_sites()
+            values |= self._noise_sites()
+            values |= self._operator_sites()
+            values |= self._residual_sites(values)
+        return values
+
+    def _view_sites(self) -> dict[str, Tensor]:
+        p, g = self.priors, self.n_genes
+        one = self.loading.new_ones(())
+        values = {
+            "V.baseline": _sample("V.baseline", self.baseline_centre, p.baseline_sd * one),
+            "V.loading": _sample("V.loading", one.new_zeros(self.config.n_response, g), one),
+            "V.dispersion": pyro.sample(
+                "V.dispersion",
+                dist.LogNormal(one.new_full((g,), p.dispersion_loc), p.dispersion_sd).to_event(1),
+            ),
+        }
+        if self.config.likelihood == "zinb":
+            values["V.gate"] = _sample(
+                "V.gate", one.new_tensor(p.gate_loc).expand(g, 2), one.new_tensor(p.gate_sd)
+            )
+        if self.config.n_covariates:
+            zeros = one.new_zeros(self.config.n_covariates, g)
+            values["V.covariate"] = _sample("V.covariate", zeros, p.covariate_sd * one)
+        return values
+
+    def _noise_sites(self) -> dict[str, Tensor]:
+        if self.n_batches == 1:
+            return {"eta": self.loading.new_zeros(1, self.n_genes)}
+        scale = pyro.sample(
+            "eta.scale",
+            dist.LogNormal(
+                self.log_eta_scale.expand(self.n_genes), self.priors.eta_spread
+            ).to_event(1),
+        )
+        free = _sample("eta.free", scale.new_zeros(self.n_batches - 1, self.n_genes), scale)
+        eta = pyro.deterministic("eta", self.contrast @ free, event_dim=2)
+        return {"eta.scale": scale, "eta.free": free, "eta": eta}
+
+    def _operator_sites(self) -> dict[str, Tensor]:
+        p, k, j = self.priors, self.n_perturbations, self.n_media
+        one = self.loading.new_ones(())
+        values = {
+            "P.effect": _sample(
+                "P.effect", one.new_zeros(k, self.n_axes), self.log_effect_scale.exp()
+            ),
+            "P.on_target": _sample(
+                "P.on_target", p.on_target_loc * self.on_target_sign, p.on_target_sd * one
+            ),
+        }
+        if j:
+            values["M.effect"] = _sample(
+                "M.effect", one.new_zeros(j, self.n_axes), p.media_effect_sd * one
+            )
+            values["M.gain"] = pyro.sample("M.gain", self.gain_prior().to_event(2))
+        if self.has_time:
+            base = _sample("W.log_rate_base", p.log_rate_loc * one, p.log_rate_sd * one)
+            values["W.log_rate_base"] = base
+            values["W.log_rate"] = _sample(
+                "W.log_rate", base.expand(k + j), p.log_rate_spread * one
+            )
+        if self.has_drift:
+            values["W.drift"] = _sample(
+                "W.drift", one.new_zeros(self.config.n_response), p.drift_sd * one
+            )
+        return values
+
+    def _residual_sites(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.config.gene_residual:
+            return {}
+        p, out = self.priors, {}
+        one = self.loading.new_ones(())
+        if self.has_time:
+            medians = one.new_tensor([p.process_noise_sd, p.process_noise_effect])
+            out["W.process_noise"] = pyro.sample(
+                "W.process_noise", dist.LogNormal(medians.log(), 0.5).to_event(1)
+            )
+            out["W.gene_scale"] = pyro.sample(
+                "W.gene_scale", dist.LogNormal(one.new_zeros(self.n_genes), 0.5).to_event(1)
+            )
+        both = values | out
+        out["P.residual"] = pyro.sample(
+            "P.residual", GaussianWalk(p.residual_sd * one, self.step_scale(both, "P"))
+        )
+        if self.n_media:
+            out["M.residual"] = pyro.sample(
+                "M.residual", GaussianWalk(p.media_residual_sd * one, self.step_scale(both, "M"))
+            )
+        if self.n_interactions:
+            zeros = one.new_zeros(self.n_interactions, self.n_genes)
+            out["P.interaction"] = _sample("P.interaction", zeros, p.interaction_sd * one)
+        return out
+
+    # ------------------------------------------------------------------ deterministic parts
+    def axes(self, values: dict[str, Tensor]) -> Tensor:
+        """Loadings of (y_z, y_r), (..., d + r, G); rows of the own part have unit RMS over genes."""
+        own = values["V.loading"]
+        own = own / own.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+        shape = (*own.shape[:-2], *self.loading.shape)
+        return torch.cat([self.loading.expand(shape), own], -2)
+
+    def gain_prior(self) -> dist.MixtureSameFamily:
+        """Mixture prior of `M.gain`: blocked, untouched, or anything between and above, (K, J)."""
+        p, one = self.priors, self.loading.new_ones(())
+        return dist.MixtureSameFamily(
+            dist.Categorical(one.new_tensor(p.gain_weights)),
+            dist.Normal(one.new_tensor(p.gain_locs), one.new_tensor(p.gain_scales)),
+        ).expand([self.n_perturbations, self.n_media])
+
+    def response_parameters(self, values: dict[str, Tensor]) -> ResponseParameters:
+        """Parameters of P, M and W in the form that the operators take."""
+        k, j = self.n_perturbations, self.n_media
+        one = self.loading.new_ones(())
+        base = values.get("W.log_rate_base", one.new_zeros(()))
+        return ResponseParameters(
+            effect=values["P.effect"],
+            media_effect=values.get("M.effect", one.new_zeros(0, self.n_axes)),
+            gain=values.get("M.gain", one.new_ones(k, 0)),
+            turnover=one.new_zeros(j),
+            log_rate=values.get("W.log_rate", base.expand(k + j)),
+            base_log_rate=base,
+            reference_time=self.reference_time,
+        )
+
+    def step_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
+        """Prior standard deviation of the residual's steps, (K or J, T - 1, G).
+
+        Variance per step: (a² s_g² + b² (low-rank effect)²) Δt, so it widens with the distance
+        from the measured times.
+        """
+        if not self.has_time:
+            n = self.n_perturbations if operator == "P" else self.n_media
+            return self.loading.new_zeros(n, 0, self.n_genes)
+        constant, relative = values["W.process_noise"]
+        low_rank = self.low_rank(values, operator)[:, 1:]
+        variance = (constant * values["W.gene_scale"]).square() + (relative * low_rank).square()
+        return (variance * self.time_steps[:, None]).sqrt()
+
+    def low_rank(self, values: dict[str, Tensor], operator: str) -> Tensor:
+        """Low-rank response of each driver at the nodes of its residual's walk, (K or J, T, G)."""
+        effect = values["P.effect" if operator == "P" else "M.effect"]  # (n, D)
+        response = (effect @ self.axes(values))[:, None]
+        if not self.has_time:
+            return response
+        first = 0 if operator == "P" else self.n_perturbations
+        rate = values["W.log_rate"][first : first + len(effect)].exp()[:, None]  # (n, 1)
+        curve = relative_curve(rate, self._walk_times(), self.reference_time)  # (n, T)
+        return curve[..., None] * response
+
+    def _walk_times(self) -> Tensor:
+        first = self.duration.min()
+        return torch.cat([first[None], first + self.time_steps.cumsum(0)])
+
+    def shift(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
+        """Log-mean shift of each condition against rest, η excluded, (C, G), log-fold change."""
+        state = respond(
+            conditions.genotype,
+            conditions.exposure,
+            conditions.duration,
+            self.response_parameters(values),
+        )
+        y = state.y
+        if self.has_drift:
+            rate = values["W.log_rate_base"].exp()
+            curve = relative_curve(rate, conditions.duration, self.reference_time)
+            drift = curve[:, None] * values["W.drift"]
+            y = y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
+        out = y @ self.axes(values)
+        out = out + on_target_shift(
+            conditions.genotype, values["P.on_target"], self.target, self.n_genes
+        )
+        if self.config.gene_residual:
+            out = out + self._residual(values, conditions, state.gain)
+        return out
+
+    def _residual(self, values: dict[str, Tensor], conditions: Conditions, gain: Tensor) -> Tensor:
+        walk = values["P.residual"]  # (K, T, G)
+        # at its own gene a perturbation's level is P.on_target: the residual there only moves in time
+        walk = walk - self.own_gene[:, None] * walk[:, :1]
+        out = _gather_nodes(conditions.genotype, walk, conditions.time_index)
+        if self.n_media:
+            out = out + _gather_nodes(
+                conditions.exposure, values["M.residual"], conditions.time_index
+            )
+        if self.n_interactions:
+            rows = conditions.interaction
+            extra = values["P.interaction"][rows.clamp_min(0)]
+            out = out + extra * (rows >= 0)[:, None]
+        return out
+
+    # ------------------------------------------------------------------ the model
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor,
+        condition: Tensor,
+        batch: Tensor,
+        log_size: Tensor,
+        covariates: Tensor | None = None,
+    ) -> Tensor:
+        """Run the model on a minibatch.
+
+        Parameters
+        ----------
+        x
+            (cells, G) counts, dense or torch CSR.
+        index
+            (cells,) positions of these cells in the plate `cells`.
+        condition, batch
+            (cells,) rows of `screen.conditions` and of `screen.batches`.
+        log_size
+            (cells,) log size factor.
+        covariates
+            (cells, n_covariates), standardised.
+        """
+        values = self.globals()
+        shift = self.cell_shift(values, condition, batch, covariates)
+        with pyro.plate("cells", self.n_cells, subsample=index):
+            z = pyro.sample(
+                "X.z",
+                dist.Normal(shift.new_zeros(len(index), self.config.n_latent), 1.0).to_event(1),
+            )
+            logits = torch.addmm(values["V.baseline"] + shift, z, self.loading)
+            return pyro.sample("x", self.view(values, logits, log_size), obs=x)
+
+    def cell_shift(
+        self, values: dict[str, Tensor], condition: Tensor, batch: Tensor, covariates: Tensor | None
+    ) -> Tensor:
+        """Log-mean shift of each cell: its condition's, its batch's and its covariates', (cells, G)."""
+        rows, inverse = torch.unique(condition, return_inverse=True)
+        shift = self.shift(values, self.conditions.select(rows))[inverse]
+        if self.n_batches > 1:
+            shift = shift + values["eta"][batch]
+        if self.config.n_covariates:
+            shift = torch.addmm(shift, covariates, values["V.covariate"])
+        return shift
+
+    def view(
+        self, values: dict[str, Tensor], logits: Tensor, log_size: Tensor
+    ) -> NegativeBinomial | ZeroInflatedNegativeBinomial:
+        """The measurement view V: counts given log relative expression."""
+        log_theta = values["V.dispersion"].log()
+        common = {"log_size": log_size, "composition": self.config.composition}
+        if self.config.likelihood == "nb":
+            return NegativeBinomial(logits, log_theta, **common)
+        intercept, slope = values["V.gate"].unbind(-1)
+        return ZeroInflatedNegativeBinomial(logits, log_theta, intercept, slope, **common)
+
+
+def _sample(name: str, loc: Tensor, scale: Tensor) -> Tensor:
+    normal = dist.Normal(loc, scale)
+    return pyro.sample(name, normal.to_event(len(normal.batch_shape)))
+
+
+def _gather_nodes(weight: Tensor, walk: Tensor, time_index: Tensor) -> Tensor:
+    """Σ_k weight[c, k] walk[k, time_index[c]] without touching drivers that a condition lacks."""
+    slots = int((weight != 0).sum(1).max()) if weight.numel() else 0
+    if slots == 0:
+        return walk.new_zeros(len(weight), walk.shape[-1])
+    top, driver = (weight != 0).to(weight.dtype).topk(slots, 1)
+    amount = weight.gather(1, driver) * top
+    nodes = walk[driver, time_index[:, None]]  # (C, slots, G)
+    return (amount[..., None] * nodes).sum(1)
+
+
+def _arms(genotype: Tensor, exposure: Tensor, several: Tensor) -> tuple[int, Tensor]:
+    """Number the (perturbation set, media) arms with several drivers; -1 for the others."""
+    rows = torch.full((len(genotype),), -1, dtype=torch.long)
+    if not bool(several.any()):
+        return 0, rows
+    arms, inverse = torch.unique(
+        torch.cat([genotype, exposure], 1)[several], dim=0, return_inverse=True
+    )
+    rows[several] = inverse
+    return len(arms), rows

@@ -1,0 +1,183 @@
+"""Starting values read off the counts in one pass: controls' mean, axes of cell state, responses.
+
+A slow decoder bias gives every perturbation the same false effect (design 5.3); starting at the
+controls' mean and at the pseudobulk responses removes the cause.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from pyrocell.generative import ModelConfig, ScreenStatistics
+from pyrocell.screen import Screen
+
+__all__ = ["starting_values"]
+
+_PSEUDO_COUNT = 0.5
+_MAX_CELLS = 5000
+
+
+def starting_values(
+    counts: sp.csr_matrix, log_size: np.ndarray, screen: Screen, config: ModelConfig, seed: int = 0
+) -> ScreenStatistics:
+    """Read starting values for the model from raw counts.
+
+    Parameters
+    ----------
+    counts
+        (N, G) CSR counts.
+    log_size
+        (N,) log size factors.
+    screen, config
+        The screen and the model's shape.
+    seed
+        Seed of the random subset of cells used for the axes of cell state.
+    """
+    size = np.exp(log_size).astype(np.float64)
+    pooled = np.asarray(counts.sum(0)).ravel() + 1e-3
+    rate = pooled / size.sum()  # (G,)
+    totals, sizes = _condition_sums(counts, size, screen)
+    log_level = _log_level(totals, sizes, rate)  # (C, G)
+    control = (screen.genotype.sum(1) == 0) & (screen.exposure.sum(1) == 0)
+    if not control.any():
+        control = screen.genotype.sum(1) == 0
+    control_total, control_size = totals[control].sum(0), sizes[control].sum()
+    baseline = _log_level(control_total[None], np.array([control_size]), rate)[0]
+    relative_variance = _relative_variance(counts, size)
+    n_control = int(np.isin(screen.cell_condition, np.flatnonzero(control)).sum())
+    effects, media = _responses(totals, sizes, log_level, rate, screen)
+    loading = _resting_axes(counts, size, screen, config.n_latent, seed)
+    response, effect, media_effect = _own_axes(effects, media, config.n_response, seed)
+    along = _along_resting_axes(loading, media - media_effect @ response, pooled)
+    effect = np.concatenate([np.zeros((len(effect), config.n_latent)), effect], 1)
+    media_effect = np.concatenate([along, media_effect], 1)
+    as_tensor = lambda a: torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32)  # noqa: E731
+    return ScreenStatistics(
+        baseline=as_tensor(baseline),
+        baseline_scale=as_tensor(np.sqrt(np.minimum(relative_variance / max(n_control, 1), 1.0))),
+        mean=as_tensor(np.asarray(counts.mean(0)).ravel()),
+        relative_variance=as_tensor(relative_variance),
+        log_dispersion=as_tensor(_log_dispersion(relative_variance, rate, size)),
+        loading=as_tensor(loading),
+        response=as_tensor(response),
+        effect=as_tensor(effect),
+        media_effect=as_tensor(media_effect),
+    )
+
+
+def _condition_sums(
+    counts: sp.csr_matrix, size: np.ndarray, screen: Screen
+) -> tuple[np.ndarray, np.ndarray]:
+    n, c = counts.shape[0], len(screen.conditions)
+    member = sp.csr_matrix((np.ones(n), (screen.cell_condition, np.arange(n))), shape=(c, n))
+    return np.asarray((member @ counts).todense(), dtype=np.float64), member @ size
+
+
+def _log_level(totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """log of the rate per unit size, shrunk by half a count towards the pooled rate."""
+    return np.log((totals + _PSEUDO_COUNT) / (sizes[:, None] + _PSEUDO_COUNT / rate))
+
+
+def _relative_variance(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
+    scaled = sp.diags(1 / size) @ counts
+    mean = np.asarray(scaled.mean(0)).ravel()
+    square = np.asarray(scaled.multiply(scaled).mean(0)).ravel()
+    return np.clip((square - mean**2) / np.maximum(mean, 1e-12) ** 2, 1e-4, 1e6)
+
+
+def _log_dispersion(relative: np.ndarray, rate: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """log θ by moments: what counting noise does not explain of the relative variance, (G,)."""
+    excess = relative - (1 / size).mean() / rate
+    return -np.log(np.clip(excess, 0.02, 20.0))
+
+
+def _responses(
+    totals: np.ndarray, sizes: np.ndarray, level: np.ndarray, rate: np.ndarray, screen: Screen
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shrunken pseudobulk log-fold changes of perturbations (K, G) and media (J, G)."""
+    genotype, exposure = screen.genotype, screen.exposure
+    none = genotype.sum(1) == 0
+
+    def contrast(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        change = (
+            _log_level(totals[rows].sum(0)[None], sizes[rows].sum(keepdims=True), rate)[0]
+            - (
+                _log_level(
+                    totals[reference].sum(0)[None], sizes[reference].sum(keepdims=True), rate
+                )[0]
+            )
+        )
+        noise = 1 / (totals[rows].sum(0) + 1) + 1 / (totals[reference].sum(0) + 1)
+        signal = max(float(np.median(np.maximum(change**2 - noise, 0))), 1e-4)
+        return change * signal / (signal + noise)
+
+    effects = np.zeros((genotype.shape[1], totals.shape[1]))
+    for k in range(len(effects)):
+        mine = genotype[:, k] > 0
+        alone = mine & (genotype.sum(1) == 1)
+        rows = alone if alone.any() else mine
+        keys = set(zip(screen.conditions.media[rows], screen.conditions.time[rows].fillna(-1)))
+        arms = zip(screen.conditions.media, screen.conditions.time.fillna(-1))
+        reference = none & np.array([arm in keys for arm in arms])
+        drivers = genotype[rows].sum(1).mean()
+        effects[k] = contrast(rows, reference if reference.any() else none) / drivers
+    media = np.zeros((exposure.shape[1], totals.shape[1]))
+    for j in range(len(media)):
+        met, unmet = exposure[:, j] > 0, exposure.sum(1) == 0
+        if (met & none).any() and (unmet & none).any():
+            met, unmet = met & none, unmet & none
+        if unmet.any():
+            media[j] = contrast(met, unmet)
+    return effects, media
+
+
+def _resting_axes(
+    counts: sp.csr_matrix, size: np.ndarray, screen: Screen, rank: int, seed: int
+) -> np.ndarray:
+    """Leading axes on which cells of one condition and batch differ, log scale, (d, G)."""
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(counts.shape[0])[:_MAX_CELLS])
+    group = np.unique(
+        screen.cell_condition[rows] * len(screen.batches) + screen.cell_batch[rows],
+        return_inverse=True,
+    )[1]
+    level = counts[rows].toarray() / size[rows, None] * np.median(size)
+    mean = level.mean(0)
+    logged = torch.as_tensor(np.log1p(level), dtype=torch.float32)
+    groups = torch.as_tensor(group)
+    sums = torch.zeros(int(groups.max()) + 1, logged.shape[1]).index_add_(0, groups, logged)
+    centred = logged - (sums / torch.bincount(groups)[:, None])[groups]
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    _, scale, axes = torch.svd_lowrank(centred, q=min(rank, min(centred.shape)), niter=4)
+    torch.random.set_rng_state(generator_state)
+    to_log = np.minimum((1 + mean) / np.maximum(mean, 1e-6), 3.0)
+    found = (axes * scale / len(rows) ** 0.5).T.numpy() * to_log * 0.5
+    out = rng.normal(0, 0.01, (rank, counts.shape[1]))
+    out[: len(found)] = found
+    return out
+
+
+def _along_resting_axes(loading: np.ndarray, change: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Coordinates of log-fold changes (J, G) on the axes of cell state, weighted by expression."""
+    weighted = loading * (weight / weight.sum())
+    ridge = 0.01 * np.trace(weighted @ loading.T) / len(loading) * np.eye(len(loading))
+    return np.linalg.solve(weighted @ loading.T + ridge, weighted @ change.T).T
+
+
+def _own_axes(
+    effects: np.ndarray, media: np.ndarray, rank: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Own axes of the response (r, G), unit RMS, and coordinates of perturbations and media."""
+    n_genes = effects.shape[1]
+    axes = np.random.default_rng(seed).normal(size=(rank, n_genes))
+    stacked = np.concatenate([effects, media])
+    coordinates = np.zeros((len(stacked), rank))
+    if rank and len(stacked):
+        left, scale, right = np.linalg.svd(stacked, full_matrices=False)
+        keep = min(rank, len(scale))
+        axes[:keep] = right[:keep] * n_genes**0.5
+        coordinates[:, :keep] = left[:, :keep] * scale[:keep] / n_genes**0.5
+    return axes, coordinates[: len(effects)], coordinates[len(effects) :]

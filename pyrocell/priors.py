@@ -1,0 +1,81 @@
+"""Priors of the generative model, in units a biologist knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Priors"]
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Prior scales; log-fold changes are natural logarithms, times are in the screen's own unit.
+
+    Attributes
+    ----------
+    effect_sd
+        Starting slab width of `P.effect` per axis; own axes have unit RMS over genes, so this is the
+        RMS log-fold change that one axis contributes. Learned by empirical Bayes, per axis.
+    media_effect_sd
+        Width of `M.effect` per axis.
+    residual_sd
+        Gene-level residual of a perturbation at its first measured time (RMS log-fold change). Wide
+        enough not to shrink a gene measured in 100 cells by much, so that intervals of silent and of
+        active effects are both near nominal.
+    media_residual_sd
+        The same for a medium.
+    interaction_sd
+        Gene-level departure from additivity of a condition with several drivers.
+    on_target_sd, on_target_loc
+        Log-fold shift of the perturbation's own gene; the location is signed by type (CRISPRi down,
+        CRISPRa up, knockout zero).
+    gain_weights, gain_locs, gain_scales
+        Mixture prior of `M.gain`: blocked, untouched, anything between or above.
+    log_rate_loc, log_rate_sd, log_rate_spread
+        Global log relaxation rate, and the spread of drivers around it.
+    turnover_loc, turnover_sd
+        log turnover rate of a started cascade, used where both orders were run.
+    drift_sd
+        Control drift at the reference time, per own axis.
+    eta_sd, eta_spread
+        Batch noise per gene: starting median of its standard deviation, and the spread of the log
+        standard deviation between genes.
+    process_noise_sd, process_noise_effect
+        Prior medians of the residual's step between measured times: a constant part (per square root
+        of a time unit) and a part proportional to the low-rank effect.
+    baseline_sd
+        Log relative expression of controls around the pooled estimate.
+    dispersion_loc, dispersion_sd
+        log θ (inverse dispersion).
+    gate_loc, gate_sd
+        Intercept and slope of the dropout curve, logit against log mean count.
+    covariate_sd
+        Log-fold change per standard deviation of a covariate.
+    """
+
+    effect_sd: float = 0.3
+    media_effect_sd: float = 2.0
+    residual_sd: float = 0.2
+    media_residual_sd: float = 0.2
+    interaction_sd: float = 0.1
+    on_target_sd: float = 1.0
+    on_target_loc: float = 1.0
+    gain_weights: tuple[float, float, float] = (0.15, 0.6, 0.25)
+    gain_locs: tuple[float, float, float] = (0.0, 1.0, 0.7)
+    gain_scales: tuple[float, float, float] = (0.15, 0.2, 0.6)
+    log_rate_loc: float = -0.7
+    log_rate_sd: float = 1.0
+    log_rate_spread: float = 0.5
+    turnover_loc: float = -1.0
+    turnover_sd: float = 1.0
+    drift_sd: float = 0.2
+    eta_sd: float = 0.2
+    eta_spread: float = 0.4
+    process_noise_sd: float = 0.05
+    process_noise_effect: float = 0.22
+    baseline_sd: float = 2.0
+    dispersion_loc: float = 1.0
+    dispersion_sd: float = 1.5
+    gate_loc: tuple[float, float] = (-4.0, -0.3)
+    gate_sd: tuple[float, float] = (1.0, 0.2)
+    covariate_sd: float = 0.3

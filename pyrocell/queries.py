@@ -1,0 +1,325 @@
+"""What a fitted model is asked: effects, batch noise, gains, predictions, counterfactuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pyrocell.batches import CellData
+from pyrocell.generative import Conditions
+from pyrocell.noise import centre
+from pyrocell.posterior import Posterior, summarise
+from pyrocell.screen import Screen
+from pyrocell.views.rna import count_variance, dropout_logits, mean_counts
+
+__all__ = ["Prediction", "Queries"]
+
+_BLOCK_BYTES = 2**28
+_POPULATION = 500
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Draws of expected (or pseudobulk) counts of the requested conditions, (S, C, G)."""
+
+    draws: np.ndarray
+
+
+class Queries:
+    """Questions to a fitted model; answers are joint over one set of posterior draws.
+
+    Parameters
+    ----------
+    posterior
+        Draws of the globals.
+    screen
+        The screen the model was fitted to.
+    data
+        Its cells (controls among them stand for the resting population).
+    """
+
+    def __init__(self, posterior: Posterior, screen: Screen, data: CellData):
+        self.posterior, self.screen, self.data = posterior, screen, data
+        self.model = posterior.model
+
+    # ------------------------------------------------------------------ tables
+    def perturbation_effects(
+        self,
+        perturbations: list[str],
+        media: str,
+        time: float | None,
+        n_samples: int,
+        credible_level: float,
+        progress: Callable[[Iterator], Iterator] = iter,
+    ) -> pd.DataFrame:
+        """Gene-level log-fold change of each perturbation against control, same medium and time."""
+        genes, tables = self.screen.genes, []
+        block = max(1, _BLOCK_BYTES // (4 * n_samples * len(genes)))
+        blocks = [perturbations[i : i + block] for i in range(0, len(perturbations), block)]
+        for names in progress(blocks):
+            draws = self.effect_draws(names, media, time, n_samples)
+            summary = summarise(draws, credible_level)
+            index = pd.MultiIndex.from_product([names, genes], names=["perturbation", "gene"])
+            table = pd.DataFrame({k: v.ravel() for k, v in summary.items()}, index=index)
+            tables.append(table.reset_index())
+        out = pd.concat(tables, ignore_index=True)
+        out.insert(1, "media", media)
+        out.insert(2, "time", np.nan if time is None else time)
+        return out
+
+    def effect_draws(
+        self, perturbations: list[str], media: str, time: float | None, n_samples: int
+    ) -> np.ndarray:
+        """Joint draws of log-fold changes against control, (S, perturbations, G)."""
+        labels = [self.screen.control, *perturbations]
+        frame = pd.DataFrame({"perturbation": labels, "media": media, "time": time})
+        conditions, _, noise = self.conditions(frame)
+        out = np.empty((n_samples, len(perturbations), len(self.screen.genes)), np.float32)
+        for s, values in enumerate(self.posterior.draws(n_samples)):
+            with torch.no_grad():
+                shift = self._shift(values, conditions, noise, s)
+                out[s] = self._normalise(values, shift).cpu().numpy()
+        return out
+
+    def _normalise(self, values: dict[str, Tensor], shift: Tensor) -> Tensor:
+        """Shift against the first row, as a change of relative expression where that is modelled."""
+        if not self.model.config.composition:
+            return shift[1:] - shift[:1]
+        level = torch.log_softmax(values["V.baseline"] + shift, -1)
+        return level[1:] - level[:1]
+
+    def batch_effects(self, n_samples: int, credible_level: float) -> pd.DataFrame:
+        """η of each batch and gene; expression-weighted mean over genes zero (softmax gauge)."""
+        draws = np.stack([e for e in self.eta_draws(n_samples)])
+        summary = summarise(draws, credible_level)
+        index = pd.MultiIndex.from_product(
+            [self.screen.batches, self.screen.genes], names=["batch", "gene"]
+        )
+        table = pd.DataFrame({k: v.ravel() for k, v in summary.items()}, index=index)
+        return table.drop(columns="prob_direction").reset_index()
+
+    def eta_draws(self, n_samples: int) -> Iterator[np.ndarray]:
+        """Draws of η in the gauge of the table, (B, G) each."""
+        for values in self.posterior.draws(n_samples):
+            eta = values["eta"]
+            if self.model.config.composition:
+                eta = centre(eta, torch.softmax(values["V.baseline"], -1))
+            yield eta.cpu().numpy()
+
+    def media_gains(self, n_samples: int, credible_level: float) -> pd.DataFrame:
+        """Gain of each perturbation on each medium's response."""
+        draws = self.posterior.samples(n_samples, ["M.gain"])["M.gain"]
+        summary = summarise(draws, credible_level)
+        index = pd.MultiIndex.from_product(
+            [self.screen.perturbations, self.screen.media], names=["perturbation", "media"]
+        )
+        table = pd.DataFrame({k: v.ravel() for k, v in summary.items()}, index=index)
+        return table.drop(columns="prob_direction").reset_index()
+
+    # ------------------------------------------------------------------ predictions
+    def conditions(self, frame: pd.DataFrame) -> tuple[Conditions, Tensor, Tensor]:
+        """Requested conditions as tensors, their batch (-1 for the average), and what is unseen.
+
+        The last tensor holds, per condition, the share of an unseen interaction (0 or 1) and the
+        time between the requested time and the node of the residual's walk before it.
+        """
+        genotype, exposure, duration, batch = self.screen.encode(frame)
+        model = self.model
+        device = model.loading.device
+        to = lambda a, dtype: torch.as_tensor(a, dtype=dtype, device=device)  # noqa: E731
+        genotype, exposure = to(genotype, torch.float32), to(exposure, torch.float32)
+        duration = to(duration, torch.float32)
+        if model.has_time:
+            nodes = to(self.screen.times, torch.float32)
+            time_index = (torch.searchsorted(nodes, duration + 1e-6) - 1).clamp_min(0)
+            gap = (duration - nodes[time_index]).abs()
+        else:
+            time_index, gap = torch.zeros_like(duration, dtype=torch.long), 0 * duration
+        interaction, unseen = self._interaction_rows(genotype, exposure)
+        rows = Conditions(genotype, exposure, duration, time_index, interaction)
+        return rows, to(batch, torch.long), torch.stack([unseen, gap], 1)
+
+    def _interaction_rows(self, genotype: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
+        model = self.model
+        arms = torch.cat([genotype, exposure], 1)
+        seen = torch.cat([model.genotype, model.exposure], 1)
+        match = (arms[:, None] == seen[None]).all(-1)  # (C, conditions of the screen)
+        known = match.any(1)
+        rows = torch.where(known, model.interaction[match.float().argmax(1)], -1)
+        several = arms.sum(1) > 1
+        unseen = several & ~known if model.n_interactions else torch.zeros_like(several)
+        return rows, unseen.float()
+
+    def _shift(
+        self, values: dict[str, Tensor], conditions: Conditions, unseen: Tensor, seed: int
+    ) -> Tensor:
+        """Shift of the requested conditions, with the prior's noise for what was never seen."""
+        model = self.model
+        shift = model.shift(values, conditions)
+        if not model.config.gene_residual or not bool((unseen > 0).any()):
+            return shift
+        generator = torch.Generator(device=shift.device).manual_seed(seed)
+        noise = lambda: torch.randn(shift.shape, generator=generator, device=shift.device)  # noqa: E731
+        shift = shift + unseen[:, :1] * model.priors.interaction_sd * noise()
+        if model.has_time:
+            constant, relative = values["W.process_noise"]
+            variance = (constant * values["W.gene_scale"]).square() + (relative * shift).square()
+            perturbed = (conditions.genotype.sum(1, keepdim=True) > 0).float()
+            shift = shift + perturbed * (variance * unseen[:, 1:]).sqrt() * noise()
+        return shift
+
+    def predict(
+        self,
+        frame: pd.DataFrame,
+        n_samples: int,
+        size_factor: float,
+        progress: Callable[[Iterator], Iterator] = iter,
+    ) -> np.ndarray:
+        """Draws of expected counts (S, C, G) at the size factor; pseudobulk counts with `n_cells`.
+
+        The mean over the resting population of V's mean; with `n_cells` each draw is the mean count
+        of that many simulated cells, so that intervals include the sampling noise.
+        """
+        conditions, batch, unseen = self.conditions(frame)
+        cells = np.asarray(frame["n_cells"]) if "n_cells" in frame else None
+        population = self._resting_population()
+        rng = np.random.default_rng(self.posterior.seed)
+        out = np.empty((n_samples, len(frame), len(self.screen.genes)), np.float32)
+        for s, values in enumerate(progress(self.posterior.draws(n_samples))):
+            with torch.no_grad():
+                shift = self._shift(values, conditions, unseen, s)
+                if self.model.n_batches > 1:
+                    shift = shift + torch.where(
+                        (batch >= 0)[:, None], values["eta"][batch.clamp_min(0)], 0.0
+                    )
+                z = self._resting_state(values, population, s)
+                mean, variance = self._moments(values, z, shift, size_factor)
+            out[s] = mean.cpu().numpy()
+            if cells is not None:
+                out[s] = _pseudobulk(mean.cpu().numpy(), variance.cpu().numpy(), cells, rng)
+        return out
+
+    def _resting_population(self) -> dict[str, Tensor]:
+        """Unperturbed cells in baseline medium (all cells where there are none)."""
+        plain = (self.screen.genotype.sum(1) == 0) & (self.screen.exposure.sum(1) == 0)
+        rows = np.flatnonzero(plain[self.data.condition])
+        if len(rows) == 0:
+            rows = np.arange(len(self.data))
+        rng = np.random.default_rng(self.posterior.seed)
+        rows = np.sort(rng.permutation(rows)[:_POPULATION])
+        device = self.model.loading.device
+        return {k: v.to(device) for k, v in self.data.rows(rows).items()}
+
+    def _resting_state(
+        self, values: dict[str, Tensor], cells: dict[str, Tensor], seed: int
+    ) -> Tensor:
+        """One draw of X.z for each cell of the population given the globals, (n, d)."""
+        loc, scale = self.posterior.guide.encode(
+            values, cells["x"], cells["condition"], cells["batch"], cells.get("covariates")
+        )
+        generator = torch.Generator(device=loc.device).manual_seed(seed)
+        return loc + scale * torch.randn(loc.shape, generator=generator, device=loc.device)
+
+    def _moments(
+        self, values: dict[str, Tensor], z: Tensor, shift: Tensor, size_factor: float
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance over cells of the counts of each condition, (C, G) each."""
+        model = self.model
+        rest = values["V.baseline"] + z @ model.loading  # (n, G)
+        log_size = float(np.log(size_factor))
+        log_theta = values["V.dispersion"].log()
+        total = square = 0.0
+        for chunk in rest.split(max(1, _BLOCK_BYTES // (16 * shift.numel()))):
+            log_mu = chunk[:, None] + shift  # (n, C, G)
+            if model.config.composition:
+                log_mu = torch.log_softmax(log_mu, -1)
+            log_mu = log_mu + log_size
+            gate = None
+            if model.config.likelihood == "zinb":
+                gate = dropout_logits(log_mu, *values["V.gate"].unbind(-1))
+            mean = mean_counts(log_mu, gate)
+            within = count_variance(log_mu, log_theta, gate)
+            total = total + mean.sum(0)
+            square = square + (within + mean.square()).sum(0)
+        mean = total / len(rest)
+        return mean, square / len(rest) - mean.square()
+
+    def counterfactual(
+        self, cells: CellData, frame: pd.DataFrame, n_samples: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (rows, draws (S, cells, G)) of expected counts had the cells been treated as `frame`.
+
+        C(x, p, m) = F(F⁻¹(x)) (eq. 6): the cell keeps its resting state z, batch and size factor;
+        its condition's response is replaced by the requested one.
+        """
+        conditions, _, unseen = self.conditions(frame)
+        n_genes = len(self.screen.genes)
+        block = max(1, _BLOCK_BYTES // (4 * n_samples * n_genes))
+        for start in range(0, len(cells), block):
+            rows = np.arange(start, min(start + block, len(cells)))
+            args = {k: v.to(self.model.loading.device) for k, v in cells.rows(rows).items()}
+            draws = np.empty((n_samples, len(rows), n_genes), np.float32)
+            for s, values in enumerate(self.posterior.draws(n_samples)):
+                with torch.no_grad():
+                    z = self._resting_state(values, args, s)
+                    shift = self._shift(values, conditions, unseen, s)
+                    if self.model.n_batches > 1:
+                        shift = shift + values["eta"][args["batch"]]
+                    if "covariates" in args:
+                        shift = shift + args["covariates"] @ values["V.covariate"]
+                    logits = values["V.baseline"] + z @ self.model.loading + shift
+                    draws[s] = self.model.view(values, logits, args["log_size"]).mean.cpu().numpy()
+            yield rows, draws
+
+    # ------------------------------------------------------------------ cells
+    def latent(self, cells: CellData, batch_size: int) -> np.ndarray:
+        """Posterior mean of the resting state z of each cell, (N, d)."""
+        values = self.posterior.mean()
+        return np.concatenate([loc for loc, _ in self._encoded(values, cells, batch_size)])
+
+    def normalised(
+        self, cells: CellData, batch_size: int, library_size: float | None, batch_corrected: bool
+    ) -> np.ndarray:
+        """Expected expression at posterior means, (N, G); η and covariates removed if corrected."""
+        values, out = self.posterior.mean(), []
+        model = self.model
+        for loc, args in self._encoded(values, cells, batch_size):
+            z = torch.as_tensor(loc, device=model.loading.device)
+            if batch_corrected:
+                shift = model.shift(values, model.conditions.select(args["condition"]))
+            else:
+                shift = model.cell_shift(
+                    values, args["condition"], args["batch"], args.get("covariates")
+                )
+            logits = values["V.baseline"] + shift + z @ model.loading
+            level = torch.softmax(logits, -1) if model.config.composition else logits.exp()
+            out.append((level * (1.0 if library_size is None else library_size)).cpu().numpy())
+        return np.concatenate(out)
+
+    def _encoded(
+        self, values: dict[str, Tensor], cells: CellData, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        for start in range(0, len(cells), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(cells)))
+            args = {k: v.to(self.model.loading.device) for k, v in cells.rows(rows).items()}
+            with torch.no_grad():
+                loc, _ = self.posterior.guide.encode(
+                    values, args["x"], args["condition"], args["batch"], args.get("covariates")
+                )
+                yield loc.cpu().numpy(), args
+
+
+def _pseudobulk(
+    mean: np.ndarray, variance: np.ndarray, cells: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Mean count of n cells: a negative binomial total with the sum's mean and variance."""
+    n = cells[:, None]
+    total, spread = n * mean, n * variance
+    excess = np.maximum(spread - total, 1e-9 * total + 1e-12)
+    shape = total**2 / excess
+    return rng.poisson(rng.gamma(shape, total / shape)) / n
