@@ -8,4 +8,24 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from pyrocell import datasets, simulate
+from pyrocell.model import PyroCell
+from pyrocell.operators import Media, Perturb, Protocol, Wait
+from pyrocell.priors import Priors
+from pyrocell.screen import Screen
+from pyrocell.training import TrainingConfig
+
 __version__ = version("pyrocell")
+
+__all__ = [
+    "Media",
+    "Perturb",
+    "Priors",
+    "Protocol",
+    "PyroCell",
+    "Screen",
+    "TrainingConfig",
+    "Wait",
+    "datasets",
+    "simulate",
+]

@@ -6,6 +6,9 @@ holds a test for each name.
 
 from __future__ import annotations
 
+from typing import Any
+
+import arviz as az
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, fields
@@ -18,6 +21,7 @@ __all__ = [
     "SETUP_METHOD",
     "AnnDataManager",
     "fields",
+    "inference_data",
     "materialise_view",
 ]
 
@@ -25,6 +29,15 @@ __all__ = [
 MODEL_NAME = "model_name"
 SETUP_METHOD = "setup_method_name"
 SETUP_ARGS = "setup_args"
+
+
+def inference_data(
+    draws: dict[str, Any], coords: dict[str, Any], dims: dict[str, list[str]]
+) -> Any:
+    """ArviZ' container of posterior draws: InferenceData before ArviZ 1.0, a DataTree since."""
+    if int(az.__version__.split(".")[0]) >= 1:
+        return az.from_dict({"posterior": draws}, coords=coords, dims=dims)
+    return az.from_dict(posterior=draws, coords=coords, dims=dims)
 
 
 def materialise_view(adata: AnnData) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pyrocell.generative import Conditions
+
 __all__ = ["CellData", "batch_loader"]
 
 
@@ -28,6 +30,8 @@ class CellData(Dataset):
         (N,) log size factors.
     covariates
         (N, n_covariates) standardised, or None.
+    conditions
+        The table that `condition` refers to, where it is not the fitted screen's own.
     """
 
     counts: sp.csr_matrix
@@ -35,6 +39,7 @@ class CellData(Dataset):
     batch: np.ndarray
     log_size: np.ndarray
     covariates: np.ndarray | None = None
+    conditions: Conditions | None = None
 
     def __len__(self) -> int:
         return self.counts.shape[0]

@@ -371,11 +371,20 @@ class GenerativeModel(nn.Module):
             return pyro.sample("x", self.view(values, logits, log_size), obs=x)
 
     def cell_shift(
-        self, values: dict[str, Tensor], condition: Tensor, batch: Tensor, covariates: Tensor | None
+        self,
+        values: dict[str, Tensor],
+        condition: Tensor,
+        batch: Tensor,
+        covariates: Tensor | None = None,
+        conditions: Conditions | None = None,
     ) -> Tensor:
-        """Log-mean shift of each cell: its condition's, its batch's and its covariates', (cells, G)."""
+        """Log-mean shift of each cell, (cells, G): its condition's, its batch's, its covariates'.
+
+        `conditions` is the table that `condition` refers to; default: the screen's own.
+        """
         rows, inverse = torch.unique(condition, return_inverse=True)
-        shift = self.shift(values, self.conditions.select(rows))[inverse]
+        table = self.conditions if conditions is None else conditions
+        shift = self.shift(values, table.select(rows))[inverse]
         if self.n_batches > 1:
             shift = shift + values["eta"][batch]
         if self.config.n_covariates:

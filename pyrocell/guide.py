@@ -399,9 +399,10 @@ class Guide(nn.Module):
         condition: Tensor,
         batch: Tensor,
         covariates: Tensor | None = None,
+        conditions: Conditions | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation of X.z given the sampled globals, (cells, d)."""
-        shift = self.model.cell_shift(values, condition, batch, covariates)
+        shift = self.model.cell_shift(values, condition, batch, covariates, conditions)
         shift = shift + (values["V.baseline"] - self.baseline_loc)
         dense = x.to_dense() if x.layout != torch.strided else x
         loc, scale = self.encoder(dense)

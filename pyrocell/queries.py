@@ -216,11 +216,15 @@ class Queries:
         return {k: v.to(device) for k, v in self.data.rows(rows).items()}
 
     def _resting_state(
-        self, values: dict[str, Tensor], cells: dict[str, Tensor], seed: int
+        self,
+        values: dict[str, Tensor],
+        cells: dict[str, Tensor],
+        seed: int,
+        table: Conditions | None = None,
     ) -> Tensor:
         """One draw of X.z for each cell of the population given the globals, (n, d)."""
         loc, scale = self.posterior.guide.encode(
-            values, cells["x"], cells["condition"], cells["batch"], cells.get("covariates")
+            values, cells["x"], cells["condition"], cells["batch"], cells.get("covariates"), table
         )
         generator = torch.Generator(device=loc.device).manual_seed(seed)
         return loc + scale * torch.randn(loc.shape, generator=generator, device=loc.device)
@@ -266,7 +270,7 @@ class Queries:
             draws = np.empty((n_samples, len(rows), n_genes), np.float32)
             for s, values in enumerate(self.posterior.draws(n_samples)):
                 with torch.no_grad():
-                    z = self._resting_state(values, args, s)
+                    z = self._resting_state(values, args, s, cells.conditions)
                     shift = self._shift(values, conditions, unseen, s)
                     if self.model.n_batches > 1:
                         shift = shift + values["eta"][args["batch"]]
@@ -291,10 +295,15 @@ class Queries:
         for loc, args in self._encoded(values, cells, batch_size):
             z = torch.as_tensor(loc, device=model.loading.device)
             if batch_corrected:
-                shift = model.shift(values, model.conditions.select(args["condition"]))
+                table = model.conditions if cells.conditions is None else cells.conditions
+                shift = model.shift(values, table.select(args["condition"]))
             else:
                 shift = model.cell_shift(
-                    values, args["condition"], args["batch"], args.get("covariates")
+                    values,
+                    args["condition"],
+                    args["batch"],
+                    args.get("covariates"),
+                    cells.conditions,
                 )
             logits = values["V.baseline"] + shift + z @ model.loading
             level = torch.softmax(logits, -1) if model.config.composition else logits.exp()
@@ -309,7 +318,12 @@ class Queries:
             args = {k: v.to(self.model.loading.device) for k, v in cells.rows(rows).items()}
             with torch.no_grad():
                 loc, _ = self.posterior.guide.encode(
-                    values, args["x"], args["condition"], args["batch"], args.get("covariates")
+                    values,
+                    args["x"],
+                    args["condition"],
+                    args["batch"],
+                    args.get("covariates"),
+                    cells.conditions,
                 )
                 yield loc.cpu().numpy(), args
 

@@ -1,0 +1,156 @@
+"""Answers in the form users keep: AnnData, xarray and tables with names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from anndata import AnnData
+
+from pyrocell.batches import CellData
+from pyrocell.errors import ProtocolError
+from pyrocell.operators import Media, Perturb, Protocol, Wait
+from pyrocell.posterior import summarise
+from pyrocell.queries import Queries
+from pyrocell.screen import Screen
+
+__all__ = ["counterfactual", "labelled", "predict", "protocol_frame"]
+
+
+def protocol_frame(protocol: Protocol, screen: Screen) -> pd.DataFrame:
+    """The condition that a protocol in the screen's own order (P, then M, then W) leads to.
+
+    Raises
+    ------
+    ProtocolError
+        If a step comes out of that order.
+    """
+    order = [{Perturb: 0, Media: 1, Wait: 2}[type(step)] for step in protocol.steps]
+    if order != sorted(order):
+        raise ProtocolError(
+            f"{protocol} is not in the order perturb, media, wait, which is all that this screen "
+            "was measured in; a prediction for another order needs a fit with the turnover of gains"
+        )
+    media = protocol.media
+    if len(media) > 1:
+        raise ProtocolError(
+            f"{protocol} adds {len(media)} media; the screen measured one at a time"
+        )
+    names = [
+        screen.perturbations[i]
+        for step in protocol.perturbations
+        for i in screen.indices(step.gene)
+    ]
+    row = {
+        "perturbation": "+".join(sorted(names)) or screen.control,
+        "media": media[0] if media else screen.baseline_media,
+    }
+    if screen.times:
+        row["time"] = protocol.duration
+    return pd.DataFrame([row])
+
+
+def predict(
+    queries: Queries,
+    conditions: Protocol | pd.DataFrame,
+    n_samples: int,
+    size_factor: float,
+    credible_level: float,
+    return_draws: bool,
+    progress: Any,
+) -> AnnData | xr.DataArray:
+    """Predicted counts of conditions as AnnData, or their joint draws."""
+    screen = queries.screen
+    if isinstance(conditions, Protocol):
+        conditions = protocol_frame(conditions, screen)
+    frame = conditions.reset_index(drop=True)
+    draws = queries.predict(frame, n_samples, size_factor, progress)
+    names = [" | ".join(map(str, row)) for row in frame.itertuples(index=False)]
+    if return_draws:
+        coords = {"condition": names, "gene": list(screen.genes)}
+        return xr.DataArray(draws, dims=("draw", "condition", "gene"), coords=coords)
+    obs = frame.set_axis(pd.Index(names).astype(str))
+    obs = obs.set_axis(pd.Index([str(i) for i in range(len(obs))]))
+    out = _summarised(draws, obs, screen, credible_level)
+    out.uns["size_factor"] = size_factor
+    return out
+
+
+def counterfactual(
+    queries: Queries,
+    cells: CellData,
+    obs: pd.DataFrame,
+    target: pd.DataFrame,
+    n_samples: int,
+    credible_level: float,
+) -> AnnData:
+    """Expected counts of cells under another treatment as AnnData, cells × genes."""
+    genes = queries.screen.genes.astype(str)
+    shape = (len(cells), len(genes))
+    parts = {name: np.empty(shape, np.float32) for name in ("mean", "lower", "upper", "sd")}
+    for rows, draws in queries.counterfactual(cells, target, n_samples):
+        summary = summarise(draws, credible_level)
+        for name, values in parts.items():
+            values[rows] = summary[name]
+    out = AnnData(parts["mean"], obs=obs.copy(), var=pd.DataFrame(index=genes))
+    out.layers.update({name: parts[name] for name in ("lower", "upper", "sd")})
+    out.uns["counterfactual"] = {k: v for k, v in target.iloc[0].items()}
+    out.uns["credible_level"] = credible_level
+    return out
+
+
+def _summarised(
+    draws: np.ndarray, obs: pd.DataFrame, screen: Screen, credible_level: float
+) -> AnnData:
+    summary = summarise(draws, credible_level)
+    out = AnnData(
+        summary["mean"].astype(np.float32),
+        obs=obs,
+        var=pd.DataFrame(index=screen.genes.astype(str)),
+    )
+    for name in ("lower", "upper", "sd"):
+        out.layers[name] = summary[name].astype(np.float32)
+    out.uns["credible_level"] = credible_level
+    return out
+
+
+_DIMS = {
+    "P.effect": ("perturbation", "axis"),
+    "P.on_target": ("perturbation",),
+    "P.residual": ("perturbation", "time", "gene"),
+    "P.interaction": ("arm", "gene"),
+    "M.effect": ("media", "axis"),
+    "M.gain": ("perturbation", "media"),
+    "M.residual": ("media", "time", "gene"),
+    "W.log_rate": ("driver",),
+    "W.drift": ("own_axis",),
+    "W.gene_scale": ("gene",),
+    "V.baseline": ("gene",),
+    "V.loading": ("own_axis", "gene"),
+    "V.dispersion": ("gene",),
+    "V.gate": ("gene", "gate"),
+    "eta": ("batch", "gene"),
+    "eta.scale": ("gene",),
+    "eta.free": ("contrast", "gene"),
+}
+
+
+def labelled(
+    samples: dict[str, np.ndarray], screen: Screen
+) -> tuple[dict[str, np.ndarray], dict[str, list], dict[str, list[str]]]:
+    """Draws (1 chain), coordinates and dimension names of the sites that have names."""
+    coords = {
+        "perturbation": list(screen.perturbations),
+        "media": list(screen.media),
+        "time": list(screen.times) or [0.0],
+        "gene": list(screen.genes),
+        "batch": list(screen.batches),
+        "driver": [*screen.perturbations, *screen.media],
+        "gate": ["intercept", "slope"],
+    }
+    dims = {site: list(_DIMS[site]) for site in samples if site in _DIMS}
+    used = {dim for names in dims.values() for dim in names}
+    draws = {site: values[None] for site, values in samples.items()}
+    return draws, {dim: values for dim, values in coords.items() if dim in used}, dims

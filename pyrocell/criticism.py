@@ -1,0 +1,104 @@
+"""Does the model reproduce the data it was fitted to, and how well does it score unseen cells?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributions as dist
+
+from pyrocell.batches import CellData
+from pyrocell.posterior import Posterior
+
+__all__ = ["importance_log_likelihood", "posterior_predictive_check"]
+
+_STATISTICS = ("mean", "variance", "zero_fraction")
+
+
+def posterior_predictive_check(
+    posterior: Posterior,
+    cells: CellData,
+    genes: pd.Index,
+    n_samples: int,
+    n_cells: int,
+    credible_level: float,
+) -> pd.DataFrame:
+    """Compare statistics of each gene between observed and replicated counts.
+
+    Each replicate draws the globals, every cell's state from q(z | x), and counts from V.
+
+    Returns
+    -------
+    DataFrame with gene, statistic, observed, expected, lower, upper, inside.
+    """
+    model, guide = posterior.model, posterior.guide
+    rng = np.random.default_rng(posterior.seed)
+    rows = np.sort(rng.permutation(len(cells))[:n_cells])
+    args = {k: v.to(model.loading.device) for k, v in cells.rows(rows).items()}
+    observed = _statistics(args["x"].to_dense())
+    replicated = np.empty((n_samples, *observed.shape), np.float32)
+    for s, values in enumerate(posterior.draws(n_samples)):
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(s)
+            loc, scale = guide.encode(
+                values, args["x"], args["condition"], args["batch"], args.get("covariates")
+            )
+            z = loc + scale * torch.randn_like(loc)
+            shift = model.cell_shift(
+                values, args["condition"], args["batch"], args.get("covariates")
+            )
+            logits = values["V.baseline"] + shift + z @ model.loading
+            replicated[s] = _statistics(model.view(values, logits, args["log_size"]).sample())
+    tail = 50 * (1 - credible_level)
+    lower, upper = np.percentile(replicated, [tail, 100 - tail], axis=0)
+    tables = [
+        pd.DataFrame(
+            {
+                "gene": genes,
+                "statistic": name,
+                "observed": observed[i],
+                "expected": replicated[:, i].mean(0),
+                "lower": lower[i],
+                "upper": upper[i],
+                "inside": (observed[i] >= lower[i]) & (observed[i] <= upper[i]),
+            }
+        )
+        for i, name in enumerate(_STATISTICS)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _statistics(x: torch.Tensor) -> np.ndarray:
+    """Mean, variance and zero fraction of each gene, (3, G)."""
+    x = x.double()
+    return torch.stack([x.mean(0), x.var(0), (x == 0).double().mean(0)]).cpu().numpy()
+
+
+def importance_log_likelihood(
+    posterior: Posterior,
+    cells: CellData,
+    n_particles: int,
+    batch_size: int,
+) -> np.ndarray:
+    """log p(x) of each cell by importance sampling z from the guide, globals from the posterior.
+
+    log (1/S) Σ_s p(x | z_s, θ_s) p(z_s) / q(z_s | x, θ_s), nats.
+    """
+    model, guide = posterior.model, posterior.guide
+    total = np.full(len(cells), -np.inf)
+    for s, values in enumerate(posterior.draws(n_particles)):
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(s)
+            for start in range(0, len(cells), batch_size):
+                rows = np.arange(start, min(start + batch_size, len(cells)))
+                args = {k: v.to(model.loading.device) for k, v in cells.rows(rows).items()}
+                extra = (args["condition"], args["batch"], args.get("covariates"), cells.conditions)
+                loc, scale = guide.encode(values, args["x"], *extra)
+                q = dist.Normal(loc, scale)
+                z = q.sample()
+                shift = model.cell_shift(values, *extra)
+                logits = values["V.baseline"] + shift + z @ model.loading
+                log_p = model.view(values, logits, args["log_size"]).log_prob(args["x"])
+                weight = log_p + (dist.Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)).sum(-1)
+                total[rows] = np.logaddexp(total[rows], weight.cpu().double().numpy())
+    return total - np.log(n_particles)

@@ -1,0 +1,88 @@
+"""A fitted model on disk: safetensors and JSON, nothing that could run when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pyrocell.errors import ModelFileError
+
+__all__ = ["read_model", "write_model"]
+
+_FORMAT = 1
+_TENSORS, _SETTINGS, _HISTORY = "model.safetensors", "model.json", "history.csv"
+
+
+def write_model(
+    directory: str | Path,
+    state: dict[str, Tensor],
+    settings: dict[str, Any],
+    history: pd.DataFrame | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model's tensors and settings into a directory.
+
+    Raises
+    ------
+    ModelFileError
+        If the directory holds a model already and `overwrite` is false.
+    """
+    path = Path(directory)
+    if (path / _TENSORS).exists() and not overwrite:
+        raise ModelFileError(f"{path} holds a model already; pass overwrite=True to replace it")
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    save_file(tensors, path / _TENSORS)
+    body = {"format": _FORMAT, **settings, "shapes": _identity(tensors)}
+    (path / _SETTINGS).write_text(json.dumps(body, indent=1))
+    if history is not None:
+        history.to_csv(path / _HISTORY)
+
+
+def read_model(
+    directory: str | Path,
+) -> tuple[dict[str, Tensor], dict[str, Any], pd.DataFrame | None]:
+    """Read what `write_model` wrote.
+
+    Raises
+    ------
+    ModelFileError
+        If a file is missing, damaged, of another format, or does not belong to the other.
+    """
+    path = Path(directory)
+    for name in (_TENSORS, _SETTINGS):
+        if not (path / name).is_file():
+            raise ModelFileError(f"{path} holds no pyrocell model: {name} is missing")
+    try:
+        settings = json.loads((path / _SETTINGS).read_text())
+        tensors = load_file(path / _TENSORS)
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise ModelFileError(f"{path} is damaged: {error}") from error
+    if settings.get("format") != _FORMAT:
+        raise ModelFileError(
+            f"{path} has format {settings.get('format')!r}; this version reads {_FORMAT}"
+        )
+    if settings.get("shapes") != _identity(tensors):
+        raise ModelFileError(f"{path}: {_TENSORS} does not belong to {_SETTINGS}")
+    history = None
+    if (path / _HISTORY).is_file():
+        history = pd.read_csv(path / _HISTORY, index_col=0)
+    return tensors, settings, history
+
+
+def _identity(tensors: dict[str, torch.Tensor]) -> str:
+    """Hash of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
