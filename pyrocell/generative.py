@@ -106,8 +106,8 @@ class GenerativeModel(nn.Module):
         genotype, exposure = as_float(screen.genotype), as_float(screen.exposure)
         several = (genotype.sum(1) + exposure.sum(1)) > 1
         arms, interaction = _arms(genotype, exposure, several)
-        self.n_interactions = arms if self.config.interactions else 0
-        if not self.config.interactions:
+        self.n_interactions = arms if self.config.interactions and self.config.gene_residual else 0
+        if not self.n_interactions:
             interaction = torch.full_like(interaction, -1)
         times = as_float(screen.times)
         self.has_time = len(screen.times) > 1
@@ -157,7 +157,7 @@ class GenerativeModel(nn.Module):
         values = {
             "V.baseline": _sample("V.baseline", self.baseline_centre, p.baseline_sd * one),
             "V.loading": _sample("V.loading", one.new_zeros(self.config.n_response, g), one),
-            "V.dispersion": pyro.sample(
+            "V.dispersion": _draw(
                 "V.dispersion",
                 dist.LogNormal(one.new_full((g,), p.dispersion_loc), p.dispersion_sd).to_event(1),
             ),
@@ -174,7 +174,7 @@ class GenerativeModel(nn.Module):
     def _noise_sites(self) -> dict[str, Tensor]:
         if self.n_batches == 1:
             return {"eta": self.loading.new_zeros(1, self.n_genes)}
-        scale = pyro.sample(
+        scale = _draw(
             "eta.scale",
             dist.LogNormal(
                 self.log_eta_scale.expand(self.n_genes), self.priors.eta_spread
@@ -199,7 +199,7 @@ class GenerativeModel(nn.Module):
             values["M.effect"] = _sample(
                 "M.effect", one.new_zeros(j, self.n_axes), p.media_effect_sd * one
             )
-            values["M.gain"] = pyro.sample("M.gain", self.gain_prior().to_event(2))
+            values["M.gain"] = _draw("M.gain", self.gain_prior().to_event(2))
         if self.has_time:
             base = _sample("W.log_rate_base", p.log_rate_loc * one, p.log_rate_sd * one)
             values["W.log_rate_base"] = base
@@ -219,18 +219,18 @@ class GenerativeModel(nn.Module):
         one = self.loading.new_ones(())
         if self.has_time:
             medians = one.new_tensor([p.process_noise_sd, p.process_noise_effect])
-            out["W.process_noise"] = pyro.sample(
+            out["W.process_noise"] = _draw(
                 "W.process_noise", dist.LogNormal(medians.log(), 0.5).to_event(1)
             )
-            out["W.gene_scale"] = pyro.sample(
+            out["W.gene_scale"] = _draw(
                 "W.gene_scale", dist.LogNormal(one.new_zeros(self.n_genes), 0.5).to_event(1)
             )
         both = values | out
-        out["P.residual"] = pyro.sample(
+        out["P.residual"] = _draw(
             "P.residual", GaussianWalk(p.residual_sd * one, self.step_scale(both, "P"))
         )
         if self.n_media:
-            out["M.residual"] = pyro.sample(
+            out["M.residual"] = _draw(
                 "M.residual", GaussianWalk(p.media_residual_sd * one, self.step_scale(both, "M"))
             )
         if self.n_interactions:
@@ -249,7 +249,7 @@ class GenerativeModel(nn.Module):
     def gain_prior(self) -> dist.MixtureSameFamily:
         """Mixture prior of `M.gain`: blocked, untouched, or anything between and above, (K, J)."""
         p, one = self.priors, self.loading.new_ones(())
-        return dist.MixtureSameFamily(
+        return _RealMixture(
             dist.Categorical(one.new_tensor(p.gain_weights)),
             dist.Normal(one.new_tensor(p.gain_locs), one.new_tensor(p.gain_scales)),
         ).expand([self.n_perturbations, self.n_media])
@@ -338,7 +338,7 @@ class GenerativeModel(nn.Module):
     # ------------------------------------------------------------------ the model
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | None,
         index: Tensor,
         condition: Tensor,
         batch: Tensor,
@@ -350,7 +350,7 @@ class GenerativeModel(nn.Module):
         Parameters
         ----------
         x
-            (cells, G) counts, dense or torch CSR.
+            (cells, G) counts, dense or torch CSR; None to draw them, as `Predictive` does.
         index
             (cells,) positions of these cells in the plate `cells`.
         condition, batch
@@ -403,9 +403,21 @@ class GenerativeModel(nn.Module):
         return ZeroInflatedNegativeBinomial(logits, log_theta, intercept, slope, **common)
 
 
+class _RealMixture(dist.MixtureSameFamily):
+    """Mixture over the real line; torch's own support has no transform, which NUTS asks for."""
+
+    support = dist.constraints.real
+
+
 def _sample(name: str, loc: Tensor, scale: Tensor) -> Tensor:
     normal = dist.Normal(loc, scale)
-    return pyro.sample(name, normal.to_event(len(normal.batch_shape)))
+    return _draw(name, normal.to_event(len(normal.batch_shape)))
+
+
+def _draw(name: str, prior: dist.Distribution) -> Tensor:
+    """Sample a global; `Predictive` puts the plate's dimension before values it conditions on."""
+    value = pyro.sample(name, prior)
+    return value if value.dim() == len(prior.event_shape) else value.reshape(prior.event_shape)
 
 
 def _gather_nodes(weight: Tensor, walk: Tensor, time_index: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ class Guide(nn.Module):
         setattr(self, f"{name}_residual_tau", nn.Parameter(tau.clone()))
         setattr(self, f"{name}_residual_phi", nn.Parameter(torch.full((n, t), 0.9)))
         ratio = 2 * math.log(prior) - noise.log()  # logit of what the residual can give back
-        self.register_buffer(f"{name}_log_ratio", ratio.clamp(-4, 4), persistent=False)
+        self.register_buffer(f"{name}_log_ratio", ratio.clamp(-4, 4))
         setattr(self, f"{name}_residual_kept", nn.Parameter(torch.zeros(n, t)))
         seen = per_node > 0
         unseen = ~(seen.flip(1).cumsum(1) > 0).flip(1)
@@ -172,7 +172,7 @@ class Guide(nn.Module):
         noise = (relative / per_arm).clamp_max(1.0)  # (arms, G)
         prior = model.priors.interaction_sd
         ratio = (2 * math.log(prior) - noise.log()).clamp(-4, 4)
-        self.register_buffer("interaction_log_ratio", ratio, persistent=False)
+        self.register_buffer("interaction_log_ratio", ratio)
         self.interaction_kept = nn.Parameter(torch.zeros(model.n_interactions))
         scale = (noise * prior**2 / (noise + prior**2)).sqrt()
         self._gaussian("interaction", torch.zeros(model.n_interactions, model.n_genes), scale)
@@ -449,6 +449,14 @@ class _Squeezed(LowRankNormal):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self._rows.log_prob(value.unsqueeze(-2))
+
+    @property
+    def mean(self) -> Tensor:
+        return self._rows.mean.squeeze(-2)
+
+    @property
+    def variance(self) -> Tensor:
+        return self._rows.variance.squeeze(-2)
 
 
 def _fisher_weight(mean: Tensor, theta: Tensor) -> Tensor:

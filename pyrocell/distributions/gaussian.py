@@ -171,7 +171,10 @@ class MarkovLowRankNormal(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return self.loc
+        nodes = [self.loc[:, 0]]
+        for t in range(1, self.loc.shape[1]):
+            nodes.append(torch.where(self.unseen[:, t, None], nodes[-1], self.loc[:, t]))
+        return torch.stack(nodes, 1)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         if len(sample_shape):
