@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pyrocell.generative import Conditions
 
 __all__ = ["CellData", "batch_loader"]
+
+with warnings.catch_warnings():  # torch says once per process that CSR is in beta; say it here
+    warnings.simplefilter("ignore")
+    torch.zeros(1, 1).to_sparse_csr()
 
 
 @dataclass(frozen=True)
