@@ -94,7 +94,8 @@ def counterfactual(
         summary = summarise(draws, credible_level)
         for name, values in parts.items():
             values[rows] = summary[name]
-    out = AnnData(parts["mean"], obs=obs.copy(), var=pd.DataFrame(index=genes))
+    own = [column for column in obs if not str(column).startswith("_scvi")]
+    out = AnnData(parts["mean"], obs=obs[own].copy(), var=pd.DataFrame(index=genes))
     out.layers.update({name: parts[name] for name in ("lower", "upper", "sd")})
     out.uns["counterfactual"] = {k: v for k, v in target.iloc[0].items()}
     out.uns["credible_level"] = credible_level

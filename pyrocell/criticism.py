@@ -1,4 +1,4 @@
-"""Does the model reproduce the data it was fitted to, and how well does it score unseen cells?"""
+"""Whether the model reproduces the data it was fitted to, and how it scores unseen cells."""
 
 from __future__ import annotations
 
@@ -40,13 +40,10 @@ def posterior_predictive_check(
     for s, values in enumerate(posterior.draws(n_samples)):
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(s)
-            loc, scale = guide.encode(
-                values, args["x"], args["condition"], args["batch"], args.get("covariates")
-            )
+            extra = (args["condition"], args["batch"], args.get("covariates"), cells.conditions)
+            loc, scale = guide.encode(values, args["x"], *extra)
             z = loc + scale * torch.randn_like(loc)
-            shift = model.cell_shift(
-                values, args["condition"], args["batch"], args.get("covariates")
-            )
+            shift = model.cell_shift(values, *extra)
             logits = values["V.baseline"] + shift + z @ model.loading
             replicated[s] = _statistics(model.view(values, logits, args["log_size"]).sample())
     tail = 50 * (1 - credible_level)

@@ -1,4 +1,4 @@
-"""PyroCell: the user's door. Registers, trains, asks; every answer is worked out in a lower room."""
+"""PyroCell: the user's door. Registers, trains, asks; lower rooms work out every answer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrocell import answers
@@ -90,9 +91,9 @@ class PyroCell(BaseModelClass):
         priors: Priors | None = None,
     ):
         super().__init__(adata)
-        self._manager: ScreenManager = self.adata_manager
-        self._cells = self._cell_data(self._manager)
-        args = self._manager.registry[SETUP_ARGS]
+        self.screen = self.adata_manager.screen
+        self._cells = self._cell_data(self.adata_manager)
+        args = self.adata_manager.registry[SETUP_ARGS]
         config = ModelConfig(
             n_latent=n_latent,
             n_response=n_response,
@@ -105,16 +106,21 @@ class PyroCell(BaseModelClass):
             n_covariates=0 if self._cells.covariates is None else self._cells.covariates.shape[1],
             content_dependent_noise=content_dependent_noise,
         )
-        self.module = ScreenModule.from_counts(
-            self._cells.counts, self._cells.log_size, self.screen, config, priors or Priors()
+        _check_options(config)
+        self._hold(
+            ScreenModule.from_counts(
+                self._cells.counts, self._cells.log_size, self.screen, config, priors or Priors()
+            )
         )
-        self._seed = 0
+        self.init_params_ = self._get_init_params(locals())
+
+    def _hold(self, module: ScreenModule) -> None:
+        self.module, self._seed = module, 0
         self._model_summary_string = (
             f"PyroCell: {len(self.screen.perturbations)} perturbations, "
             f"{1 + len(self.screen.media)} media, {max(1, len(self.screen.times))} times, "
-            f"{len(self.screen.batches)} batches; {config}"
+            f"{len(self.screen.batches)} batches; {module.config}"
         )
-        self.init_params_ = self._get_init_params(locals())
 
     # ------------------------------------------------------------------ registration
     @classmethod
@@ -136,36 +142,47 @@ class PyroCell(BaseModelClass):
         continuous_covariate_keys: Sequence[str] | None = None,
         source_registry: dict | None = None,
     ) -> None:
-        """Check an AnnData and register it as a screen; see :func:`pyrocell.registration.register`."""
+        """Check an AnnData and register it; see :func:`pyrocell.registration.register`."""
         arguments = {k: v for k, v in locals().items() if k not in ("cls", "adata")}
         cls.register_manager(register(cls, adata, **arguments))
 
-    @property
-    def screen(self) -> Screen:
-        """The registered screen."""
-        return self._manager.screen
-
     def _cell_data(self, manager: ScreenManager) -> CellData:
+        """Cells of a manager in terms of the model's conditions, or with a table of their own."""
         cells = cell_tensors(manager)
-        covariates = cells.covariates if cells.covariates.shape[1] else None
-        screen = manager.screen
-        return CellData(
+        data = CellData(
             cells.counts,
-            screen.cell_condition,
-            screen.cell_batch,
+            manager.screen.cell_condition,
+            manager.screen.cell_batch,
             cells.log_size_factor,
-            covariates,
+            cells.covariates if cells.covariates.shape[1] else None,
         )
+        if manager.screen is self.screen:
+            return data
+        here, there = (_treatments(screen) for screen in (manager.screen, self.screen))
+        rows = pd.MultiIndex.from_frame(there).get_indexer(pd.MultiIndex.from_frame(here))
+        if (rows >= 0).all():
+            return replace(data, condition=rows[data.condition])
+        posterior = Posterior(self.module.model, self.module.guide)
+        table, _, _ = Queries(posterior, self.screen, data).conditions(here)
+        return replace(data, conditions=table)
 
     def _cells_of(self, adata: AnnData | None) -> tuple[CellData, pd.DataFrame]:
         """Cells of an AnnData on this model's axes, and their `.obs`."""
         if adata is None or adata is self.adata:
             return self._cells, self.adata.obs
         adata = self._validate_anndata(adata)
-        manager = self.get_anndata_manager(adata, required=True)
-        requested = manager.screen.conditions[["perturbation", "media", "time"]]
-        table, _, _ = self._queries.conditions(requested)
-        return replace(self._cell_data(manager), conditions=table), adata.obs
+        return self._cell_data(self.get_anndata_manager(adata, required=True)), adata.obs
+
+    def module_arguments(
+        self, indices: Sequence[int] | None = None, dense: bool = False
+    ) -> dict[str, Tensor]:
+        """Arguments of `module.model` and `module.guide` for some cells; default: all.
+
+        Counts are torch CSR, or `dense` as `pyro.infer.Predictive` needs them.
+        """
+        rows = np.arange(len(self._cells)) if indices is None else np.asarray(indices)
+        out = self._cells.rows(rows)
+        return out | {"x": out["x"].to_dense()} if dense else out
 
     # ------------------------------------------------------------------ training
     def train(
@@ -214,9 +231,18 @@ class PyroCell(BaseModelClass):
         """
         config = config or TrainingConfig()
         if batch_size is not None:
-            config = TrainingConfig(**{**vars(config), "batch_size": batch_size})
+            config = replace(config, batch_size=batch_size)
         if not 0 < train_size <= 1:
             raise ScreenError(f"train_size={train_size} must be above 0 and at most 1")
+        if config.batch_size < 1 or (max_epochs is not None and max_epochs < 1):
+            raise ScreenError(
+                f"batch_size={config.batch_size} and max_epochs={max_epochs} must be at least 1"
+            )
+        if self._cells.conditions is not None:
+            raise ScreenError(
+                "adata has conditions that this model was not built for; train a new model on all "
+                "cells"
+            )
         n_cells = len(self._cells)
         order = np.random.default_rng(seed).permutation(n_cells)
         n_train = max(1, round(train_size * n_cells))
@@ -244,7 +270,7 @@ class PyroCell(BaseModelClass):
     @property
     def history(self) -> pd.DataFrame:
         """Loss and validation ELBO by epoch."""
-        return self.history_ if self.is_trained_ else pd.DataFrame()
+        return pd.DataFrame() if self.history_ is None else self.history_
 
     # ------------------------------------------------------------------ answers
     @property
@@ -266,7 +292,7 @@ class PyroCell(BaseModelClass):
         credible_level: float = 0.9,
         progress_bar: bool = False,
     ) -> pd.DataFrame:
-        """Log-fold change of every gene under each perturbation, against control in the same medium.
+        """Log-fold change of each gene under each perturbation, against control in that medium.
 
         Parameters
         ----------
@@ -284,9 +310,8 @@ class PyroCell(BaseModelClass):
         DataFrame with perturbation, media, time, gene, mean, sd, lower, upper, prob_direction;
         natural logarithms. On counts without size factors the change is one of relative expression.
         """
-        names = (
-            list(perturbations) if perturbations is not None else list(self.screen.perturbations)
-        )
+        names = self.screen.perturbations if perturbations is None else perturbations
+        names = [names] if isinstance(names, str) else list(names)
         media = self.screen.baseline_media if media is None else media
         if time is None and self.screen.times:
             time = self.screen.times[-1]
@@ -360,7 +385,7 @@ class PyroCell(BaseModelClass):
     ) -> AnnData:
         """Expected counts of the same cells under another treatment (eq. 6).
 
-        A cell keeps its resting state, batch and depth; default: control, baseline medium, last time.
+        A cell keeps its resting state, batch and depth. Default: control, baseline, last time.
 
         Returns
         -------
@@ -407,7 +432,7 @@ class PyroCell(BaseModelClass):
     def get_marginal_ll(
         self, adata: AnnData | None = None, n_mc_samples: int = 100, batch_size: int = 512
     ) -> pd.Series:
-        """Importance-weighted log-likelihood of each cell, nats; globals drawn from the posterior."""
+        """Importance-weighted log-likelihood of each cell, nats; globals from the posterior."""
         cells, obs = self._cells_of(adata)
         values = importance_log_likelihood(self.posterior, cells, n_mc_samples, batch_size)
         return pd.Series(values, index=obs.index, name="log_likelihood")
@@ -441,37 +466,63 @@ class PyroCell(BaseModelClass):
             self.adata.write_h5ad(Path(dir_path) / "adata.h5ad")
 
     @classmethod
-    def load(cls, dir_path: str | Path, adata: AnnData, accelerator: str = "auto") -> PyroCell:
+    def load(cls, dir_path: str | Path, adata: AnnData) -> PyroCell:
         """Read a model that `save` wrote, for the cells it was fitted to or others of that screen.
 
         Raises
         ------
         ModelFileError
-            If the files are damaged or belong to another model.
+            If the files are missing, damaged or belong to another model.
         ScreenError
             If the cells do not fit the saved screen.
         """
         state, settings, history = read_model(dir_path)
-        if settings["registry"][MODEL_NAME] != cls.__name__:
+        try:
+            screen = Screen.from_dict(settings["screen"]["screen"])
+            priors = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in settings["priors"].items()
+            }
+            config = ModelConfig(**settings["config"])
+            module = ScreenModule.from_state(state, screen, config, Priors(**priors))
+            registry, trained, seed = (settings[key] for key in ("registry", "trained", "seed"))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelFileError(
-                f"{dir_path} holds a {settings['registry'][MODEL_NAME]}, not a {cls.__name__}"
+                f"{dir_path} was written by pyrocell {settings.get('version')} and does not fit "
+                f"this version: {error}"
+            ) from error
+        if registry[MODEL_NAME] != cls.__name__:
+            raise ModelFileError(f"{dir_path} holds a {registry[MODEL_NAME]}, not a {cls.__name__}")
+        source = {**registry, "pyrocell": settings["screen"]}
+        cls.register_manager(register(cls, adata, **registry[SETUP_ARGS], source_registry=source))
+        model = cls.__new__(cls)
+        BaseModelClass.__init__(model, adata)
+        model.screen = screen
+        model._hold(module)
+        model._cells = cells = model._cell_data(model.adata_manager)
+        if cells.conditions is None:
+            guide = model.adata_manager.screen.cell_guide
+            model.screen = replace(
+                screen, cell_condition=cells.condition, cell_batch=cells.batch, cell_guide=guide
             )
-        source = {**settings["registry"], "pyrocell": settings["screen"]}
-        manager = register(cls, adata, **settings["registry"][SETUP_ARGS], source_registry=source)
-        cls.register_manager(manager)
-        config, priors = settings["config"], settings["priors"]
-        options = ("composition", "n_covariates")
-        model = cls(
-            adata,
-            **{key: value for key, value in config.items() if key not in options},
-            priors=Priors(**{k: tuple(v) if isinstance(v, list) else v for k, v in priors.items()}),
-        )
-        model.module.load_state_dict(state)
-        model.is_trained_, model._seed = settings["trained"], settings["seed"]
-        if history is not None:
-            model.history_ = history
-        model.module.eval()
+        model.is_trained_, model._seed, model.history_ = trained, seed, history
+        module.eval()
         return model
+
+
+def _check_options(config: ModelConfig) -> None:
+    """Raise unless the shape of the model is one that there is."""
+    for name, known in (("dynamics", ("relaxation",)), ("likelihood", ("zinb", "nb"))):
+        if (value := getattr(config, name)) not in known:
+            raise ScreenError(f'{name}="{value}" is not one of {", ".join(known)}')
+    for name, least in (("n_latent", 1), ("n_response", 0), ("n_hidden", 1)):
+        if (value := getattr(config, name)) < least:
+            raise ScreenError(f"{name}={value} must be at least {least}")
+
+
+def _treatments(screen: Screen) -> pd.DataFrame:
+    """Perturbation, media and time (if any) of each condition."""
+    columns = ["perturbation", "media", *(["time"] if screen.times else [])]
+    return screen.conditions[columns]
 
 
 def _progress(show: bool) -> Any:

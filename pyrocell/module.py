@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import scipy.sparse as sp
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pyrocell.generative import GenerativeModel, ModelConfig, ScreenStatistics
 from pyrocell.guide import Guide
@@ -32,7 +33,9 @@ class ScreenModule(nn.Module):
         super().__init__()
         self.config, self.priors = config, priors
         self.model = GenerativeModel(screen, config, priors, statistics)
-        self.guide = Guide(self.model, screen, statistics)
+        with torch.random.fork_rng([]):  # the same counts give the same start
+            torch.manual_seed(0)
+            self.guide = Guide(self.model, screen, statistics)
 
     @classmethod
     def from_counts(
@@ -46,6 +49,48 @@ class ScreenModule(nn.Module):
         """Build with starting values read off the counts."""
         return cls(screen, config, priors, starting_values(counts, log_size, screen, config))
 
+    @classmethod
+    def from_state(
+        cls, state: dict[str, Tensor], screen: Screen, config: ModelConfig, priors: Priors
+    ) -> ScreenModule:
+        """Build from saved tensors and a screen without cells (its layout says how many).
+
+        Raises
+        ------
+        RuntimeError
+            If the tensors do not fit the screen and the settings.
+        """
+        numbers = screen.layout.to_numpy(dtype=np.int64)
+        condition, batch = (
+            np.repeat(i.ravel(), numbers.ravel()) for i in np.indices(numbers.shape)
+        )
+        screen = replace(screen, cell_condition=condition, cell_batch=batch)
+        module = cls(screen, config, priors, _blank_statistics(screen, config))
+        module.load_state_dict(state)
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.model.loading.device
+
     def settings(self) -> dict:
         """Config and priors, JSON-safe."""
         return {"config": asdict(self.config), "priors": asdict(self.priors)}
+
+
+def _blank_statistics(screen: Screen, config: ModelConfig) -> ScreenStatistics:
+    """Starting values of the right shapes, to be replaced by what was saved."""
+    g, d, r = len(screen.genes), config.n_latent, config.n_response
+    zeros, ones = torch.zeros(g), torch.ones(g)
+    return ScreenStatistics(
+        baseline=zeros,
+        baseline_scale=ones,
+        mean=ones,
+        relative_variance=ones,
+        log_dispersion=zeros,
+        loading=torch.zeros(d, g),
+        response=torch.ones(r, g),
+        effect=torch.zeros(len(screen.perturbations), d + r),
+        media_effect=torch.zeros(len(screen.media), d + r),
+    )

@@ -87,7 +87,7 @@ class Queries:
         return out
 
     def _normalise(self, values: dict[str, Tensor], shift: Tensor) -> Tensor:
-        """Shift against the first row, as a change of relative expression where that is modelled."""
+        """Shift against the first row; a change of relative expression where that is modelled."""
         if not self.model.config.composition:
             return shift[1:] - shift[:1]
         level = torch.log_softmax(values["V.baseline"] + shift, -1)
@@ -197,7 +197,7 @@ class Queries:
                     shift = shift + torch.where(
                         (batch >= 0)[:, None], values["eta"][batch.clamp_min(0)], 0.0
                     )
-                z = self._resting_state(values, population, s)
+                z = self._resting_state(values, population, s, self.data.conditions)
                 mean, variance = self._moments(values, z, shift, size_factor)
             out[s] = mean.cpu().numpy()
             if cells is not None:
@@ -206,8 +206,9 @@ class Queries:
 
     def _resting_population(self) -> dict[str, Tensor]:
         """Unperturbed cells in baseline medium (all cells where there are none)."""
-        plain = (self.screen.genotype.sum(1) == 0) & (self.screen.exposure.sum(1) == 0)
-        rows = np.flatnonzero(plain[self.data.condition])
+        table = self.model.conditions if self.data.conditions is None else self.data.conditions
+        plain = (table.genotype.sum(1) == 0) & (table.exposure.sum(1) == 0)
+        rows = np.flatnonzero(plain.cpu().numpy()[self.data.condition])
         if len(rows) == 0:
             rows = np.arange(len(self.data))
         rng = np.random.default_rng(self.posterior.seed)
@@ -256,7 +257,7 @@ class Queries:
     def counterfactual(
         self, cells: CellData, frame: pd.DataFrame, n_samples: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (rows, draws (S, cells, G)) of expected counts had the cells been treated as `frame`.
+        """Yield (rows, draws (S, cells, G)) of counts expected had the cells been treated as `frame`.
 
         C(x, p, m) = F(F⁻¹(x)) (eq. 6): the cell keeps its resting state z, batch and size factor;
         its condition's response is replaced by the requested one.

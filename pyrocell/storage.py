@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,8 +41,10 @@ def write_model(
     path.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     save_file(tensors, path / _TENSORS)
-    body = {"format": _FORMAT, **settings, "shapes": _identity(tensors)}
+    body = {"format": _FORMAT, "version": version("pyrocell"), **settings}
+    body["identity"] = _identity(tensors, body)
     (path / _SETTINGS).write_text(json.dumps(body, indent=1))
+    (path / _HISTORY).unlink(missing_ok=True)
     if history is not None:
         history.to_csv(path / _HISTORY)
 
@@ -64,23 +66,28 @@ def read_model(
     try:
         settings = json.loads((path / _SETTINGS).read_text())
         tensors = load_file(path / _TENSORS)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise ModelFileError(f"{path} is damaged: {error}") from error
+        saved = (path / _HISTORY).is_file()
+        history = pd.read_csv(path / _HISTORY, index_col=0) if saved else None
+    except (ValueError, SafetensorError) as error:  # JSON, text and csv raise ValueErrors
+        raise ModelFileError(f"{path} is damaged: {error}; save the model again") from error
+    if not isinstance(settings, dict):
+        raise ModelFileError(f"{path} is damaged: {_SETTINGS} holds no settings")
     if settings.get("format") != _FORMAT:
         raise ModelFileError(
             f"{path} has format {settings.get('format')!r}; this version reads {_FORMAT}"
         )
-    if settings.get("shapes") != _identity(tensors):
-        raise ModelFileError(f"{path}: {_TENSORS} does not belong to {_SETTINGS}")
-    history = None
-    if (path / _HISTORY).is_file():
-        history = pd.read_csv(path / _HISTORY, index_col=0)
+    identity = settings.pop("identity", None)
+    if identity != _identity(tensors, settings):
+        raise ModelFileError(
+            f"{path}: {_TENSORS} does not belong to {_SETTINGS}, or one of them was changed; save "
+            "the model again"
+        )
     return tensors, settings, history
 
 
-def _identity(tensors: dict[str, torch.Tensor]) -> str:
-    """Hash of names, shapes and values."""
-    digest = hashlib.sha256()
+def _identity(tensors: dict[str, Tensor], settings: dict[str, Any]) -> str:
+    """Hash of the settings and of the tensors' names, shapes and values."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
