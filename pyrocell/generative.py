@@ -36,7 +36,7 @@ class ModelConfig:
     dynamics: str = "relaxation"
     likelihood: str = "zinb"
     gene_residual: bool = True
-    interactions: bool = True
+    interactions: bool = False
     composition: bool = True
     n_hidden: int = 128
     n_covariates: int = 0
@@ -98,6 +98,8 @@ class GenerativeModel(nn.Module):
         self.loading = nn.Parameter(statistics.loading.clone())  # (d, G)
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
         self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
+        self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.residual_sd)))
+        self.logit_persistence = nn.Parameter(torch.tensor(1.5))
         self.register_buffer("baseline_centre", statistics.baseline.clone())
         self.register_buffer("kl_weight", torch.tensor(1.0))
 
@@ -226,12 +228,13 @@ class GenerativeModel(nn.Module):
                 "W.gene_scale", dist.LogNormal(one.new_zeros(self.n_genes), 0.5).to_event(1)
             )
         both = values | out
+        keep = self.persistence()
         out["P.residual"] = _draw(
-            "P.residual", GaussianWalk(p.residual_sd * one, self.step_scale(both, "P"))
+            "P.residual", GaussianWalk(self.residual_scale(), self.step_scale(both, "P"), keep)
         )
         if self.n_media:
             out["M.residual"] = _draw(
-                "M.residual", GaussianWalk(p.media_residual_sd * one, self.step_scale(both, "M"))
+                "M.residual", GaussianWalk(p.media_residual_sd * one, self.step_scale(both, "M"), keep)
             )
         if self.n_interactions:
             zeros = one.new_zeros(self.n_interactions, self.n_genes)
@@ -282,6 +285,16 @@ class GenerativeModel(nn.Module):
         low_rank = self.low_rank(values, operator)[:, 1:]
         variance = (constant * values["W.gene_scale"]).square() + (relative * low_rank).square()
         return (variance * self.time_steps[:, None]).sqrt()
+
+    def residual_scale(self) -> Tensor:
+        """Prior width of a perturbation's residual at its first time: learned in a time course."""
+        if self.has_time:
+            return self.log_residual_scale.exp()
+        return self.loading.new_tensor(self.priors.residual_sd)
+
+    def persistence(self) -> Tensor:
+        """Share of a residual that is kept from one measured time to the next, (T - 1,)."""
+        return self.logit_persistence.sigmoid().pow(self.time_steps)
 
     def low_rank(self, values: dict[str, Tensor], operator: str) -> Tensor:
         """Low-rank response of each driver at the nodes of its residual's walk, (K or J, T, G)."""

@@ -106,9 +106,9 @@ class Guide(nn.Module):
                 medians = torch.tensor([p.process_noise_sd, p.process_noise_effect]).log()
                 self._gaussian("process", medians, torch.tensor(0.1))
                 self._gaussian("gene_scale", torch.zeros(g), torch.tensor(0.2))
-            self._residual("P", cells[:k], per_node[:k], relative, model)
+            self._residual("P", cells[:k], per_node[:k], relative, model.priors.residual_sd)
             if j:
-                self._residual("M", cells[k:], per_node[k:], relative, model)
+                self._residual("M", cells[k:], per_node[k:], relative, model.priors.media_residual_sd)
         if len(model.several):
             self._joint(model, screen, relative)
 
@@ -134,15 +134,15 @@ class Guide(nn.Module):
             setattr(self, f"{name}_lower", nn.Parameter(lower))
 
     def _residual(
-        self, name: str, cells: Tensor, per_node: Tensor, relative: Tensor, model: GenerativeModel
+        self, name: str, cells: Tensor, per_node: Tensor, relative: Tensor, prior: float
     ) -> None:
         n, t, _ = cells.shape
-        prior = model.priors.residual_sd if name == "P" else model.priors.media_residual_sd
+        n_genes, d = len(relative), self.model.config.n_latent
         noise = (relative / per_node.clamp_min(1)[..., None]).clamp_max(1.0)  # (n, T, G)
         posterior = (noise * prior**2 / (noise + prior**2)).sqrt()
-        setattr(self, f"{name}_residual_loc", nn.Parameter(torch.zeros(n, t, model.n_genes)))
+        setattr(self, f"{name}_residual_loc", nn.Parameter(torch.zeros(n, t, n_genes)))
         setattr(self, f"{name}_residual_log_scale", nn.Parameter(posterior.log()))
-        tau = -0.5 * per_node.clamp_min(1).log()[..., None].expand(n, t, model.config.n_latent)
+        tau = -0.5 * per_node.clamp_min(1).log()[..., None].expand(n, t, d)
         setattr(self, f"{name}_residual_tau", nn.Parameter(tau.clone()))
         setattr(self, f"{name}_residual_phi", nn.Parameter(torch.full((n, t), 0.9)))
         ratio = 2 * math.log(prior) - noise.log()  # logit of what the residual can give back
@@ -348,6 +348,7 @@ class Guide(nn.Module):
             part("phi"),
             getattr(self, f"{name}_unseen"),
             model.step_scale(values, name).detach(),
+            model.persistence().detach(),
         )
         return pyro.sample(f"{name}.residual", walk)
 

@@ -56,7 +56,7 @@ class Priors:
     effect_sd: float = 0.3
     media_effect_sd: float = 2.0
     residual_sd: float = 0.2
-    media_residual_sd: float = 0.2
+    media_residual_sd: float = 0.1
     interaction_sd: float = 0.1
     on_target_sd: float = 1.0
     on_target_loc: float = 1.0

@@ -95,7 +95,7 @@ class LowRankNormal(TorchDistribution):
 class GaussianWalk(TorchDistribution):
     """Prior of a gene-level residual over the measured times: a random walk per driver.
 
-    v_1 ~ N(0, first_scale²), v_t ~ N(v_{t-1}, step_scale_t²); event shape (K, T, G).
+    v_1 ~ N(0, first_scale²), v_t ~ N(keep_t v_{t-1}, step_scale_t²); event shape (K, T, G).
 
     Parameters
     ----------
@@ -103,14 +103,17 @@ class GaussianWalk(TorchDistribution):
         Broadcastable to (K, G), natural-log fold change.
     step_scale : Tensor
         (K, T - 1, G), natural-log fold change.
+    keep : Tensor, optional
+        (T - 1,) share kept from one time to the next; default 1, a random walk.
     """
 
     arg_constraints: dict = {}
     support = constraints.independent(constraints.real, 3)
     has_rsample = True
 
-    def __init__(self, first_scale: Tensor, step_scale: Tensor):
+    def __init__(self, first_scale: Tensor, step_scale: Tensor, keep: Tensor | None = None):
         k, steps, g = step_scale.shape
+        self.keep = step_scale.new_ones(steps) if keep is None else keep
         self.first_scale, self.step_scale = first_scale.expand(k, g), step_scale
         super().__init__(torch.Size(), torch.Size((k, steps + 1, g)), validate_args=False)
 
@@ -118,20 +121,25 @@ class GaussianWalk(TorchDistribution):
         shape = torch.Size(sample_shape) + self.event_shape
         scale = torch.cat([self.first_scale[:, None], self.step_scale], 1)
         eps = torch.randn(shape, dtype=scale.dtype, device=scale.device)
-        return (scale * eps).cumsum(-2)
+        noise = (scale * eps).unbind(-2)
+        values = [noise[0]]
+        for keep, step in zip(self.keep, noise[1:], strict=True):
+            values.append(keep * values[-1] + step)
+        return torch.stack(values, -2)
 
     def log_prob(self, value: Tensor) -> Tensor:
         first = _normal_log_prob(value[..., 0, :], self.first_scale).sum((-1, -2))
         if self.step_scale.shape[1] == 0:
             return first
-        return first + _normal_log_prob(value.diff(dim=-2), self.step_scale).sum((-1, -2, -3))
+        step = value[..., 1:, :] - self.keep[:, None] * value[..., :-1, :]
+        return first + _normal_log_prob(step, self.step_scale).sum((-1, -2, -3))
 
 
 class MarkovLowRankNormal(TorchDistribution):
     """Guide of a gene-level residual: Markov in time, low-rank along the axes of cell state.
 
     v_t = m_t + phi_t (v_{t-1} - m_{t-1}) + scale_t eps + (tau_t u) A; nodes after a driver's last
-    measured time follow the prior's step exactly (v_t = v_{t-1} + prior_step_t eps), so that
+    measured time follow the prior's step exactly (keep_t v_{t-1} + prior_step_t eps), so that
     nothing is claimed about what was not seen.
 
     Parameters
@@ -148,6 +156,8 @@ class MarkovLowRankNormal(TorchDistribution):
         (K, T) bool; True after the last measured time of a driver.
     prior_step : Tensor
         (K, T - 1, G) standard deviation of the prior's steps.
+    prior_keep : Tensor, optional
+        (T - 1,) share that the prior keeps; default 1.
     """
 
     arg_constraints: dict = {}
@@ -163,9 +173,12 @@ class MarkovLowRankNormal(TorchDistribution):
         phi: Tensor,
         unseen: Tensor,
         prior_step: Tensor,
+        prior_keep: Tensor | None = None,
     ):
         self.loc, self.scale, self.axes, self.tau, self.phi = loc, scale, axes, tau, phi
         self.unseen, self.prior_step = unseen, prior_step
+        steps = prior_step.shape[1]
+        self.prior_keep = prior_step.new_ones(steps) if prior_keep is None else prior_keep
         self._any_unseen = [bool(column.any()) for column in unseen.T]
         super().__init__(torch.Size(), loc.shape, validate_args=False)
 
@@ -173,7 +186,8 @@ class MarkovLowRankNormal(TorchDistribution):
     def mean(self) -> Tensor:
         nodes = [self.loc[:, 0]]
         for t in range(1, self.loc.shape[1]):
-            nodes.append(torch.where(self.unseen[:, t, None], nodes[-1], self.loc[:, t]))
+            carried = self.prior_keep[t - 1] * nodes[-1]
+            nodes.append(torch.where(self.unseen[:, t, None], carried, self.loc[:, t]))
         return torch.stack(nodes, 1)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
@@ -192,7 +206,7 @@ class MarkovLowRankNormal(TorchDistribution):
                 + noise[:, t]
             )
             if self._any_unseen[t]:
-                step = previous + self.prior_step[:, t - 1] * eps[:, t]
+                step = self.prior_keep[t - 1] * previous + self.prior_step[:, t - 1] * eps[:, t]
                 value = torch.where(self.unseen[:, t, None], step, value)
             values.append(value)
         return torch.stack(values, 1)
@@ -204,7 +218,8 @@ class MarkovLowRankNormal(TorchDistribution):
             expected = torch.cat([self.loc[:, :1], self.loc[:, 1:] + carried], 1)
         rows = _low_rank_log_prob(value - expected, self.scale, self.axes, self.tau)  # (K, T)
         if any(self._any_unseen):
-            step = _normal_log_prob(value.diff(dim=1), self.prior_step).sum(-1)
+            change = value[:, 1:] - self.prior_keep[:, None] * value[:, :-1]
+            step = _normal_log_prob(change, self.prior_step).sum(-1)
             step = torch.cat([torch.zeros_like(rows[:, :1]), step], 1)
             rows = torch.where(self.unseen, step, rows)
         return rows.sum()
