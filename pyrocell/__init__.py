@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from pyrocell import datasets, simulate
+from pyrocell import datasets, report, simulate
+from pyrocell import plotting as pl
 from pyrocell.model import PyroCell
 from pyrocell.operators import Media, Perturb, Protocol, Wait
 from pyrocell.priors import Priors
@@ -27,5 +28,7 @@ __all__ = [
     "TrainingConfig",
     "Wait",
     "datasets",
+    "pl",
+    "report",
     "simulate",
 ]

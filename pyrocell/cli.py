@@ -1,0 +1,261 @@
+"""Command line: `pyrocell fit` on a file of counts, `pyrocell demo` on the embedded screen.
+
+The summary goes to standard output; progress, warnings and errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from anndata import AnnData, read_h5ad
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import pyrocell
+from pyrocell.errors import PyrocellError, ScreenWarning
+
+__all__ = ["main"]
+
+_DEMO_EPOCHS, _QUICK_EPOCHS = 100, 3
+_LINES = 10  # of progress where there is no terminal
+_SETUP = (
+    "layer batch_key perturbation_key control perturbation_type perturbation_type_key media_key "
+    "baseline_media time_key guide_key size_factor_key"
+).split()
+_CONTENTS = """\
+  summary.md      this summary
+  tables/         effects, batch effects, predictive check, layout, aliasing, ...
+  figures/        the same to look at
+  annotated.h5ad  the cells, with the resting state in .obsm["X_pyrocell"]
+  model/          the fitted model: pyrocell.PyroCell.load("{0}/model", adata)"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 done, 2 for input that cannot be used."""
+    arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # η, × and ± on terminals that lack them
+    try:
+        with _plain_warnings():
+            arguments.command(arguments)
+    except (PyrocellError, MisconfigurationException, OSError) as error:
+        _say(f"pyrocell: error: {' '.join(str(error).split())}")
+        return 2
+    except KeyboardInterrupt:
+        _say("pyrocell: interrupted")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pyrocell",
+        description="Posteriors of perturbations, media and batches from raw counts of a CRISPR "
+        "screen.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyrocell {pyrocell.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_fit(commands)
+    demo = commands.add_parser(
+        "demo",
+        help="fit the embedded screen, end to end",
+        description="Fit the embedded hiPSC knockout time course (14,945 cells, 103 genes, 23 "
+        "knockouts, days 2 to 5); write and print what it shows. About two minutes on two cores.",
+    )
+    demo.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("pyrocell-demo"))
+    demo.add_argument("--quick", action="store_true", help="a few epochs, to see that it runs")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _add_fit(commands: Any) -> None:
+    fit = commands.add_parser(
+        "fit",
+        help="fit a screen and write its report",
+        description="Fit raw counts of a screen; write model, tables, figures and a summary.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    fit.add_argument("file", metavar="FILE.h5ad", type=Path, help="cells × genes with raw counts")
+    fit.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("pyrocell-fit"))
+    fit.add_argument("--force", action="store_true", help="overwrite DIR")
+    fit.add_argument("--tables", choices=("csv", "parquet"), default="csv", help="format of tables")
+
+    screen = fit.add_argument_group("the screen", "columns of .obs, and labels in them")
+    key = {"metavar": "COLUMN", "type": lambda name: name or None}
+    label = {"metavar": "LABEL"}
+    screen.add_argument("--layer", metavar="NAME", help="layer of the counts; .X if not given")
+    screen.add_argument("--batch-key", default="batch", help="'' where there is none", **key)
+    screen.add_argument(
+        "--perturbation-key", default="perturbation", help="genes, combinations joined by +", **key
+    )
+    screen.add_argument("--control", default="control", help="of unperturbed cells", **label)
+    screen.add_argument(
+        "--perturbation-type", choices=("knockout", "CRISPRi", "CRISPRa"), default="knockout",
+        help="of all cells",
+    )  # fmt: skip
+    screen.add_argument("--perturbation-type-key", help="type of each cell", **key)
+    screen.add_argument("--media-key", help="medium or stimulus", **key)
+    screen.add_argument(
+        "--baseline-media", default="baseline", help="of the medium without stimulus", **label
+    )
+    screen.add_argument("--time-key", help="times as numbers", **key)
+    screen.add_argument("--guide-key", help="guide of each cell", **key)
+    screen.add_argument(
+        "--size-factor-key", help="depth of each cell; its total counts if not given", **key
+    )
+    for kind in ("categorical", "continuous"):
+        screen.add_argument(
+            f"--{kind}-covariate-key", action="append", metavar="COLUMN",
+            help=f"a {kind} covariate; may be repeated",
+        )  # fmt: skip
+
+    model = fit.add_argument_group("the model")
+    model.add_argument("--n-latent", type=_positive, default=10, help="axes of resting state")
+    model.add_argument("--n-response", type=_natural, default=8, help="further axes of response")
+    model.add_argument("--likelihood", choices=("zinb", "nb"), default="zinb", help="of counts")
+    model.add_argument("--max-epochs", type=_positive, help="by the number of cells if not given")
+    model.add_argument("--seed", type=_natural, default=0, help="same seed, same result")
+    model.add_argument(
+        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="where to train"
+    )
+    fit.set_defaults(command=_fit)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number ≥ 0')
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not _natural(text):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number ≥ 1')
+    return int(text)
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    pyrocell.report.check_target(arguments.output, arguments.force, arguments.tables)
+    _say(f"reading {arguments.file}")
+    adata = _read(arguments.file)
+    setup = {name: getattr(arguments, name) for name in _SETUP}
+    for kind in ("categorical", "continuous"):
+        setup[f"{kind}_covariate_keys"] = getattr(arguments, f"{kind}_covariate_key")
+    pyrocell.PyroCell.setup_anndata(adata, **setup)
+    names = ("n_latent", "n_response", "likelihood")
+    model = pyrocell.PyroCell(adata, **{name: getattr(arguments, name) for name in names})
+    _train(model, arguments.max_epochs, arguments.accelerator, arguments.seed)
+    _report(model, arguments.output, arguments.force, arguments.tables)
+
+
+def _read(file: Path) -> AnnData:
+    if not file.is_file():
+        raise PyrocellError(f"{file} is not a file")
+    try:
+        return read_h5ad(file)
+    except Exception as error:  # whatever a file that is no h5ad makes its readers raise
+        raise PyrocellError(f"{file} cannot be read as .h5ad: {error}") from error
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    # What an earlier demo wrote may go; anything else stays.
+    overwrite = (arguments.output / "model" / "model.json").is_file()
+    pyrocell.report.check_target(arguments.output, overwrite)
+    adata = pyrocell.datasets.hipsc_timecourse()
+    source = adata.uns["source"]
+    for paragraph in (source["citation"], source["caveats"]):
+        print(textwrap.fill(paragraph, 100) + "\n", flush=True)
+    pyrocell.PyroCell.setup_anndata(adata, time_key="time", size_factor_key="size_factor")
+    model = pyrocell.PyroCell(adata)
+    _train(model, _QUICK_EPOCHS if arguments.quick else _DEMO_EPOCHS)
+    _report(model, arguments.output, overwrite)
+
+
+def _train(
+    model: pyrocell.PyroCell,
+    max_epochs: int | None,
+    accelerator: str = "auto",
+    seed: int = 0,
+) -> None:
+    screen = model.screen
+    parts = {
+        "cell": screen.n_cells,
+        "gene": len(screen.genes),
+        "perturbation": len(screen.perturbations),
+        "medium": 1 + len(screen.media),
+        "time": len(screen.times),
+        "batch": len(screen.batches),
+    }
+    plural = {"medium": "media", "batch": "batches"}
+    counted = [
+        f"{n:,} {name if n == 1 else plural.get(name, f'{name}s')}"
+        for name, n in parts.items()
+        if n
+    ]
+    _say("fitting " + ", ".join(counted))
+    start = time.monotonic()
+    terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    model.train(
+        max_epochs,
+        accelerator=accelerator,
+        seed=seed,
+        progress_bar=terminal,
+        callbacks=[] if terminal else [_ProgressLines()],
+    )
+    _say(f"fitted in {time.monotonic() - start:.0f} s")
+
+
+class _ProgressLines(pl.Callback):
+    """A line at every tenth of training: epoch, held-out ELBO, time left."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.start = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how far training is."""
+        done, total = trainer.current_epoch + 1, trainer.max_epochs
+        if done * _LINES // total == (done - 1) * _LINES // total:
+            return
+        elbo = trainer.callback_metrics.get("validation_elbo")
+        score = "" if elbo is None else f", held-out ELBO {float(elbo):.2f} nats per cell"
+        left = (time.monotonic() - self.start) * (total - done) / done
+        _say(f"  epoch {done} of {total}{score}, {left:.0f} s left")
+
+
+def _report(model: pyrocell.PyroCell, output: Path, overwrite: bool, tables: str = "csv") -> None:
+    report = pyrocell.report.write(
+        model, output, overwrite=overwrite, tables=tables, say=lambda step: _say(f"writing {step}")
+    )
+    print(report.text)
+    print(f"Written to {output}:\n{_CONTENTS.format(output)}", flush=True)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print what pyrocell warns of as plain text; leave out its dependencies' warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"pyrocell")
+        warnings.filterwarnings("default", category=ScreenWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+        yield
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Figures of screens and answers; public as `pyrocell.pl`. Each function draws and returns Axes."""
+
+from __future__ import annotations
+
+from pyrocell.plotting.checks import history, predictive_check
+from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
+from pyrocell.plotting.predictions import prediction
+from pyrocell.plotting.screens import latent, layout
+
+__all__ = [
+    "batch_effects",
+    "effect_intervals",
+    "effects",
+    "gains",
+    "history",
+    "latent",
+    "layout",
+    "prediction",
+    "predictive_check",
+]

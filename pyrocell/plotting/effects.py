@@ -1,0 +1,233 @@
+"""Figures of what perturbations, media and batches do to genes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy.cluster.hierarchy import leaves_list, linkage
+
+from pyrocell.errors import ScreenError
+from pyrocell.plotting._style import (
+    BLUE,
+    COLUMN,
+    GREY,
+    LFC,
+    ORANGE,
+    chosen,
+    forest,
+    grid,
+    heat_map,
+    new_axes,
+    rows_height,
+    where,
+)
+
+__all__ = ["batch_effects", "effect_intervals", "effects", "gains"]
+
+
+def effects(
+    table: pd.DataFrame,
+    perturbation: str | None = None,
+    n_genes: int = 40,
+    probability: float = 0.95,
+    ax: Axes | None = None,
+) -> Axes:
+    """Effects of all perturbations as a heat map, or of one perturbation gene by gene.
+
+    Parameters
+    ----------
+    table
+        From :meth:`pyrocell.PyroCell.perturbation_effects`; one medium and time.
+    perturbation
+        Draw only this one: log-fold change against probability of direction, every gene a point.
+    n_genes
+        Genes of the heat map: those with the largest effect, by the bound of the interval that is
+        nearer to zero. In the figure of one perturbation, a fourth of these are named.
+    probability
+        Effects whose direction is at least this probable are marked.
+    ax
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib Axes.
+    """
+    table = _one_place(table)
+    if perturbation is not None:
+        rows = chosen(table, "perturbation", perturbation)
+        return _one_perturbation(rows, perturbation, n_genes // 4, probability, ax)
+    strength = _certain(table).groupby(table["gene"], sort=False, observed=True).max()
+    genes = strength.nlargest(n_genes).index
+    table = table[table["gene"].isin(genes)]
+    mean, sure = grid(table, "perturbation", "mean"), grid(table, "perturbation", "prob_direction")
+    if mean.shape[1] > 2:
+        # Genes that move together stand together.
+        order = leaves_list(linkage(mean.to_numpy().T, "average", optimal_ordering=True))
+        mean, sure = mean.iloc[:, order], sure.iloc[:, order]
+    ax = new_axes(ax, 3 + COLUMN * mean.shape[1], 1.8 + rows_height(len(mean)))
+    heat_map(ax, mean, LFC)
+    y, x = np.nonzero(sure.to_numpy() >= probability)
+    ax.scatter(x, y, s=4, color="black", linewidths=0)
+    ax.set_title(_title(f"dot: probability of direction ≥ {probability:g}", table), fontsize=9)
+    return ax
+
+
+def _one_perturbation(
+    table: pd.DataFrame, name: str, n_named: int, probability: float, ax: Axes | None
+) -> Axes:
+    ax = new_axes(ax, 5.5, 4)
+    sure = table["prob_direction"] >= probability
+    for rows, color in ((table[~sure], GREY), (table[sure], ORANGE)):
+        ax.scatter(rows["mean"], rows["prob_direction"], s=14, color=color, linewidths=0)
+    named = table.loc[_certain(table).nlargest(n_named).index]
+    for side, direction in ((named[named["mean"] >= 0], 1), (named[named["mean"] < 0], -1)):
+        # Names of genes at probability 1 would overlap: they go up a ladder, ordered by effect.
+        side = side.sort_values("mean", ascending=direction < 0)
+        for step, row in enumerate(side.itertuples()):
+            ax.annotate(
+                row.gene,
+                (row.mean, row.prob_direction),
+                (row.mean, 1.03 + 0.028 * step),
+                fontsize=7,
+                ha="left" if direction > 0 else "right",
+                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4},
+            )
+    ax.set_ylim(0.48, 1.05 + 0.028 * n_named)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.axhline(probability, color=GREY, linewidth=0.8, linestyle=":")
+    ax.set_xlabel(LFC)
+    ax.set_ylabel("probability of direction")
+    ax.set_yticks(np.arange(0.5, 1.01, 0.1))
+    ax.set_title(_title(name, table), fontsize=9)
+    return ax
+
+
+def effect_intervals(
+    table: pd.DataFrame,
+    perturbations: str | Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
+    n: int = 25,
+    ax: Axes | None = None,
+) -> Axes:
+    """Effects with their credible intervals, strongest on top.
+
+    Parameters
+    ----------
+    table
+        From :meth:`pyrocell.PyroCell.perturbation_effects`; one medium and time.
+    perturbations, genes
+        Draw only these; default: all.
+    n
+        At most this many intervals: those farthest from zero.
+    ax
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib Axes. Orange: the interval excludes zero.
+    """
+    table = chosen(chosen(_one_place(table), "perturbation", perturbations), "gene", genes)
+    rows = table.loc[_certain(table).nlargest(n).index]
+    several = rows["perturbation"].nunique() > 1, rows["gene"].nunique() > 1
+    names = [
+        " → ".join(part for part, shown in zip((p, g), several) if shown) or f"{p} → {g}"
+        for p, g in zip(rows["perturbation"].astype(str), rows["gene"].astype(str))
+    ]
+    ax = new_axes(ax, 5.5, 1.2 + rows_height(len(rows)))
+    forest(ax, rows, names, np.where(_certain(rows) > 0, ORANGE, BLUE).tolist())
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_xlabel(LFC)
+    fixed = [str(rows[c].iloc[0]) for c, many in zip(("perturbation", "gene"), several) if not many]
+    ax.set_title(_title(" → ".join(fixed), rows), fontsize=9)
+    return ax
+
+
+def batch_effects(table: pd.DataFrame, n_genes: int = 40, ax: Axes | None = None) -> Axes:
+    """η of every batch and gene as a heat map; genes with the largest η first.
+
+    Parameters
+    ----------
+    table
+        From :meth:`pyrocell.PyroCell.batch_effects`.
+    n_genes
+        Genes shown.
+    ax
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib Axes. A dot marks an interval that excludes zero.
+    """
+    strength = table["mean"].abs().groupby(table["gene"], sort=False, observed=True).max()
+    table = table[table["gene"].isin(strength.nlargest(n_genes).index)]
+    mean = grid(table, "batch", "mean")
+    order = mean.abs().max().sort_values(ascending=False).index
+    ax = new_axes(ax, 3 + COLUMN * mean.shape[1], 1.8 + rows_height(len(mean)))
+    heat_map(ax, mean[order], "η (natural log)")
+    outside = grid(table.assign(outside=_certain(table)), "batch", "outside")[order]
+    y, x = np.nonzero(outside.to_numpy() > 0)
+    ax.scatter(x, y, s=4, color="black", linewidths=0)
+    ax.set_title("batch effects; dot: interval excludes 0", fontsize=9)
+    return ax
+
+
+def gains(table: pd.DataFrame, media: str | None = None, ax: Axes | None = None) -> Axes:
+    """Gain of each perturbation on a medium's response with its interval, lowest on top.
+
+    Parameters
+    ----------
+    table
+        From :meth:`pyrocell.PyroCell.media_gains`.
+    media
+        Which medium; may be left out if the table has one.
+    ax
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib Axes. Lines at 0 (the perturbation blocks the response) and 1 (it leaves it as it
+    is); orange: the interval excludes 1.
+    """
+    names = list(table["media"].unique())
+    if media is None and len(names) > 1:
+        raise ScreenError(f"the table has {len(names)} media; say media= one of {names}")
+    rows = chosen(table, "media", media).sort_values("mean")
+    ax = new_axes(ax, 5, 1.2 + rows_height(len(rows)))
+    changed = (rows["upper"] < 1) | (rows["lower"] > 1)
+    forest(ax, rows, rows["perturbation"].tolist(), np.where(changed, ORANGE, BLUE).tolist())
+    for value, name in ((0, "blocked"), (1, "untouched")):
+        ax.axvline(value, color="black", linewidth=0.8, linestyle="-" if value else "--")
+        ax.annotate(
+            name,
+            (value, 1),
+            (0, 2),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+        )
+    ax.set_xlabel(f"gain on the response to {rows['media'].iloc[0]}")
+    return ax
+
+
+def _certain(table: pd.DataFrame) -> pd.Series:
+    """Distance from zero of the nearer end of the interval; below 0 if it contains zero."""
+    return pd.concat([table["lower"], -table["upper"]], axis=1).max(axis=1)
+
+
+def _one_place(table: pd.DataFrame) -> pd.DataFrame:
+    for column in ("media", "time"):
+        values = table[column].dropna().unique()
+        if len(values) > 1:
+            raise ScreenError(
+                f"the table has effects at {len(values)} values of {column}; keep one: "
+                f'table[table["{column}"] == {values[-1]!r}]'
+            )
+    return table.reset_index(drop=True)
+
+
+def _title(head: str, table: pd.DataFrame) -> str:
+    return "; ".join(part for part in (head, where(table)) if part)

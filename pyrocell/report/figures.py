@@ -1,0 +1,86 @@
+"""The figures of a fitted model as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from pyrocell import plotting
+from pyrocell._compat import SETUP_ARGS
+
+if TYPE_CHECKING:
+    from pyrocell.model import PyroCell
+
+__all__ = ["FIGURES", "write_figures"]
+
+FIGURES = (
+    "history",
+    "layout",
+    "effects",
+    "effect_intervals",
+    "batch_effects",
+    "gains",
+    "predictive_check",
+    "latent",
+)
+_DPI = 150
+_MOST_PERTURBATIONS = 60  # rows of the heat map: those with the strongest effects
+
+
+def write_figures(
+    model: PyroCell, tables: dict[str, pd.DataFrame], directory: Path, color: str | None = None
+) -> list[Path]:
+    """Draw every figure that applies as PNG; return the files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    effects = tables["perturbation_effects"]
+    # Where there is a stimulus, effects are mostly seen with it.
+    effects = _strongest_rows(effects[effects["media"] == effects["media"].iloc[-1]])
+    draw: dict[str, Callable[[], Axes | np.ndarray]] = {
+        "layout": lambda: plotting.layout(model.screen),
+        "effects": lambda: plotting.effects(effects),
+        "effect_intervals": lambda: plotting.effect_intervals(effects),
+        "predictive_check": lambda: plotting.predictive_check(tables["predictive_check"]),
+        "latent": lambda: plotting.latent(model, color=color or _batch_column(model)),
+    }
+    if len(tables["history"]):
+        draw["history"] = lambda: plotting.history(model)
+    if "batch_effects" in tables:
+        draw["batch_effects"] = lambda: plotting.batch_effects(tables["batch_effects"])
+    if "media_gains" in tables:
+        draw["gains"] = lambda: _gains(tables["media_gains"])
+    files = []
+    for name, function in draw.items():
+        axes = np.atleast_1d(function())
+        file = directory / f"{name}.png"
+        axes[0].figure.savefig(file, dpi=_DPI)
+        plt.close(axes[0].figure)
+        files.append(file)
+    return files
+
+
+def _gains(table: pd.DataFrame) -> np.ndarray:
+    """One panel for each medium."""
+    media = list(table["media"].unique())
+    rows = table["perturbation"].nunique()
+    size = (4.5 * len(media), 1.2 + 0.2 * min(rows, 60))
+    _, axes = plt.subplots(1, len(media), figsize=size, squeeze=False, layout="constrained")
+    for ax, name in zip(axes[0], media):
+        plotting.gains(table, name, ax=ax)
+    return axes[0]
+
+
+def _strongest_rows(effects: pd.DataFrame) -> pd.DataFrame:
+    """Effects of the perturbations that do most, in the order of the table."""
+    bound = np.maximum(effects["lower"], -effects["upper"])
+    best = bound.groupby(effects["perturbation"], sort=False).max()
+    return effects[effects["perturbation"].isin(best.nlargest(_MOST_PERTURBATIONS).index)]
+
+
+def _batch_column(model: PyroCell) -> str | None:
+    return model.adata_manager.registry[SETUP_ARGS]["batch_key"]

@@ -1,0 +1,134 @@
+"""A page of text that says what was fitted, whether the fit is good, and what it found."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pyrocell.report.quality import convergence, share_inside, strongest
+
+if TYPE_CHECKING:
+    from pyrocell.model import PyroCell
+
+__all__ = ["quality_table", "summary_text"]
+
+_ENOUGH_INSIDE = 0.9  # share of genes inside the predictive band
+_STATISTICS = {"mean": "mean", "variance": "variance", "zero_fraction": "fraction of zeros"}
+_REASONS = 10  # for aliasing that are spelt out
+_WIDTH = 100
+_DRIFT = (
+    "Times that cannot be told apart from batches lend η the control's own change with time: read "
+    "η there as batch and day together."
+)
+
+
+def quality_table(model: PyroCell, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Whether the run is good, one line each: what, value, verdict."""
+    rows = []
+    course = convergence(model.history)
+    where = "held-out cells" if course.held_out else "training cells"
+    rows.append(("cells", f"{model.screen.n_cells:,} × {len(model.screen.genes):,} genes", ""))
+    rows.append(("epochs", str(len(model.history)), ""))
+    rows.append((f"ELBO, {where}", f"{course.elbo:.2f} nats per cell", ""))
+    rise = "" if np.isnan(course.rise) else f"{course.rise:+.3f} ± {course.error:.3f} nats per cell"
+    rows.append(("its change over the last quarter", rise, course.verdict))
+    for name, share in share_inside(tables["predictive_check"]).items():
+        verdict = "good" if share >= _ENOUGH_INSIDE else "poor"
+        what = f"genes in the band: {_STATISTICS[name]}"
+        rows.append((what, f"{share:.0%}", verdict))
+    mixed = tables["aliased"]
+    n = int((~mixed["estimable"]).sum())
+    rows.append(("contrasts not estimable", f"{n} of {len(mixed)}", "see below" if n else "good"))
+    return pd.DataFrame(rows, columns=["", "value", "verdict"])
+
+
+def summary_text(model: PyroCell, tables: dict[str, pd.DataFrame], n_effects: int = 10) -> str:
+    """The summary as Markdown that also reads well on a terminal."""
+    parts = ["# Summary", _aligned(quality_table(model, tables)), _advice(model)]
+    mixed = tables["aliased"][~tables["aliased"]["estimable"]]
+    if len(mixed):
+        parts += ["## What this layout cannot tell apart", _reasons(mixed)]
+    effects = tables["perturbation_effects"]
+    place = "" if not model.screen.times else f" at time {effects['time'].iloc[0]:g}"
+    parts += [f"## Strongest effects{place}", _effects(effects, model, n_effects)]
+    if "media_gains" in tables:
+        parts += ["## Lowest gains on a medium's response", _gains(tables["media_gains"])]
+    if "batch_effects" in tables:
+        parts += ["## Batch effects", _batches(tables["batch_effects"])]
+        if (mixed["contrast"] == "time").any():
+            parts += [textwrap.fill(_DRIFT, _WIDTH)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _advice(model: PyroCell) -> str:
+    return {
+        "still rising": "The ELBO still rises: train longer (`max_epochs`).",
+        "falling": "The held-out ELBO falls: the model overfits; train shorter (`max_epochs`).",
+        "too short to tell": "Too few epochs to tell whether training has converged.",
+    }.get(convergence(model.history).verdict, "")
+
+
+def _reasons(mixed: pd.DataFrame) -> str:
+    reasons = list(dict.fromkeys(mixed["reason"]))
+    wrap = {"width": _WIDTH, "initial_indent": "- ", "subsequent_indent": "  "}
+    lines = [textwrap.fill(reason, **wrap) for reason in reasons[:_REASONS]]
+    if len(reasons) > _REASONS:
+        lines.append(f"- and {len(reasons) - _REASONS} more: tables/aliased")
+    return "\n".join(lines)
+
+
+def _effects(effects: pd.DataFrame, model: PyroCell, n: int) -> str:
+    top = strongest(effects, n)
+    columns = ["perturbation", "gene", "change", "interval", "probability"]
+    shown = pd.DataFrame(
+        {
+            "perturbation": top["perturbation"],
+            "media": top["media"],
+            "gene": top["gene"],
+            "change": top["mean"].map("{:+.2f}".format),
+            "interval": _interval(top),
+            "probability": top["prob_direction"].map("{:.3f}".format),
+        }
+    )
+    if model.screen.media:
+        columns.insert(1, "media")
+    return _aligned(shown[columns]) + "\n\nchange: natural-log fold change against control."
+
+
+def _gains(table: pd.DataFrame) -> str:
+    low = table.nsmallest(10, "upper")
+    shown = low[["perturbation", "media"]].assign(
+        gain=low["mean"].map("{:.2f}".format), interval=_interval(low, "{:.2f}")
+    )
+    return _aligned(shown) + "\n\ngain: 1 untouched, 0 blocked."
+
+
+def _batches(table: pd.DataFrame) -> str:
+    by_batch = table.groupby("batch", sort=False)
+    largest = table.loc[by_batch["mean"].apply(lambda eta: eta.abs().idxmax())]
+    shown = pd.DataFrame(
+        {
+            "batch": largest["batch"].to_numpy(),
+            "rms": by_batch["mean"].apply(lambda eta: np.sqrt((eta**2).mean())).map("{:.3f}".format)
+            .to_numpy(),
+            "largest": (largest["gene"] + " " + largest["mean"].map("{:+.2f}".format)).to_numpy(),
+            "interval": _interval(largest).to_numpy(),
+        }
+    )  # fmt: skip
+    return _aligned(shown) + "\n\nη of each gene, natural log; the sum over batches is zero."
+
+
+def _interval(table: pd.DataFrame, form: str = "{:+.2f}") -> pd.Series:
+    return table["lower"].map(form.format) + " to " + table["upper"].map(form.format)
+
+
+def _aligned(table: pd.DataFrame) -> str:
+    """A Markdown table with columns of even width."""
+    cells = [[str(name) for name in table.columns], *table.astype(str).to_numpy().tolist()]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""Every answer of a fitted model as a table, in memory and on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from pyrocell.errors import PyrocellError
+from pyrocell.labels import listed
+
+if TYPE_CHECKING:
+    from pyrocell.model import PyroCell
+
+__all__ = ["FORMATS", "TABLES", "check_format", "collect", "write_tables"]
+
+FORMATS = ("csv", "parquet")
+TABLES = (
+    "perturbation_effects",
+    "batch_effects",
+    "media_gains",
+    "predictive_check",
+    "conditions",
+    "layout",
+    "aliased",
+    "history",
+)
+
+
+def check_format(name: str) -> None:
+    """Raise unless tables can be written in this format."""
+    if name not in FORMATS:
+        raise PyrocellError(f'tables="{name}" is not a format of tables; use "csv" or "parquet"')
+    if name == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise PyrocellError(
+            'tables="parquet" needs pyarrow, which is not installed: '
+            "pip install 'pyrocell[parquet]', or use csv"
+        )
+
+
+def collect(
+    model: PyroCell, n_samples: int, say: Callable[[str], None] = lambda message: None
+) -> dict[str, pd.DataFrame]:
+    """Tables of everything that the model can say, by name; those in `TABLES` that apply.
+
+    Effects are at the last time, in the baseline medium and in every other.
+    """
+    screen = model.screen
+    tables: dict[str, pd.DataFrame] = {}
+    places = [screen.baseline_media, *screen.media]
+    say(f"effects in {listed(places)}")
+    tables["perturbation_effects"] = pd.concat(
+        [model.perturbation_effects(media=media, n_samples=n_samples) for media in places],
+        ignore_index=True,
+    )
+    if len(screen.batches) > 1:
+        say("batch effects")
+        tables["batch_effects"] = model.batch_effects(n_samples=n_samples)
+    if screen.media:
+        say("gains on the response to media")
+        tables["media_gains"] = model.media_gains(n_samples=n_samples)
+    say("posterior predictive check")
+    tables["predictive_check"] = model.posterior_predictive_check()
+    tables["conditions"] = screen.conditions
+    tables["layout"] = _named_layout(model)
+    tables["aliased"] = screen.aliased
+    tables["history"] = model.history.reset_index()
+    return tables
+
+
+def _named_layout(model: PyroCell) -> pd.DataFrame:
+    """Cells by condition and batch, with what each condition is."""
+    conditions = model.screen.conditions[["perturbation", "media", "time"]]
+    counts = model.screen.layout.set_axis(conditions.index)
+    return pd.concat([conditions, counts.rename(columns=str)], axis=1)
+
+
+def write_tables(tables: dict[str, pd.DataFrame], directory: Path, kind: str) -> list[Path]:
+    """Write tables as `<name>.csv` or `<name>.parquet`; return the files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, table in tables.items():
+        file = directory / f"{name}.{kind}"
+        if kind == "parquet":
+            table.to_parquet(file, index=False)
+        else:
+            table.to_csv(file, index=False, float_format="%.6g")
+        files.append(file)
+    return files

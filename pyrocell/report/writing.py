@@ -1,0 +1,184 @@
+"""Write the directory of a fitted model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from anndata import AnnData
+
+from pyrocell.errors import ModelFileError
+from pyrocell.report.figures import FIGURES, write_figures
+from pyrocell.report.summary import quality_table, summary_text
+from pyrocell.report.tables import (
+    FORMATS,
+    TABLES,
+    check_format,
+    collect,
+    write_tables,
+)
+
+if TYPE_CHECKING:
+    from pyrocell.model import PyroCell
+
+__all__ = ["Report", "annotated", "check_target", "write"]
+
+MODEL, CELLS, SUMMARY = "model", "annotated.h5ad", "summary.md"
+_TABLES, _FIGURES = "tables", "figures"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes
+    ----------
+    directory
+        Where.
+    tables
+        Every table by name, as in `<directory>/tables`.
+    quality
+        Whether the run is good: what, value, verdict.
+    text
+        The summary, as in `<directory>/summary.md`.
+    files
+        Everything that was written.
+    """
+
+    directory: Path
+    tables: dict[str, pd.DataFrame]
+    quality: pd.DataFrame
+    text: str
+    files: list[Path]
+
+
+def check_target(directory: str | Path, overwrite: bool = False, tables: str = "csv") -> None:
+    """Say whether a report can be written there; call it before long work.
+
+    Raises
+    ------
+    ModelFileError
+        If the directory is not empty and `overwrite` is false, is a file, or cannot be written to.
+    PyrocellError
+        If tables cannot be written in that format.
+    """
+    check_format(tables)
+    path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise ModelFileError(f"{path} is a file; name a directory")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise ModelFileError(
+            f"{path} is not empty; name another, or overwrite it (overwrite=True; --force)"
+        )
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not os.access(nearest, os.W_OK):
+        raise ModelFileError(f"{nearest} cannot be written to; name another directory")
+
+
+def write(
+    model: PyroCell,
+    directory: str | Path,
+    *,
+    overwrite: bool = False,
+    tables: str = "csv",
+    n_samples: int = 200,
+    color: str | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> Report:
+    """Write a fitted model's answers: model, tables, annotated cells, figures, summary.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    directory
+        Gets `model/`, `tables/`, `figures/`, `annotated.h5ad` and `summary.md`.
+    overwrite
+        Replace what an earlier run left in the directory; other files in it stay.
+    tables
+        "csv", or "parquet" where pyarrow is installed.
+    n_samples
+        Posterior draws behind each table.
+    color
+        Column of `.obs` that colours the latent map; default: the batch.
+    say
+        Called with a line about each step.
+
+    Returns
+    -------
+    Report.
+
+    Raises
+    ------
+    ModelFileError
+        If the directory is not empty and `overwrite` is false.
+    """
+    check_target(directory, overwrite, tables)
+    path = Path(directory)
+    _remove_old(path)
+    say("model")
+    model.save(path / MODEL, overwrite=True)
+    found = collect(model, n_samples, say)
+    files = [*sorted((path / MODEL).iterdir()), *write_tables(found, path / _TABLES, tables)]
+    say("annotated cells")
+    annotated(model, found).write_h5ad(path / CELLS, compression="gzip")
+    say("figures")
+    files += write_figures(model, found, path / _FIGURES, color)
+    text = summary_text(model, found)
+    (path / SUMMARY).write_text(text, encoding="utf-8")
+    files += [path / CELLS, path / SUMMARY]
+    return Report(path, found, quality_table(model, found), text, files)
+
+
+def _remove_old(path: Path) -> None:
+    """Remove what an earlier run may have left that this one might not replace."""
+    names = [path / _TABLES / f"{name}.{kind}" for name in TABLES for kind in FORMATS]
+    names += [path / _FIGURES / f"{name}.png" for name in FIGURES]
+    for file in (*names, path / CELLS, path / SUMMARY):
+        file.unlink(missing_ok=True)
+    if (path / MODEL / "model.json").exists():
+        shutil.rmtree(path / MODEL)
+
+
+def annotated(model: PyroCell, tables: dict[str, pd.DataFrame]) -> AnnData:
+    """The cells with answers where scanpy users look; the model's AnnData stays as it is.
+
+    Adds `.obsm["X_pyrocell"]` (resting state z), `.varm["pyrocell_effects"]` and
+    `.varm["pyrocell_prob_direction"]` (genes × perturbations, baseline medium, last time),
+    `.varm["pyrocell_batch_effects"]` (genes × batches) and `.uns["pyrocell"]` (version, summary of
+    the model). Leaves out the columns and keys that scvi-tools' registration adds (`_scvi_*`).
+    """
+    adata = model.adata
+    public = [column for column in adata.obs if not str(column).startswith("_scvi")]
+    out = AnnData(
+        X=adata.X,
+        obs=adata.obs[public],
+        var=adata.var,
+        uns={key: value for key, value in adata.uns.items() if not key.startswith("_scvi")},
+        **{name: dict(getattr(adata, name)) for name in ("obsm", "varm", "layers", "obsp", "varp")},
+    )
+    if adata.raw is not None:
+        out.raw = adata.raw.to_adata()
+    out.obsm["X_pyrocell"] = model.get_latent_representation()
+    effects = tables["perturbation_effects"]
+    effects = effects[effects["media"] == model.screen.baseline_media]
+    out.varm["pyrocell_effects"] = _by_gene(effects, "perturbation", "mean", out)
+    out.varm["pyrocell_prob_direction"] = _by_gene(effects, "perturbation", "prob_direction", out)
+    if "batch_effects" in tables:
+        out.varm["pyrocell_batch_effects"] = _by_gene(tables["batch_effects"], "batch", "mean", out)
+    out.uns["pyrocell"] = {"version": version("pyrocell"), "model": str(model.module.config)}
+    return out
+
+
+def _by_gene(table: pd.DataFrame, columns: str, values: str, adata: AnnData) -> pd.DataFrame:
+    names = table[columns].unique()
+    wide = table.pivot(index="gene", columns=columns, values=values)
+    wide = wide.loc[adata.var_names.astype(str), names].set_axis(adata.var_names)
+    # HDF5 takes a slash for a path.
+    return wide.set_axis([str(name).replace("/", "_") for name in names], axis=1)
