@@ -14,6 +14,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrocell.distributions import GaussianWalk, NegativeBinomial, ZeroInflatedNegativeBinomial
@@ -97,9 +98,11 @@ class GenerativeModel(nn.Module):
         self._register_screen(screen)
         self.loading = nn.Parameter(statistics.loading.clone())  # (d, G)
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
-        self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
-        self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.residual_sd)))
-        self.logit_persistence = nn.Parameter(torch.tensor(1.5))
+        if self.n_batches > 1:
+            self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
+        if self.has_time and config.gene_residual:
+            self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.residual_sd)))
+            self.logit_persistence = nn.Parameter(torch.tensor(1.5))
         self.register_buffer("baseline_centre", statistics.baseline.clone())
         self.register_buffer("kl_weight", torch.tensor(1.0))
 
@@ -146,7 +149,7 @@ class GenerativeModel(nn.Module):
     # ------------------------------------------------------------------ global sites
     def globals(self) -> dict[str, Tensor]:
         """Sample every global site from its prior."""
-        with poutine.scale(scale=self.kl_weight):
+        with poutine.scale(scale=self.kl_weight), _EventShaped():
             values = self._view_sites()
             values |= self._noise_sites()
             values |= self._operator_sites()
@@ -159,7 +162,7 @@ class GenerativeModel(nn.Module):
         values = {
             "V.baseline": _sample("V.baseline", self.baseline_centre, p.baseline_sd * one),
             "V.loading": _sample("V.loading", one.new_zeros(self.config.n_response, g), one),
-            "V.dispersion": _draw(
+            "V.dispersion": pyro.sample(
                 "V.dispersion",
                 dist.LogNormal(one.new_full((g,), p.dispersion_loc), p.dispersion_sd).to_event(1),
             ),
@@ -176,7 +179,7 @@ class GenerativeModel(nn.Module):
     def _noise_sites(self) -> dict[str, Tensor]:
         if self.n_batches == 1:
             return {"eta": self.loading.new_zeros(1, self.n_genes)}
-        scale = _draw(
+        scale = pyro.sample(
             "eta.scale",
             dist.LogNormal(
                 self.log_eta_scale.expand(self.n_genes), self.priors.eta_spread
@@ -201,7 +204,7 @@ class GenerativeModel(nn.Module):
             values["M.effect"] = _sample(
                 "M.effect", one.new_zeros(j, self.n_axes), p.media_effect_sd * one
             )
-            values["M.gain"] = _draw("M.gain", self.gain_prior().to_event(2))
+            values["M.gain"] = pyro.sample("M.gain", self.gain_prior().to_event(2))
         if self.has_time:
             base = _sample("W.log_rate_base", p.log_rate_loc * one, p.log_rate_sd * one)
             values["W.log_rate_base"] = base
@@ -221,19 +224,19 @@ class GenerativeModel(nn.Module):
         one = self.loading.new_ones(())
         if self.has_time:
             medians = one.new_tensor([p.process_noise_sd, p.process_noise_effect])
-            out["W.process_noise"] = _draw(
+            out["W.process_noise"] = pyro.sample(
                 "W.process_noise", dist.LogNormal(medians.log(), 0.5).to_event(1)
             )
-            out["W.gene_scale"] = _draw(
+            out["W.gene_scale"] = pyro.sample(
                 "W.gene_scale", dist.LogNormal(one.new_zeros(self.n_genes), 0.5).to_event(1)
             )
         both = values | out
         keep = self.persistence()
-        out["P.residual"] = _draw(
+        out["P.residual"] = pyro.sample(
             "P.residual", GaussianWalk(self.residual_scale(), self.step_scale(both, "P"), keep)
         )
         if self.n_media:
-            out["M.residual"] = _draw(
+            out["M.residual"] = pyro.sample(
                 "M.residual", GaussianWalk(p.media_residual_sd * one, self.step_scale(both, "M"), keep)
             )
         if self.n_interactions:
@@ -294,6 +297,8 @@ class GenerativeModel(nn.Module):
 
     def persistence(self) -> Tensor:
         """Share of a residual that is kept from one measured time to the next, (T - 1,)."""
+        if not self.has_time:
+            return self.time_steps
         return self.logit_persistence.sigmoid().pow(self.time_steps)
 
     def low_rank(self, values: dict[str, Tensor], operator: str) -> Tensor:
@@ -416,6 +421,15 @@ class GenerativeModel(nn.Module):
         return ZeroInflatedNegativeBinomial(logits, log_theta, intercept, slope, **common)
 
 
+class _EventShaped(Messenger):
+    """Globals keep their event shape; `Predictive` hands them over with the plate's dimension."""
+
+    def _pyro_post_sample(self, msg: dict) -> None:
+        shape = msg["fn"].event_shape
+        if msg["value"].dim() > len(shape):
+            msg["value"] = msg["value"].reshape(shape)
+
+
 class _RealMixture(dist.MixtureSameFamily):
     """Mixture over the real line; torch's own support has no transform, which NUTS asks for."""
 
@@ -424,13 +438,7 @@ class _RealMixture(dist.MixtureSameFamily):
 
 def _sample(name: str, loc: Tensor, scale: Tensor) -> Tensor:
     normal = dist.Normal(loc, scale)
-    return _draw(name, normal.to_event(len(normal.batch_shape)))
-
-
-def _draw(name: str, prior: dist.Distribution) -> Tensor:
-    """Sample a global; `Predictive` puts the plate's dimension before values it conditions on."""
-    value = pyro.sample(name, prior)
-    return value if value.dim() == len(prior.event_shape) else value.reshape(prior.event_shape)
+    return pyro.sample(name, normal.to_event(len(normal.batch_shape)))
 
 
 def _gather_nodes(weight: Tensor, walk: Tensor, time_index: Tensor) -> Tensor:

@@ -168,7 +168,9 @@ class Queries:
         shift = shift + unseen[:, :1] * model.priors.interaction_sd * noise()
         if model.has_time:
             constant, relative = values["W.process_noise"]
-            variance = (constant * values["W.gene_scale"]).square() + (relative * shift).square()
+            own = (conditions.genotype @ values["W.driver_scale"][: conditions.genotype.shape[1]])
+            own = own[:, None] * values["W.gene_scale"]
+            variance = (constant * own).square() + (relative * shift).square()
             perturbed = (conditions.genotype.sum(1, keepdim=True) > 0).float()
             shift = shift + perturbed * (variance * unseen[:, 1:]).sqrt() * noise()
         return shift
@@ -257,7 +259,7 @@ class Queries:
     def counterfactual(
         self, cells: CellData, frame: pd.DataFrame, n_samples: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (rows, draws (S, cells, G)) of counts expected had the cells been treated as `frame`.
+        """Yield (rows, draws (S, cells, G)) of counts expected under the treatment of `frame`.
 
         C(x, p, m) = F(F⁻¹(x)) (eq. 6): the cell keeps its resting state z, batch and size factor;
         its condition's response is replaced by the requested one.
