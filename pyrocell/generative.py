@@ -101,8 +101,9 @@ class GenerativeModel(nn.Module):
         if self.n_batches > 1:
             self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
         if self.has_time and config.gene_residual:
-            self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.residual_sd)))
+            self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.walk_sd)))
             self.logit_persistence = nn.Parameter(torch.tensor(1.5))
+        self.residual_start = priors.walk_sd if self.has_time else priors.residual_sd
         self.register_buffer("baseline_centre", statistics.baseline.clone())
         self.register_buffer("kl_weight", torch.tensor(1.0))
 
@@ -230,14 +231,19 @@ class GenerativeModel(nn.Module):
             out["W.gene_scale"] = pyro.sample(
                 "W.gene_scale", dist.LogNormal(one.new_zeros(self.n_genes), 0.5).to_event(1)
             )
+            drivers = one.new_zeros(self.n_perturbations + self.n_media)
+            out["W.driver_scale"] = pyro.sample(
+                "W.driver_scale", dist.LogNormal(drivers, 0.5).to_event(1)
+            )
         both = values | out
         keep = self.persistence()
         out["P.residual"] = pyro.sample(
-            "P.residual", GaussianWalk(self.residual_scale(), self.step_scale(both, "P"), keep)
+            "P.residual", GaussianWalk(self.residual_scale(both), self.step_scale(both, "P"), keep)
         )
         if self.n_media:
             out["M.residual"] = pyro.sample(
-                "M.residual", GaussianWalk(p.media_residual_sd * one, self.step_scale(both, "M"), keep)
+                "M.residual",
+                GaussianWalk(p.media_residual_sd * one, self.step_scale(both, "M"), keep),
             )
         if self.n_interactions:
             zeros = one.new_zeros(self.n_interactions, self.n_genes)
@@ -278,7 +284,7 @@ class GenerativeModel(nn.Module):
     def step_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
         """Prior standard deviation of the residual's steps, (K or J, T - 1, G).
 
-        Variance per step: (a² s_g² + b² (low-rank effect)²) Δt, so it widens with the distance
+        Variance per step: (a² s_k² s_g² + b² (low-rank effect)²) Δt, so it widens with the distance
         from the measured times.
         """
         if not self.has_time:
@@ -286,13 +292,14 @@ class GenerativeModel(nn.Module):
             return self.loading.new_zeros(n, 0, self.n_genes)
         constant, relative = values["W.process_noise"]
         low_rank = self.low_rank(values, operator)[:, 1:]
-        variance = (constant * values["W.gene_scale"]).square() + (relative * low_rank).square()
+        own = self._walk_scale(values, operator)
+        variance = (constant * own).square() + (relative * low_rank).square()
         return (variance * self.time_steps[:, None]).sqrt()
 
-    def residual_scale(self) -> Tensor:
+    def residual_scale(self, values: dict[str, Tensor]) -> Tensor:
         """Prior width of a perturbation's residual at its first time: learned in a time course."""
         if self.has_time:
-            return self.log_residual_scale.exp()
+            return self.log_residual_scale.exp() * self._walk_scale(values, "P")[:, 0]
         return self.loading.new_tensor(self.priors.residual_sd)
 
     def persistence(self) -> Tensor:
@@ -300,6 +307,13 @@ class GenerativeModel(nn.Module):
         if not self.has_time:
             return self.time_steps
         return self.logit_persistence.sigmoid().pow(self.time_steps)
+
+    def _walk_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
+        """Relative size of a driver's residual by gene, (K or J, 1, G)."""
+        n = self.n_perturbations
+        driver = values["W.driver_scale"]
+        driver = driver[:n] if operator == "P" else driver[n:]
+        return (driver[:, None] * values["W.gene_scale"])[:, None]
 
     def low_rank(self, values: dict[str, Tensor], operator: str) -> Tensor:
         """Low-rank response of each driver at the nodes of its residual's walk, (K or J, T, G)."""

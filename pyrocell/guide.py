@@ -106,7 +106,8 @@ class Guide(nn.Module):
                 medians = torch.tensor([p.process_noise_sd, p.process_noise_effect]).log()
                 self._gaussian("process", medians, torch.tensor(0.1))
                 self._gaussian("gene_scale", torch.zeros(g), torch.tensor(0.2))
-            self._residual("P", cells[:k], per_node[:k], relative, model.priors.residual_sd)
+                self._gaussian("driver_scale", torch.zeros(k + j), torch.tensor(0.1))
+            self._residual("P", cells[:k], per_node[:k], relative, model.residual_start)
             if j:
                 self._residual("M", cells[k:], per_node[k:], relative, model.priors.media_residual_sd)
         if len(model.several):
@@ -272,6 +273,7 @@ class Guide(nn.Module):
         if model.has_time:
             out["W.process_noise"] = self._normal("W.process_noise", "process", dist.LogNormal)
             out["W.gene_scale"] = self._normal("W.gene_scale", "gene_scale", dist.LogNormal)
+            out["W.driver_scale"] = self._normal("W.driver_scale", "driver_scale", dist.LogNormal)
         both = values | out
         out["P.residual"] = self._walk("P", both)
         if model.n_media:

@@ -22,6 +22,8 @@ class Priors:
         Gene-level residual of a perturbation at its first measured time (RMS log-fold change). Wide
         enough not to shrink a gene measured in 100 cells by much, so that intervals of silent and of
         active effects are both near nominal.
+    walk_sd
+        The same at the first time of a time course, where it is a starting value and learned.
     media_residual_sd
         The same for a medium.
     interaction_sd
@@ -56,6 +58,7 @@ class Priors:
     effect_sd: float = 0.3
     media_effect_sd: float = 2.0
     residual_sd: float = 0.2
+    walk_sd: float = 0.08
     media_residual_sd: float = 0.1
     interaction_sd: float = 0.1
     on_target_sd: float = 1.0

@@ -73,11 +73,11 @@ class ScreenManager(AnnDataManager):
         levels = _read_covariates(adata, args) if source is None else source["covariates"]
         _encode_covariates(adata, levels)
         materialise_view(adata)
+        if source_registry is not None and "field_registries" not in source_registry:
+            source_registry = None  # read from a model's file, which keeps the screen alone
         if source_registry is not None:
             # Combinations of known perturbations may be new; all else was checked above.
             transfer_kwargs["extend_categories"] = True
-        if source_registry is not None and "field_registries" not in source_registry:
-            source_registry = None  # read from a model's file, which keeps the screen alone
         with warnings.catch_warnings():
             # Says a category code; the screen has named the perturbation already.
             warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
