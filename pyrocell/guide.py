@@ -228,7 +228,8 @@ class Guide(nn.Module):
         )
         along = self.control_log_error.exp()[:, None] * loc
         covariance = chol @ chol.mT + along[..., :, None] * along[..., None, :]
-        normal = dist.MultivariateNormal(loc, covariance_matrix=covariance)
+        root = torch.linalg.cholesky_ex(covariance).L  # a NaN is to be found at its site
+        normal = dist.MultivariateNormal(loc, scale_tril=root)
         return pyro.sample("M.effect", normal.to_event(1))
 
     def _view_sites(self) -> dict[str, Tensor]:

@@ -298,6 +298,7 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message="Encountered NaN: loss")  # an error follows
         try:
             for logger in loggers:
                 logger.setLevel(logging.WARNING)
