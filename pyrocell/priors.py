@@ -57,7 +57,7 @@ class Priors:
 
     effect_sd: float = 0.3
     media_effect_sd: float = 2.0
-    residual_sd: float = 0.2
+    residual_sd: float = 0.25
     walk_sd: float = 0.08
     media_residual_sd: float = 0.1
     interaction_sd: float = 0.1

@@ -38,7 +38,8 @@ class TrainingConfig:
     min_epochs, max_epochs
         Bounds on the epochs that follow from `steps`.
     batch_size
-        Cells per step.
+        Cells per step at the most; a screen with few cells takes smaller minibatches, at least
+        eight to an epoch.
     lr, global_lr
         Learning rates of the networks and of the global sites (design 5.5); both decay to zero.
     kl_warmup
@@ -57,9 +58,13 @@ class TrainingConfig:
     kl_warmup: float = 0.2
     patience: int = 20
 
+    def minibatch(self, n_cells: int) -> int:
+        """Cells per step for this many training cells."""
+        return int(np.clip(n_cells // 8, 1, self.batch_size))
+
     def epochs(self, n_cells: int) -> int:
         """Epochs for this many training cells."""
-        per_epoch = max(1, n_cells // self.batch_size)
+        per_epoch = max(1, n_cells // self.minibatch(n_cells))
         return int(np.clip(round(self.steps / per_epoch), self.min_epochs, self.max_epochs))
 
 
@@ -238,7 +243,7 @@ def train(
         If a value becomes NaN or infinite, naming the site.
     """
     pyro.settings.set(module_local_params=True)
-    size = config.batch_size
+    size = config.minibatch(len(train_positions))
     loaders = [batch_loader(data, train_positions, size, seed=seed)]
     if len(validation_positions):
         loaders.append(batch_loader(data, validation_positions, 4 * size))

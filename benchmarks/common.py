@@ -1,0 +1,69 @@
+"""What the benchmarks share: quiet fits, coverage, one line of JSON at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def quiet() -> None:
+    """One thread, no chatter."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "scvi", "pyrocell"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def shared(name: str) -> ad.AnnData:
+    """Read a real screen that lies beside the repository, or say why not."""
+    path = SHARED / name
+    if not path.exists():
+        raise SystemExit(f"{path} is absent: this benchmark needs the shared screens")
+    return ad.read_h5ad(path)
+
+
+def run_all(function: Callable, jobs: Iterable[tuple], n_jobs: int) -> list:
+    """Call a function on every job, several processes at a time."""
+    return Parallel(n_jobs=n_jobs)(delayed(_timed)(function, job) for job in jobs)
+
+
+def _timed(function: Callable, job: tuple) -> Any:
+    quiet()
+    start = time.time()
+    result = function(*job)
+    result["seconds"] = round(time.time() - start, 1)
+    print({k: v for k, v in result.items() if not isinstance(v, np.ndarray)}, flush=True)
+    return result
+
+
+def covered(lower: np.ndarray, upper: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the truth inside the intervals."""
+    return float(((lower <= truth) & (truth <= upper)).mean())
+
+
+def report(name: str, **figures: Any) -> None:
+    """Print one line of JSON."""
+    clean = json.loads(json.dumps(figures, default=float))
+    print(json.dumps({"benchmark": name, **_rounded(clean)}))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return value
