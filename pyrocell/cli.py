@@ -6,6 +6,7 @@ The summary goes to standard output; progress, warnings and errors go to standar
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from anndata import AnnData, read_h5ad
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -25,6 +27,7 @@ from pyrocell.errors import PyrocellError, ScreenWarning
 __all__ = ["main"]
 
 _DEMO_EPOCHS, _QUICK_EPOCHS = 100, 3
+_FEW_GENES = 1000  # below this threads wait for each other longer than they work
 _LINES = 10  # of progress where there is no terminal
 _SETUP = (
     "layer batch_key perturbation_key control perturbation_type perturbation_type_key media_key "
@@ -201,6 +204,8 @@ def _train(
         if n
     ]
     _say("fitting " + ", ".join(counted))
+    if len(screen.genes) < _FEW_GENES and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     start = time.monotonic()
     terminal = sys.stdout.isatty() and sys.stderr.isatty()
     model.train(

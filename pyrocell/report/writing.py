@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from anndata import AnnData
@@ -31,6 +31,7 @@ __all__ = ["Report", "annotated", "check_target", "write"]
 
 MODEL, CELLS, SUMMARY = "model", "annotated.h5ad", "summary.md"
 _TABLES, _FIGURES = "tables", "figures"
+_ALIGNED = ("obsm", "varm", "layers", "obsp", "varp")
 
 
 @dataclass(frozen=True)
@@ -155,13 +156,12 @@ def annotated(model: PyroCell, tables: dict[str, pd.DataFrame]) -> AnnData:
     the model). Leaves out the columns and keys that scvi-tools' registration adds (`_scvi_*`).
     """
     adata = model.adata
-    public = [column for column in adata.obs if not str(column).startswith("_scvi")]
     out = AnnData(
         X=adata.X,
-        obs=adata.obs[public],
+        obs=adata.obs[[name for name in adata.obs if not str(name).startswith("_scvi")]],
         var=adata.var,
-        uns={key: value for key, value in adata.uns.items() if not key.startswith("_scvi")},
-        **{name: dict(getattr(adata, name)) for name in ("obsm", "varm", "layers", "obsp", "varp")},
+        uns=_public(adata.uns),
+        **{name: _public(getattr(adata, name)) for name in _ALIGNED},
     )
     if adata.raw is not None:
         out.raw = adata.raw.to_adata()
@@ -174,6 +174,11 @@ def annotated(model: PyroCell, tables: dict[str, pd.DataFrame]) -> AnnData:
         out.varm["pyrocell_batch_effects"] = _by_gene(tables["batch_effects"], "batch", "mean", out)
     out.uns["pyrocell"] = {"version": version("pyrocell"), "model": str(model.module.config)}
     return out
+
+
+def _public(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what scvi-tools' registration adds, and without X, which anndata may list by None."""
+    return {k: v for k, v in entries.items() if k is not None and not k.startswith("_scvi")}
 
 
 def _by_gene(table: pd.DataFrame, columns: str, values: str, adata: AnnData) -> pd.DataFrame:
