@@ -1,8 +1,8 @@
 """η and gene-level effects on simulated screens with known truth.
 
 Screens of 40 perturbations (half of them silent) and 200 genes: 3 to 12 batches, batch noise of sd
-.1 to .3, 1,000 controls, 20 to 200 cells per perturbation, balanced and not; effects inside the model's rank, and
-effects with a sparse gene-level part that no small rank holds. Seeds were not used for any choice.
+.1 to .3, 1,000 controls, 20 to 200 cells per perturbation, balanced and not; effects inside the
+model's rank, and effects with a sparse gene-level part that no small rank holds. Seeds were not used for any choice.
 
     python benchmarks/batch_recovery.py --jobs 2
 """

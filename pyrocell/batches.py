@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pyrocell.generative import Conditions
+from pyrocell.structure import Conditions
 
 __all__ = ["CellData", "batch_loader"]
 

@@ -1,4 +1,4 @@
-"""The generative model of a screen, as a Pyro callable: F = W ∘ M ∘ P, then η, then V (eqs. 1-4, 10).
+"""The generative model of a screen, as a Pyro callable: F = W ∘ M ∘ P, η, V (eqs. 1-4, 10).
 
 Site names are a public contract; `docs/model.md` lists them with shapes and units.
 """
@@ -6,8 +6,6 @@ Site names are a public contract; `docs/model.md` lists them with shapes and uni
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pyro
@@ -24,52 +22,15 @@ from pyrocell.operators.perturbation import on_target_shift
 from pyrocell.operators.waiting import relative_curve
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
+from pyrocell.structure import (
+    Conditions,
+    ModelConfig,
+    ScreenStatistics,
+    gather_nodes,
+    number_arms,
+)
 
-__all__ = ["Conditions", "GenerativeModel", "ModelConfig", "ScreenStatistics"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Choices that fix the shape of the model; saved with it."""
-
-    n_latent: int = 10
-    n_response: int = 8
-    dynamics: str = "relaxation"
-    likelihood: str = "zinb"
-    gene_residual: bool = True
-    interactions: bool = False
-    composition: bool = True
-    n_hidden: int = 128
-    n_covariates: int = 0
-    content_dependent_noise: bool = False
-
-
-class ScreenStatistics(NamedTuple):
-    """Starting values read off the counts, one pass (see `initial.py`)."""
-
-    baseline: Tensor  # (G,) log relative expression of controls
-    baseline_scale: Tensor  # (G,) its standard error
-    mean: Tensor  # (G,) mean count
-    relative_variance: Tensor  # (G,) Var(x / size) / mean(x / size)²
-    log_dispersion: Tensor  # (G,) log θ by moments
-    loading: Tensor  # (d, G) axes on which resting cells differ
-    response: Tensor  # (r, G) axes of the pseudobulk responses, unit RMS
-    effect: Tensor  # (K, d + r)
-    media_effect: Tensor  # (J, d + r)
-
-
-class Conditions(NamedTuple):
-    """Conditions as tensors; rows may be any requested (perturbation set, media, time)."""
-
-    genotype: Tensor  # (C, K) 0/1
-    exposure: Tensor  # (C, J) 0/1
-    duration: Tensor  # (C,)
-    time_index: Tensor  # (C,) node of the residual's walk
-    interaction: Tensor  # (C,) row of P.interaction, -1 if none
-
-    def select(self, rows: Tensor) -> Conditions:
-        """Return the given rows."""
-        return Conditions(*(field[rows] for field in self))
+__all__ = ["GenerativeModel"]
 
 
 class GenerativeModel(nn.Module):
@@ -111,7 +72,7 @@ class GenerativeModel(nn.Module):
         as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
         genotype, exposure = as_float(screen.genotype), as_float(screen.exposure)
         several = (genotype.sum(1) + exposure.sum(1)) > 1
-        arms, interaction = _arms(genotype, exposure, several)
+        arms, interaction = number_arms(genotype, exposure, several)
         self.n_interactions = arms if self.config.interactions and self.config.gene_residual else 0
         if not self.n_interactions:
             interaction = torch.full_like(interaction, -1)
@@ -139,6 +100,10 @@ class GenerativeModel(nn.Module):
         measured = self.target >= 0
         own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
         self.register_buffer("own_gene", own, persistent=False)  # (K, G)
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Prior scales learned by empirical Bayes; they train at the rate of the global sites."""
+        return [p for name, p in self.named_parameters() if name != "loading"]
 
     @property
     def conditions(self) -> Conditions:
@@ -252,7 +217,7 @@ class GenerativeModel(nn.Module):
 
     # ------------------------------------------------------------------ deterministic parts
     def axes(self, values: dict[str, Tensor]) -> Tensor:
-        """Loadings of (y_z, y_r), (..., d + r, G); rows of the own part have unit RMS over genes."""
+        """Loadings of (y_z, y_r), (..., d + r, G); the own part's rows have unit RMS over genes."""
         own = values["V.loading"]
         own = own / own.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
         shape = (*own.shape[:-2], *self.loading.shape)
@@ -354,11 +319,11 @@ class GenerativeModel(nn.Module):
 
     def _residual(self, values: dict[str, Tensor], conditions: Conditions, gain: Tensor) -> Tensor:
         walk = values["P.residual"]  # (K, T, G)
-        # at its own gene a perturbation's level is P.on_target: the residual there only moves in time
+        # the level at a perturbation's own gene is P.on_target; its residual only moves in time
         walk = walk - self.own_gene[:, None] * walk[:, :1]
-        out = _gather_nodes(conditions.genotype, walk, conditions.time_index)
+        out = gather_nodes(conditions.genotype, walk, conditions.time_index)
         if self.n_media:
-            out = out + _gather_nodes(
+            out = out + gather_nodes(
                 conditions.exposure, values["M.residual"], conditions.time_index
             )
         if self.n_interactions:
@@ -453,26 +418,3 @@ class _RealMixture(dist.MixtureSameFamily):
 def _sample(name: str, loc: Tensor, scale: Tensor) -> Tensor:
     normal = dist.Normal(loc, scale)
     return pyro.sample(name, normal.to_event(len(normal.batch_shape)))
-
-
-def _gather_nodes(weight: Tensor, walk: Tensor, time_index: Tensor) -> Tensor:
-    """Σ_k weight[c, k] walk[k, time_index[c]] without touching drivers that a condition lacks."""
-    slots = int((weight != 0).sum(1).max()) if weight.numel() else 0
-    if slots == 0:
-        return walk.new_zeros(len(weight), walk.shape[-1])
-    top, driver = (weight != 0).to(weight.dtype).topk(slots, 1)
-    amount = weight.gather(1, driver) * top
-    nodes = walk[driver, time_index[:, None]]  # (C, slots, G)
-    return (amount[..., None] * nodes).sum(1)
-
-
-def _arms(genotype: Tensor, exposure: Tensor, several: Tensor) -> tuple[int, Tensor]:
-    """Number the (perturbation set, media) arms with several drivers; -1 for the others."""
-    rows = torch.full((len(genotype),), -1, dtype=torch.long)
-    if not bool(several.any()):
-        return 0, rows
-    arms, inverse = torch.unique(
-        torch.cat([genotype, exposure], 1)[several], dim=0, return_inverse=True
-    )
-    rows[several] = inverse
-    return len(arms), rows

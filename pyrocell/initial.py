@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from pyrocell.generative import ModelConfig, ScreenStatistics
 from pyrocell.screen import Screen
+from pyrocell.structure import ModelConfig, ScreenStatistics
 
 __all__ = ["starting_values"]
 

@@ -20,7 +20,6 @@ from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, inference_dat
 from pyrocell.batches import CellData
 from pyrocell.criticism import importance_log_likelihood, posterior_predictive_check
 from pyrocell.errors import ModelFileError, ScreenError
-from pyrocell.generative import ModelConfig
 from pyrocell.module import ScreenModule
 from pyrocell.operators import Protocol
 from pyrocell.posterior import Posterior
@@ -29,6 +28,7 @@ from pyrocell.queries import Queries
 from pyrocell.registration import ScreenManager, cell_tensors, register
 from pyrocell.screen import Screen
 from pyrocell.storage import read_model, write_model
+from pyrocell.structure import ModelConfig
 from pyrocell.training import TrainingConfig, train
 
 __all__ = ["PyroCell"]

@@ -9,11 +9,12 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from pyrocell.generative import GenerativeModel, ModelConfig, ScreenStatistics
+from pyrocell.generative import GenerativeModel
 from pyrocell.guide import Guide
 from pyrocell.initial import starting_values
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
+from pyrocell.structure import ModelConfig, ScreenStatistics
 
 __all__ = ["ScreenModule"]
 

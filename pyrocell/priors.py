@@ -14,14 +14,14 @@ class Priors:
     Attributes
     ----------
     effect_sd
-        Starting slab width of `P.effect` per axis; own axes have unit RMS over genes, so this is the
-        RMS log-fold change that one axis contributes. Learned by empirical Bayes, per axis.
+        Starting slab width of `P.effect` per axis; own axes have unit RMS over genes, so this is
+        the RMS log-fold change that one axis contributes. Learned by empirical Bayes, per axis.
     media_effect_sd
         Width of `M.effect` per axis.
     residual_sd
-        Gene-level residual of a perturbation at its first measured time (RMS log-fold change). Wide
-        enough not to shrink a gene measured in 100 cells by much, so that intervals of silent and of
-        active effects are both near nominal.
+        Gene-level residual of a perturbation (RMS log-fold change). Wide enough not to shrink a
+        gene measured in 100 cells by much, so that intervals of silent and of active effects are
+        both near nominal.
     walk_sd
         The same at the first time of a time course, where it is a starting value and learned.
     media_residual_sd
@@ -43,8 +43,8 @@ class Priors:
         Batch noise per gene: starting median of its standard deviation, and the spread of the log
         standard deviation between genes.
     process_noise_sd, process_noise_effect
-        Prior medians of the residual's step between measured times: a constant part (per square root
-        of a time unit) and a part proportional to the low-rank effect.
+        Prior medians of the residual's step between measured times: a constant part (per square
+        root of a time unit) and a part proportional to the low-rank effect.
     baseline_sd
         Log relative expression of controls around the pooled estimate.
     dispersion_loc, dispersion_sd

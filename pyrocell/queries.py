@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pyrocell.batches import CellData
-from pyrocell.generative import Conditions
 from pyrocell.noise import centre
 from pyrocell.posterior import Posterior, summarise
 from pyrocell.screen import Screen
+from pyrocell.structure import Conditions
 from pyrocell.views.rna import count_variance, dropout_logits, mean_counts
 
 __all__ = ["Prediction", "Queries"]
@@ -168,7 +168,7 @@ class Queries:
         shift = shift + unseen[:, :1] * model.priors.interaction_sd * noise()
         if model.has_time:
             constant, relative = values["W.process_noise"]
-            own = (conditions.genotype @ values["W.driver_scale"][: conditions.genotype.shape[1]])
+            own = conditions.genotype @ values["W.driver_scale"][: conditions.genotype.shape[1]]
             own = own[:, None] * values["W.gene_scale"]
             variance = (constant * own).square() + (relative * shift).square()
             perturbed = (conditions.genotype.sum(1, keepdim=True) > 0).float()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pyrocell.distributions.counts import NegativeBinomial, ZeroInflatedNegativeBinomial
-from pyrocell.distributions.gaussian import GaussianWalk, LowRankNormal, MarkovLowRankNormal
+from pyrocell.distributions.gaussian import (
+    GaussianWalk,
+    LowRankNormal,
+    LowRankRow,
+    MarkovLowRankNormal,
+)
 
 __all__ = [
     "GaussianWalk",
     "LowRankNormal",
+    "LowRankRow",
     "MarkovLowRankNormal",
     "NegativeBinomial",
     "ZeroInflatedNegativeBinomial",

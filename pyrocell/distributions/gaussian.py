@@ -9,7 +9,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-__all__ = ["GaussianWalk", "LowRankNormal", "MarkovLowRankNormal"]
+__all__ = ["GaussianWalk", "LowRankNormal", "LowRankRow", "MarkovLowRankNormal"]
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -90,6 +90,29 @@ class LowRankNormal(TorchDistribution):
     def variance(self) -> Tensor:
         rows = self.scale.square() + self.tau.square() @ self.axes.square()
         return rows if self.mix is None else self.mix.square() @ rows
+
+
+class LowRankRow(LowRankNormal):
+    """A single row of `LowRankNormal` with event shape (G,)."""
+
+    def __init__(self, rows: LowRankNormal):
+        self._rows = rows
+        super().__init__(rows.loc, rows.scale, rows.axes, rows.tau, rows.mix)
+        self._event_shape = rows.loc.shape[-1:]
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self._rows.rsample(sample_shape).squeeze(-2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._rows.log_prob(value.unsqueeze(-2))
+
+    @property
+    def mean(self) -> Tensor:
+        return self._rows.mean.squeeze(-2)
+
+    @property
+    def variance(self) -> Tensor:
+        return self._rows.variance.squeeze(-2)
 
 
 class GaussianWalk(TorchDistribution):

@@ -1,0 +1,59 @@
+"""The amortised part of the guide, q(z | x), and the geometry that ties it to the shifts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Encoder", "fisher_metric", "projection"]
+
+_RIDGE = 0.01
+_LOG_SD_RANGE = (-5.0, 1.0)
+
+
+class Encoder(nn.Module):
+    """Amortised q(z | x) from log1p counts; condition and batch enter through the shift."""
+
+    def __init__(self, n_genes: int, n_hidden: int, n_latent: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(n_genes, n_hidden),
+            nn.ReLU(),
+            nn.Linear(n_hidden, n_hidden),
+            nn.ReLU(),
+            nn.Linear(n_hidden, 2 * n_latent),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (cells, d) each."""
+        loc, log_scale = self.body(torch.log1p(x)).chunk(2, -1)
+        return loc, log_scale.clamp(*_LOG_SD_RANGE).exp()
+
+
+def projection(loading: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
+    """Fisher-weighted least-squares map from a log-mean shift to cell state, (d, G)."""
+    weighted = loading * _fisher_weight(mean, theta)
+    ridge = _RIDGE * torch.eye(len(loading), device=loading.device)
+    return torch.linalg.solve(weighted @ loading.T + ridge, weighted)
+
+
+def _fisher_weight(mean: Tensor, theta: Tensor) -> Tensor:
+    """Fisher information of a log mean, per cell and gene, (G,)."""
+    return mean / (1 + mean / theta)
+
+
+def fisher_metric(
+    loading: Tensor, mean: Tensor, theta: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Inner product of log-mean shifts by one cell's Fisher information, z integrated out."""
+    weight = _fisher_weight(mean, theta)
+    weighted = loading * weight
+    inner = weighted @ loading.T + torch.eye(len(loading), device=loading.device)
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        along = torch.linalg.solve(inner, weighted @ b.T)  # (d, n)
+        return (a * weight * b).sum(-1) - ((a @ weighted.T) * along.T).sum(-1)
+
+    return product

@@ -1,0 +1,40 @@
+"""What the guide reads off the layout: who was measured with whom."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrocell.screen import Screen
+
+__all__ = ["condition_cells", "driver_cells", "layout_mix"]
+
+
+def condition_cells(screen: Screen) -> np.ndarray:
+    """Cells of each condition by batch, (C, B)."""
+    table = np.zeros((len(screen.conditions), len(screen.batches)), np.float32)
+    np.add.at(table, (screen.cell_condition, screen.cell_batch), 1)
+    return table
+
+
+def layout_mix(contrast: Tensor, counts: np.ndarray) -> Tensor:
+    """Lower-triangular correlation of η's contrasts for these batch sizes, (B − 1, B − 1).
+
+    The data's precision of the contrasts is C' diag(n_b) C; balanced batches give the identity.
+    """
+    weights = torch.as_tensor(counts / counts.mean(), dtype=contrast.dtype).clamp_min(1e-3)
+    precision = contrast.T @ (weights[:, None] * contrast)
+    return torch.linalg.cholesky(torch.linalg.inv(precision))
+
+
+def driver_cells(screen: Screen) -> np.ndarray:
+    """Cells of each driver (perturbations, then media) by time and batch, (K + J, T, B)."""
+    n_times, n_batches = max(1, len(screen.times)), len(screen.batches)
+    table = condition_cells(screen)
+    drivers = np.concatenate([screen.genotype, screen.exposure], 1)  # (C, K + J)
+    out = np.zeros((drivers.shape[1], n_times, n_batches))
+    for t in range(n_times):
+        rows = screen.time_index == t
+        out[:, t] = drivers[rows].T @ table[rows]
+    return out

@@ -1,0 +1,78 @@
+"""Shapes the model is built from: its choices, starting values, and conditions as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Conditions", "ModelConfig", "ScreenStatistics", "gather_nodes", "number_arms"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Choices that fix the shape of the model; saved with it."""
+
+    n_latent: int = 10
+    n_response: int = 8
+    dynamics: str = "relaxation"
+    likelihood: str = "zinb"
+    gene_residual: bool = True
+    interactions: bool = False
+    composition: bool = True
+    n_hidden: int = 128
+    n_covariates: int = 0
+    content_dependent_noise: bool = False
+
+
+class ScreenStatistics(NamedTuple):
+    """Starting values read off the counts, one pass (see `initial.py`)."""
+
+    baseline: Tensor  # (G,) log relative expression of controls
+    baseline_scale: Tensor  # (G,) its standard error
+    mean: Tensor  # (G,) mean count
+    relative_variance: Tensor  # (G,) Var(x / size) / mean(x / size)²
+    log_dispersion: Tensor  # (G,) log θ by moments
+    loading: Tensor  # (d, G) axes on which resting cells differ
+    response: Tensor  # (r, G) axes of the pseudobulk responses, unit RMS
+    effect: Tensor  # (K, d + r)
+    media_effect: Tensor  # (J, d + r)
+
+
+class Conditions(NamedTuple):
+    """Conditions as tensors; rows may be any requested (perturbation set, media, time)."""
+
+    genotype: Tensor  # (C, K) 0/1
+    exposure: Tensor  # (C, J) 0/1
+    duration: Tensor  # (C,)
+    time_index: Tensor  # (C,) node of the residual's walk
+    interaction: Tensor  # (C,) row of P.interaction, -1 if none
+
+    def select(self, rows: Tensor) -> Conditions:
+        """Return the given rows."""
+        return Conditions(*(field[rows] for field in self))
+
+
+def gather_nodes(weight: Tensor, walk: Tensor, time_index: Tensor) -> Tensor:
+    """Σ_k weight[c, k] walk[k, time_index[c]] without touching drivers that a condition lacks."""
+    slots = int((weight != 0).sum(1).max()) if weight.numel() else 0
+    if slots == 0:
+        return walk.new_zeros(len(weight), walk.shape[-1])
+    top, driver = (weight != 0).to(weight.dtype).topk(slots, 1)
+    amount = weight.gather(1, driver) * top
+    nodes = walk[driver, time_index[:, None]]  # (C, slots, G)
+    return (amount[..., None] * nodes).sum(1)
+
+
+def number_arms(genotype: Tensor, exposure: Tensor, several: Tensor) -> tuple[int, Tensor]:
+    """Number the (perturbation set, media) arms with several drivers; -1 for the others."""
+    rows = torch.full((len(genotype),), -1, dtype=torch.long)
+    if not bool(several.any()):
+        return 0, rows
+    arms, inverse = torch.unique(
+        torch.cat([genotype, exposure], 1)[several], dim=0, return_inverse=True
+    )
+    rows[several] = inverse
+    return len(arms), rows
