@@ -133,6 +133,7 @@ _DIMS = {
     "V.dispersion": ("gene",),
     "V.gate": ("gene", "gate"),
     "eta": ("batch", "gene"),
+    "eta.content": ("content", "gene"),
     "eta.scale": ("gene",),
     "eta.free": ("contrast", "gene"),
 }

@@ -16,7 +16,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrocell.distributions import GaussianWalk, NegativeBinomial, ZeroInflatedNegativeBinomial
-from pyrocell.noise import contrast_matrix
+from pyrocell.layout import batch_content
+from pyrocell.noise import content_effect, contrast_matrix
 from pyrocell.operators import ResponseParameters, respond
 from pyrocell.operators.perturbation import on_target_shift
 from pyrocell.operators.waiting import relative_curve
@@ -29,6 +30,7 @@ from pyrocell.structure import (
     gather_nodes,
     number_arms,
 )
+from pyrocell.views.rna import dropout_logits
 
 __all__ = ["GenerativeModel"]
 
@@ -58,6 +60,8 @@ class GenerativeModel(nn.Module):
         self.n_times = max(1, len(screen.times))
         self._register_screen(screen)
         self.loading = nn.Parameter(statistics.loading.clone())  # (d, G)
+        if config.dropout == "cell":
+            self.gate_loading = nn.Parameter(torch.zeros_like(statistics.loading))
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
         if self.n_batches > 1:
             self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
@@ -90,6 +94,7 @@ class GenerativeModel(nn.Module):
             "interaction": interaction,
             "target": torch.as_tensor(screen.target),
             "contrast": contrast_matrix(self.n_batches),
+            "content": batch_content(screen),
             "time_steps": times.diff() if self.has_time else torch.zeros(0),
             "on_target_sign": torch.tensor(
                 [{"CRISPRi": -1.0, "CRISPRa": 1.0}.get(t, 0.0) for t in screen.perturbation_types]
@@ -103,7 +108,8 @@ class GenerativeModel(nn.Module):
 
     def scale_parameters(self) -> list[nn.Parameter]:
         """Prior scales learned by empirical Bayes; they train at the rate of the global sites."""
-        return [p for name, p in self.named_parameters() if name != "loading"]
+        networks = ("loading", "gate_loading")
+        return [p for name, p in self.named_parameters() if name not in networks]
 
     @property
     def conditions(self) -> Conditions:
@@ -151,9 +157,15 @@ class GenerativeModel(nn.Module):
                 self.log_eta_scale.expand(self.n_genes), self.priors.eta_spread
             ).to_event(1),
         )
-        free = _sample("eta.free", scale.new_zeros(self.n_batches - 1, self.n_genes), scale)
-        eta = pyro.deterministic("eta", self.contrast @ free, event_dim=2)
-        return {"eta.scale": scale, "eta.free": free, "eta": eta}
+        values = {"eta.scale": scale}
+        if self.has_content:
+            zeros = scale.new_zeros(self.content.shape[1], self.n_genes)
+            sd = scale.new_tensor(self.priors.content_sd)
+            values["eta.content"] = _sample("eta.content", zeros, sd)
+        zeros = scale.new_zeros(self.n_batches - 1, self.n_genes)
+        values["eta.free"] = _sample("eta.free", zeros, scale)
+        values["eta"] = pyro.deterministic("eta", self.eta(values), event_dim=2)
+        return values
 
     def _operator_sites(self) -> dict[str, Tensor]:
         p, k, j = self.priors, self.n_perturbations, self.n_media
@@ -216,6 +228,18 @@ class GenerativeModel(nn.Module):
         return out
 
     # ------------------------------------------------------------------ deterministic parts
+    @property
+    def has_content(self) -> bool:
+        """Whether batch noise depends on what the batch contains."""
+        return self.config.content_dependent_noise and self.content.shape[1] > 0
+
+    def eta(self, values: dict[str, Tensor]) -> Tensor:
+        """η of every batch (eqs. 15, 19), (B, G); sums to zero over batches exactly."""
+        eta = self.contrast @ values["eta.free"]
+        if self.has_content:
+            eta = eta + content_effect(self.content, values["eta.content"])
+        return eta
+
     def axes(self, values: dict[str, Tensor]) -> Tensor:
         """Loadings of (y_z, y_r), (..., d + r, G); the own part's rows have unit RMS over genes."""
         own = values["V.loading"]
@@ -365,7 +389,7 @@ class GenerativeModel(nn.Module):
                 dist.Normal(shift.new_zeros(len(index), self.config.n_latent), 1.0).to_event(1),
             )
             logits = torch.addmm(values["V.baseline"] + shift, z, self.loading)
-            return pyro.sample("x", self.view(values, logits, log_size), obs=x)
+            return pyro.sample("x", self.view(values, logits, log_size, z), obs=x)
 
     def cell_shift(
         self,
@@ -389,15 +413,27 @@ class GenerativeModel(nn.Module):
         return shift
 
     def view(
-        self, values: dict[str, Tensor], logits: Tensor, log_size: Tensor
+        self, values: dict[str, Tensor], logits: Tensor, log_size: Tensor, z: Tensor
     ) -> NegativeBinomial | ZeroInflatedNegativeBinomial:
-        """The measurement view V: counts given log relative expression."""
+        """The measurement view V: counts given log relative expression and cell state."""
         log_theta = values["V.dispersion"].log()
         common = {"log_size": log_size, "composition": self.config.composition}
         if self.config.likelihood == "nb":
             return NegativeBinomial(logits, log_theta, **common)
         intercept, slope = values["V.gate"].unbind(-1)
+        if self.config.dropout == "cell":
+            gate = intercept + z @ self.gate_loading
+            return ZeroInflatedNegativeBinomial(logits, log_theta, gate_logits=gate, **common)
         return ZeroInflatedNegativeBinomial(logits, log_theta, intercept, slope, **common)
+
+    def gate(self, values: dict[str, Tensor], log_mu: Tensor, z: Tensor) -> Tensor | None:
+        """Dropout logits at log means (n, C, G) of cells with state z (n, d); None without."""
+        if self.config.likelihood == "nb":
+            return None
+        intercept, slope = values["V.gate"].unbind(-1)
+        if self.config.dropout == "cell":
+            return (intercept + z @ self.gate_loading)[:, None].expand_as(log_mu)
+        return dropout_logits(log_mu, intercept, slope)
 
 
 class _EventShaped(Messenger):

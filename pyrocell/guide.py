@@ -52,8 +52,11 @@ class Guide(GuideParameters):
         loc, scale = getattr(self, f"{name}_loc"), getattr(self, f"{name}_log_scale").exp()
         return pyro.sample(site, cls(loc, scale).to_event(loc.dim()))
 
-    def _low_rank(self, site: str, name: str, mix: Tensor | None = None) -> Tensor:
+    def _low_rank(
+        self, site: str, name: str, mix: Tensor | None = None, taken: Tensor | None = None
+    ) -> Tensor:
         loc = getattr(self, f"{name}_loc")
+        loc = loc if taken is None else loc - taken
         scale = getattr(self, f"{name}_log_scale").exp()
         tau = getattr(self, f"{name}_tau").exp()
         flat = loc.dim() == 1
@@ -104,8 +107,16 @@ class Guide(GuideParameters):
         if model.n_batches == 1:
             return {"eta": model.loading.new_zeros(1, model.n_genes)}
         scale = self._normal("eta.scale", "eta_scale", dist.LogNormal)
-        free = self._low_rank("eta.free", "eta", self.eta_mix)
-        return {"eta.scale": scale, "eta.free": free, "eta": model.contrast @ free}
+        values = {"eta.scale": scale}
+        taken = None
+        if model.has_content:
+            values["eta.content"] = self._normal("eta.content", "content")
+            # batches measure the sum: the free part gives back what the content took
+            change = model.content @ (values["eta.content"] - self.content_loc)
+            taken = self.content_kept.sigmoid() * (model.contrast.T @ change)
+        values["eta.free"] = self._low_rank("eta.free", "eta", self.eta_mix, taken)
+        values["eta"] = model.eta(values)
+        return values
 
     def _operator_sites(self) -> dict[str, Tensor]:
         model = self.model
@@ -152,7 +163,7 @@ class Guide(GuideParameters):
         taken = model.shift(values, rows) - model.shift(centre, rows)
         taken = taken + (values["V.baseline"] - self.baseline_loc)
         if model.n_batches > 1:
-            noise = model.contrast @ (values["eta.free"] - self.eta_loc)
+            noise = self._eta_change(values)
             taken = taken + self.several_batch_share @ noise  # (rows, G)
         if model.n_interactions:
             per_arm = self.arm_share @ taken  # (arms, G)
@@ -194,7 +205,7 @@ class Guide(GuideParameters):
         taken = values["V.baseline"] - self.baseline_loc
         taken = taken + model.low_rank(values, name) - model.low_rank(self._centre(), name)
         if model.n_batches > 1:
-            noise = model.contrast @ (values["eta.free"] - self.eta_loc)  # (B, G)
+            noise = self._eta_change(values)  # (B, G)
             taken = taken + getattr(self, f"{name}_batch_share") @ noise  # (n, T, G)
         kept = (getattr(self, f"{name}_log_ratio") + part("kept")[..., None]).sigmoid()
         walk = MarkovLowRankNormal(
@@ -208,6 +219,13 @@ class Guide(GuideParameters):
             model.persistence().detach(),
         )
         return pyro.sample(f"{name}.residual", walk)
+
+    def _eta_change(self, values: dict[str, Tensor]) -> Tensor:
+        """Deviation of the sampled η from its centre, (B, G)."""
+        centre = {"eta.free": self.eta_loc}
+        if self.model.has_content:
+            centre["eta.content"] = self.content_loc
+        return self.model.eta(values) - self.model.eta(centre)
 
     def _centre(self) -> dict[str, Tensor]:
         """Centres of the sites that a condition's shift depends on."""

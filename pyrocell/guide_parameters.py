@@ -57,6 +57,9 @@ class GuideParameters(nn.Module):
             self.eta_tau = nn.Parameter(
                 torch.full((model.n_batches - 1, d), -0.5 * math.log(per_batch))
             )
+            if model.has_content:
+                self._gaussian("content", torch.zeros(model.content.shape[1], g), torch.tensor(0.1))
+                self.content_kept = nn.Parameter(torch.tensor(2.0))
             self._gaussian("eta_scale", torch.full((g,), math.log(0.2)), torch.tensor(0.3))
         cells = torch.as_tensor(driver_cells(screen), dtype=torch.float32)  # (K + J, T, B)
         per_node = cells.sum(-1)

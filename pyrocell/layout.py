@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrocell.noise import content_fractions
 from pyrocell.screen import Screen
 
-__all__ = ["condition_cells", "driver_cells", "layout_mix"]
+__all__ = ["batch_content", "condition_cells", "driver_cells", "layout_mix"]
 
 
 def condition_cells(screen: Screen) -> np.ndarray:
@@ -26,6 +27,23 @@ def layout_mix(contrast: Tensor, counts: np.ndarray) -> Tensor:
     weights = torch.as_tensor(counts / counts.mean(), dtype=contrast.dtype).clamp_min(1e-3)
     precision = contrast.T @ (weights[:, None] * contrast)
     return torch.linalg.cholesky(torch.linalg.inv(precision))
+
+
+def batch_content(screen: Screen) -> Tensor:
+    """What each batch contains (eq. 19), as deviation from the average batch, (B, F).
+
+    Fractions of controls, of each medium and of each class of perturbation; what does not differ
+    between batches is left out.
+    """
+    control = torch.as_tensor(screen.genotype.sum(1) == 0).float()[:, None]
+    exposure = torch.as_tensor(screen.exposure)
+    classes = sorted(set(screen.perturbation_types))
+    member = np.array([[t == c for c in classes] for t in screen.perturbation_types], np.float32)
+    of_class = torch.as_tensor((screen.genotype @ member > 0).astype(np.float32))
+    features = torch.cat([control, exposure, of_class[:, 1:]], 1)  # (C, F)
+    cells = features[torch.as_tensor(screen.cell_condition)]
+    content = content_fractions(torch.as_tensor(screen.cell_batch), len(screen.batches), cells)
+    return content[:, content.abs().amax(0) > 1e-3]
 
 
 def driver_cells(screen: Screen) -> np.ndarray:

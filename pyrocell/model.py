@@ -58,6 +58,9 @@ class PyroCell(BaseModelClass):
         Give every measured condition with several drivers a gene-level departure from additivity.
     content_dependent_noise
         Let batch noise depend on what the batch contains (eq. 19).
+    dropout
+        "curve": two numbers per gene, logit of dropout against log mean; "cell": free per cell and
+        gene, linear in the cell's state.
     priors
         Prior scales, in units of natural-log fold change.
 
@@ -86,8 +89,9 @@ class PyroCell(BaseModelClass):
         likelihood: str = "zinb",
         n_hidden: int = 128,
         gene_residual: bool = True,
-        interactions: bool = True,
+        interactions: bool = False,
         content_dependent_noise: bool = False,
+        dropout: str = "curve",
         priors: Priors | None = None,
     ):
         super().__init__(adata)
@@ -105,6 +109,7 @@ class PyroCell(BaseModelClass):
             composition=args["size_factor_key"] is None,
             n_covariates=0 if self._cells.covariates is None else self._cells.covariates.shape[1],
             content_dependent_noise=content_dependent_noise,
+            dropout=dropout,
         )
         _check_options(config)
         self._hold(

@@ -9,6 +9,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyrocell.errors import ScreenError
+
 __all__ = ["Posterior", "summarise"]
 
 
@@ -36,7 +38,18 @@ class Posterior:
         self.model, self.guide, self.seed = model, guide, seed
 
     def draws(self, n: int) -> Iterator[dict[str, Tensor]]:
-        """Yield n joint draws of the globals, one dictionary by site name at a time."""
+        """Yield n joint draws of the globals, one dictionary by site name at a time.
+
+        Raises
+        ------
+        ScreenError
+            If n is below 1.
+        """
+        if n < 1:
+            raise ScreenError(f"{n} posterior draws cannot be summarised; ask for at least 1")
+        return self._draws(n)
+
+    def _draws(self, n: int) -> Iterator[dict[str, Tensor]]:
         devices = [self.model.loading.device] if self.model.loading.is_cuda else []
         for i in range(n):
             with torch.no_grad(), torch.random.fork_rng(devices):
@@ -59,7 +72,15 @@ class Posterior:
 
 
 def summarise(draws: np.ndarray, credible_level: float = 0.9) -> dict[str, np.ndarray]:
-    """Mean, sd and equal-tailed interval over the first axis, and the probability of direction."""
+    """Mean, sd and equal-tailed interval over the first axis, and the probability of direction.
+
+    Raises
+    ------
+    ScreenError
+        If the credible level is not between 0 and 1.
+    """
+    if not 0 < credible_level < 1:
+        raise ScreenError(f"credible_level={credible_level} must be between 0 and 1, such as 0.9")
     tail = 50 * (1 - credible_level)
     lower, upper = np.percentile(draws, [tail, 100 - tail], axis=0)
     above = (draws > 0).mean(0)

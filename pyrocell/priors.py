@@ -42,6 +42,8 @@ class Priors:
     eta_sd, eta_spread
         Batch noise per gene: starting median of its standard deviation, and the spread of the log
         standard deviation between genes.
+    content_sd
+        Batch noise between a batch without and one wholly of some content (eq. 19), per gene.
     process_noise_sd, process_noise_effect
         Prior medians of the residual's step between measured times: a constant part (per square
         root of a time unit) and a part proportional to the low-rank effect.
@@ -74,6 +76,7 @@ class Priors:
     drift_sd: float = 0.2
     eta_sd: float = 0.2
     eta_spread: float = 0.4
+    content_sd: float = 0.3
     process_noise_sd: float = 0.05
     process_noise_effect: float = 0.22
     baseline_sd: float = 2.0

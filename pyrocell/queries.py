@@ -15,7 +15,7 @@ from pyrocell.noise import centre
 from pyrocell.posterior import Posterior, summarise
 from pyrocell.screen import Screen
 from pyrocell.structure import Conditions
-from pyrocell.views.rna import count_variance, dropout_logits, mean_counts
+from pyrocell.views.rna import count_variance, mean_counts
 
 __all__ = ["Prediction", "Queries"]
 
@@ -241,14 +241,13 @@ class Queries:
         log_size = float(np.log(size_factor))
         log_theta = values["V.dispersion"].log()
         total = square = 0.0
-        for chunk in rest.split(max(1, _BLOCK_BYTES // (16 * shift.numel()))):
+        size = max(1, _BLOCK_BYTES // (16 * shift.numel()))
+        for chunk, state in zip(rest.split(size), z.split(size), strict=True):
             log_mu = chunk[:, None] + shift  # (n, C, G)
             if model.config.composition:
                 log_mu = torch.log_softmax(log_mu, -1)
             log_mu = log_mu + log_size
-            gate = None
-            if model.config.likelihood == "zinb":
-                gate = dropout_logits(log_mu, *values["V.gate"].unbind(-1))
+            gate = model.gate(values, log_mu, state)
             mean = mean_counts(log_mu, gate)
             within = count_variance(log_mu, log_theta, gate)
             total = total + mean.sum(0)
@@ -280,7 +279,9 @@ class Queries:
                     if "covariates" in args:
                         shift = shift + args["covariates"] @ values["V.covariate"]
                     logits = values["V.baseline"] + z @ self.model.loading + shift
-                    draws[s] = self.model.view(values, logits, args["log_size"]).mean.cpu().numpy()
+                    draws[s] = (
+                        self.model.view(values, logits, args["log_size"], z).mean.cpu().numpy()
+                    )
             yield rows, draws
 
     # ------------------------------------------------------------------ cells

@@ -25,6 +25,7 @@ class ModelConfig:
     n_hidden: int = 128
     n_covariates: int = 0
     content_dependent_noise: bool = False
+    dropout: str = "curve"
 
 
 class ScreenStatistics(NamedTuple):

@@ -242,7 +242,6 @@ def train(
     NonFiniteError
         If a value becomes NaN or infinite, naming the site.
     """
-    pyro.settings.set(module_local_params=True)
     size = config.minibatch(len(train_positions))
     loaders = [batch_loader(data, train_positions, size, seed=seed)]
     if len(validation_positions):
@@ -267,7 +266,11 @@ def train(
     }
     n_cells, model.n_cells = model.n_cells, len(train_positions)
     try:
-        with _quiet(), pyro.validation_enabled(False):
+        with (
+            _quiet(),
+            pyro.settings.context(module_local_params=True),
+            pyro.validation_enabled(False),
+        ):
             trainer = pl.Trainer(**(options | trainer_kwargs))
             with _seeded(seed, trainer.strategy.root_device):
                 _fit(trainer, plan, loaders)
