@@ -32,8 +32,11 @@ html_theme_options = {"show_toc_level": 2}
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-# The tutorials carry their outputs; the tests execute them.
-nb_execution_mode = "off"
+# The tutorials are kept without outputs: they are executed here in full, in the tests in small.
+nb_execution_mode = "cache"
+nb_execution_timeout = 900
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
 
 autosummary_generate = True
 autodoc_member_order = "bysource"

@@ -1,0 +1,37 @@
+"""The code in the README and on the model page runs as it stands, in small sizes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+
+import pyrocell
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
+@pytest.mark.parametrize("page", ["README.md", "docs/model.md"])
+def test_the_code_on_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    adata, train = pyrocell.datasets.hipsc_timecourse()[::40], pyrocell.PyroCell.train
+    monkeypatch.setattr(pyrocell.datasets, "hipsc_timecourse", adata.copy)
+    monkeypatch.setattr(
+        pyrocell.PyroCell, "train", lambda self: train(self, max_epochs=2, progress_bar=False)
+    )
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks:
+        if "media_gains" in block:
+            continue  # the embedded screen has one medium
+        exec(block, names)
+    plt.close("all")
+    assert (tmp_path / "fitted").is_dir()
