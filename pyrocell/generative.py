@@ -5,37 +5,21 @@ Site names are a public contract; `docs/model.md` lists them with shapes and uni
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrocell.distributions import GaussianWalk, NegativeBinomial, ZeroInflatedNegativeBinomial
-from pyrocell.layout import batch_content
-from pyrocell.noise import content_effect, contrast_matrix
-from pyrocell.operators import ResponseParameters, respond
-from pyrocell.operators.perturbation import on_target_shift
-from pyrocell.operators.waiting import relative_curve
-from pyrocell.priors import Priors
-from pyrocell.screen import Screen
-from pyrocell.structure import (
-    Conditions,
-    ModelConfig,
-    ScreenStatistics,
-    gather_nodes,
-    number_arms,
-)
+from pyrocell.mapping import ScreenMap
 from pyrocell.views.rna import dropout_logits
 
 __all__ = ["GenerativeModel"]
 
 
-class GenerativeModel(nn.Module):
+class GenerativeModel(ScreenMap):
     """x ~ V(F(X, p, m, t), η): see section 'Generative model' of the model page.
 
     Parameters
@@ -48,77 +32,6 @@ class GenerativeModel(nn.Module):
         Starting values.
     """
 
-    def __init__(
-        self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
-    ):
-        super().__init__()
-        self.config, self.priors = config, priors
-        self.n_cells = len(screen.cell_condition)
-        self.n_genes, self.n_batches = len(screen.genes), len(screen.batches)
-        self.n_perturbations, self.n_media = len(screen.perturbations), len(screen.media)
-        self.n_axes = config.n_latent + config.n_response
-        self.n_times = max(1, len(screen.times))
-        self._register_screen(screen)
-        self.loading = nn.Parameter(statistics.loading.clone())  # (d, G)
-        if config.dropout == "cell":
-            self.gate_loading = nn.Parameter(torch.zeros_like(statistics.loading))
-        self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
-        if self.n_batches > 1:
-            self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
-        if self.has_time and config.gene_residual:
-            self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.walk_sd)))
-            self.logit_persistence = nn.Parameter(torch.tensor(1.5))
-        self.residual_start = priors.walk_sd if self.has_time else priors.residual_sd
-        self.register_buffer("baseline_centre", statistics.baseline.clone())
-        self.register_buffer("kl_weight", torch.tensor(1.0))
-
-    def _register_screen(self, screen: Screen) -> None:
-        as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
-        genotype, exposure = as_float(screen.genotype), as_float(screen.exposure)
-        several = (genotype.sum(1) + exposure.sum(1)) > 1
-        arms, interaction = number_arms(genotype, exposure, several)
-        self.n_interactions = arms if self.config.interactions and self.config.gene_residual else 0
-        if not self.n_interactions:
-            interaction = torch.full_like(interaction, -1)
-        times = as_float(screen.times)
-        self.has_time = len(screen.times) > 1
-        self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0
-        drift = screen.aliased[screen.aliased.contrast == "time"]
-        self.has_drift = self.has_time and bool(drift.estimable.all())
-        for name, value in {
-            "several": several.nonzero()[:, 0],
-            "genotype": genotype,
-            "exposure": exposure,
-            "duration": as_float(screen.duration),
-            "time_index": torch.as_tensor(screen.time_index),
-            "interaction": interaction,
-            "target": torch.as_tensor(screen.target),
-            "contrast": contrast_matrix(self.n_batches),
-            "content": batch_content(screen),
-            "time_steps": times.diff() if self.has_time else torch.zeros(0),
-            "on_target_sign": torch.tensor(
-                [{"CRISPRi": -1.0, "CRISPRa": 1.0}.get(t, 0.0) for t in screen.perturbation_types]
-            ),
-        }.items():
-            self.register_buffer(name, value, persistent=False)
-        own = torch.zeros(self.n_perturbations, self.n_genes)
-        measured = self.target >= 0
-        own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
-        self.register_buffer("own_gene", own, persistent=False)  # (K, G)
-
-    def scale_parameters(self) -> list[nn.Parameter]:
-        """Prior scales learned by empirical Bayes; they train at the rate of the global sites."""
-        networks = ("loading", "gate_loading")
-        return [p for name, p in self.named_parameters() if name not in networks]
-
-    @property
-    def conditions(self) -> Conditions:
-        """The screen's own conditions."""
-        return Conditions(
-            self.genotype, self.exposure, self.duration, self.time_index, self.interaction
-        )
-
-    # ------------------------------------------------------------------ global sites
     def globals(self) -> dict[str, Tensor]:
         """Sample every global site from its prior."""
         with poutine.scale(scale=self.kl_weight), _EventShaped():
@@ -227,26 +140,6 @@ class GenerativeModel(nn.Module):
             out["P.interaction"] = _sample("P.interaction", zeros, p.interaction_sd * one)
         return out
 
-    # ------------------------------------------------------------------ deterministic parts
-    @property
-    def has_content(self) -> bool:
-        """Whether batch noise depends on what the batch contains."""
-        return self.config.content_dependent_noise and self.content.shape[1] > 0
-
-    def eta(self, values: dict[str, Tensor]) -> Tensor:
-        """η of every batch (eqs. 15, 19), (B, G); sums to zero over batches exactly."""
-        eta = self.contrast @ values["eta.free"]
-        if self.has_content:
-            eta = eta + content_effect(self.content, values["eta.content"])
-        return eta
-
-    def axes(self, values: dict[str, Tensor]) -> Tensor:
-        """Loadings of (y_z, y_r), (..., d + r, G); the own part's rows have unit RMS over genes."""
-        own = values["V.loading"]
-        own = own / own.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
-        shape = (*own.shape[:-2], *self.loading.shape)
-        return torch.cat([self.loading.expand(shape), own], -2)
-
     def gain_prior(self) -> dist.MixtureSameFamily:
         """Mixture prior of `M.gain`: blocked, untouched, or anything between and above, (K, J)."""
         p, one = self.priors, self.loading.new_ones(())
@@ -255,108 +148,6 @@ class GenerativeModel(nn.Module):
             dist.Normal(one.new_tensor(p.gain_locs), one.new_tensor(p.gain_scales)),
         ).expand([self.n_perturbations, self.n_media])
 
-    def response_parameters(self, values: dict[str, Tensor]) -> ResponseParameters:
-        """Parameters of P, M and W in the form that the operators take."""
-        k, j = self.n_perturbations, self.n_media
-        one = self.loading.new_ones(())
-        base = values.get("W.log_rate_base", one.new_zeros(()))
-        return ResponseParameters(
-            effect=values["P.effect"],
-            media_effect=values.get("M.effect", one.new_zeros(0, self.n_axes)),
-            gain=values.get("M.gain", one.new_ones(k, 0)),
-            turnover=one.new_zeros(j),
-            log_rate=values.get("W.log_rate", base.expand(k + j)),
-            base_log_rate=base,
-            reference_time=self.reference_time,
-        )
-
-    def step_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
-        """Prior standard deviation of the residual's steps, (K or J, T - 1, G).
-
-        Variance per step: (a² s_k² s_g² + b² (low-rank effect)²) Δt, so it widens with the distance
-        from the measured times.
-        """
-        if not self.has_time:
-            n = self.n_perturbations if operator == "P" else self.n_media
-            return self.loading.new_zeros(n, 0, self.n_genes)
-        constant, relative = values["W.process_noise"]
-        low_rank = self.low_rank(values, operator)[:, 1:]
-        own = self._walk_scale(values, operator)
-        variance = (constant * own).square() + (relative * low_rank).square()
-        return (variance * self.time_steps[:, None]).sqrt()
-
-    def residual_scale(self, values: dict[str, Tensor]) -> Tensor:
-        """Prior width of a perturbation's residual at its first time: learned in a time course."""
-        if self.has_time:
-            return self.log_residual_scale.exp() * self._walk_scale(values, "P")[:, 0]
-        return self.loading.new_tensor(self.priors.residual_sd)
-
-    def persistence(self) -> Tensor:
-        """Share of a residual that is kept from one measured time to the next, (T - 1,)."""
-        if not self.has_time:
-            return self.time_steps
-        return self.logit_persistence.sigmoid().pow(self.time_steps)
-
-    def _walk_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
-        """Relative size of a driver's residual by gene, (K or J, 1, G)."""
-        n = self.n_perturbations
-        driver = values["W.driver_scale"]
-        driver = driver[:n] if operator == "P" else driver[n:]
-        return (driver[:, None] * values["W.gene_scale"])[:, None]
-
-    def low_rank(self, values: dict[str, Tensor], operator: str) -> Tensor:
-        """Low-rank response of each driver at the nodes of its residual's walk, (K or J, T, G)."""
-        effect = values["P.effect" if operator == "P" else "M.effect"]  # (n, D)
-        response = (effect @ self.axes(values))[:, None]
-        if not self.has_time:
-            return response
-        first = 0 if operator == "P" else self.n_perturbations
-        rate = values["W.log_rate"][first : first + len(effect)].exp()[:, None]  # (n, 1)
-        curve = relative_curve(rate, self._walk_times(), self.reference_time)  # (n, T)
-        return curve[..., None] * response
-
-    def _walk_times(self) -> Tensor:
-        first = self.duration.min()
-        return torch.cat([first[None], first + self.time_steps.cumsum(0)])
-
-    def shift(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
-        """Log-mean shift of each condition against rest, η excluded, (C, G), log-fold change."""
-        state = respond(
-            conditions.genotype,
-            conditions.exposure,
-            conditions.duration,
-            self.response_parameters(values),
-        )
-        y = state.y
-        if self.has_drift:
-            rate = values["W.log_rate_base"].exp()
-            curve = relative_curve(rate, conditions.duration, self.reference_time)
-            drift = curve[:, None] * values["W.drift"]
-            y = y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
-        out = y @ self.axes(values)
-        out = out + on_target_shift(
-            conditions.genotype, values["P.on_target"], self.target, self.n_genes
-        )
-        if self.config.gene_residual:
-            out = out + self._residual(values, conditions, state.gain)
-        return out
-
-    def _residual(self, values: dict[str, Tensor], conditions: Conditions, gain: Tensor) -> Tensor:
-        walk = values["P.residual"]  # (K, T, G)
-        # the level at a perturbation's own gene is P.on_target; its residual only moves in time
-        walk = walk - self.own_gene[:, None] * walk[:, :1]
-        out = gather_nodes(conditions.genotype, walk, conditions.time_index)
-        if self.n_media:
-            out = out + gather_nodes(
-                conditions.exposure, values["M.residual"], conditions.time_index
-            )
-        if self.n_interactions:
-            rows = conditions.interaction
-            extra = values["P.interaction"][rows.clamp_min(0)]
-            out = out + extra * (rows >= 0)[:, None]
-        return out
-
-    # ------------------------------------------------------------------ the model
     def forward(
         self,
         x: Tensor | None,
@@ -390,27 +181,6 @@ class GenerativeModel(nn.Module):
             )
             logits = torch.addmm(values["V.baseline"] + shift, z, self.loading)
             return pyro.sample("x", self.view(values, logits, log_size, z), obs=x)
-
-    def cell_shift(
-        self,
-        values: dict[str, Tensor],
-        condition: Tensor,
-        batch: Tensor,
-        covariates: Tensor | None = None,
-        conditions: Conditions | None = None,
-    ) -> Tensor:
-        """Log-mean shift of each cell, (cells, G): its condition's, its batch's, its covariates'.
-
-        `conditions` is the table that `condition` refers to; default: the screen's own.
-        """
-        rows, inverse = torch.unique(condition, return_inverse=True)
-        table = self.conditions if conditions is None else conditions
-        shift = self.shift(values, table.select(rows))[inverse]
-        if self.n_batches > 1:
-            shift = shift + values["eta"][batch]
-        if self.config.n_covariates:
-            shift = torch.addmm(shift, covariates, values["V.covariate"])
-        return shift
 
     def view(
         self, values: dict[str, Tensor], logits: Tensor, log_size: Tensor, z: Tensor

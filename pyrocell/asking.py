@@ -1,0 +1,216 @@
+"""What a fitted model can be asked, with its defaults; the work is done in lower rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import arviz as az
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from tqdm.auto import tqdm
+
+from pyrocell import answers
+from pyrocell._compat import inference_data
+from pyrocell.batches import CellData
+from pyrocell.criticism import importance_log_likelihood, posterior_predictive_check
+from pyrocell.errors import ScreenError
+from pyrocell.module import ScreenModule
+from pyrocell.operators import Protocol
+from pyrocell.posterior import Posterior
+from pyrocell.queries import Queries
+from pyrocell.screen import Screen
+
+__all__ = ["Answers"]
+
+
+class Answers:
+    """Questions to a fitted model; mixed into `PyroCell`, which brings the cells and the fit."""
+
+    screen: Screen
+    module: ScreenModule
+    _cells: CellData
+    _seed: int
+
+    @property
+    def posterior(self) -> Posterior:
+        """Joint draws of the global sites."""
+        self._check_if_trained(warn=True)
+        return Posterior(self.module.model, self.module.guide, self._seed)
+
+    @property
+    def _queries(self) -> Queries:
+        return Queries(self.posterior, self.screen, self._cells)
+
+    def perturbation_effects(
+        self,
+        perturbations: Sequence[str] | None = None,
+        media: str | None = None,
+        time: float | None = None,
+        n_samples: int = 200,
+        credible_level: float = 0.9,
+        progress_bar: bool = False,
+    ) -> pd.DataFrame:
+        """Log-fold change of each gene under each perturbation, against control in that medium.
+
+        Parameters
+        ----------
+        perturbations
+            Labels, combinations included; default: every single perturbation.
+        media, time
+            Where to compare; default: baseline medium, last time.
+        n_samples
+            Posterior draws.
+        credible_level
+            Mass of the equal-tailed interval.
+
+        Returns
+        -------
+        DataFrame with perturbation, media, time, gene, mean, sd, lower, upper, prob_direction;
+        natural logarithms. On counts without size factors the change is one of relative expression.
+        """
+        names = self.screen.perturbations if perturbations is None else perturbations
+        names = [names] if isinstance(names, str) else list(names)
+        media = self.screen.baseline_media if media is None else media
+        if time is None and self.screen.times:
+            time = self.screen.times[-1]
+        return self._queries.perturbation_effects(
+            names, media, time, n_samples, credible_level, _progress(progress_bar)
+        )
+
+    def batch_effects(self, n_samples: int = 200, credible_level: float = 0.9) -> pd.DataFrame:
+        """η of every batch and gene: batch, gene, mean, sd, lower, upper (natural log)."""
+        return self._queries.batch_effects(n_samples, credible_level)
+
+    def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:
+        """Gain of each perturbation on each medium's response: 0 blocked, 1 untouched."""
+        if not self.screen.media:
+            raise ScreenError(
+                "the screen has one medium, so no gain can be asked for; register a media_key with "
+                "at least one medium beside the baseline"
+            )
+        return self._queries.media_gains(n_samples, credible_level)
+
+    def predict(
+        self,
+        conditions: Protocol | pd.DataFrame,
+        n_samples: int = 200,
+        size_factor: float | None = None,
+        credible_level: float = 0.9,
+        return_draws: bool = False,
+        progress_bar: bool = False,
+    ) -> AnnData | Any:
+        """Expected counts of conditions, seen or not.
+
+        Parameters
+        ----------
+        conditions
+            A `Protocol`, or a table with perturbation, media, time (those the screen has) and
+            optionally batch (default: the average over batches) and n_cells (intervals then include
+            the sampling noise of a pseudobulk of that many cells).
+        n_samples
+            Posterior draws.
+        size_factor
+            Depth of the cells predicted; default: the median of the data.
+        credible_level
+            Mass of the intervals.
+        return_draws
+            Return joint draws as an xarray.DataArray (draw, condition, gene) instead.
+
+        Returns
+        -------
+        AnnData, conditions × genes: `.X` posterior mean, layers "lower", "upper", "sd".
+        """
+        if size_factor is None:
+            size_factor = float(np.exp(np.median(self._cells.log_size)))
+        return answers.predict(
+            self._queries,
+            conditions,
+            n_samples,
+            size_factor,
+            credible_level,
+            return_draws,
+            _progress(progress_bar),
+        )
+
+    def counterfactual(
+        self,
+        adata: AnnData | None = None,
+        perturbation: str | None = None,
+        media: str | None = None,
+        time: float | None = None,
+        n_samples: int = 50,
+        credible_level: float = 0.9,
+    ) -> AnnData:
+        """Expected counts of the same cells under another treatment (eq. 6).
+
+        A cell keeps its resting state, batch and depth. Default: control, baseline, last time.
+
+        Returns
+        -------
+        AnnData, cells × genes: `.X` posterior mean, layers "lower", "upper", "sd".
+        """
+        cells, obs = self._cells_of(adata)
+        target = pd.DataFrame(
+            {
+                "perturbation": [perturbation or self.screen.control],
+                "media": [media or self.screen.baseline_media],
+            }
+        )
+        if self.screen.times:
+            target["time"] = self.screen.times[-1] if time is None else time
+        return answers.counterfactual(self._queries, cells, obs, target, n_samples, credible_level)
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, batch_size: int = 2048
+    ) -> np.ndarray:
+        """Posterior mean of each cell's resting state z, (cells, n_latent)."""
+        cells, _ = self._cells_of(adata)
+        return self._queries.latent(cells, batch_size)
+
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        library_size: float | None = 1.0,
+        batch_corrected: bool = True,
+        batch_size: int = 2048,
+    ) -> pd.DataFrame:
+        """Expected expression of each cell, (cells, genes); without batch noise if corrected."""
+        cells, obs = self._cells_of(adata)
+        values = self._queries.normalised(cells, batch_size, library_size, batch_corrected)
+        return pd.DataFrame(values, index=obs.index, columns=self.screen.genes)
+
+    def posterior_predictive_check(
+        self, n_samples: int = 50, n_cells: int = 5000, credible_level: float = 0.99
+    ) -> pd.DataFrame:
+        """Mean, variance and zero fraction of each gene, observed and in replicated data."""
+        return posterior_predictive_check(
+            self.posterior, self._cells, self.screen.genes, n_samples, n_cells, credible_level
+        )
+
+    def get_marginal_ll(
+        self, adata: AnnData | None = None, n_mc_samples: int = 100, batch_size: int = 512
+    ) -> pd.Series:
+        """Importance-weighted log-likelihood of each cell, nats; globals from the posterior."""
+        cells, obs = self._cells_of(adata)
+        values = importance_log_likelihood(self.posterior, cells, n_mc_samples, batch_size)
+        return pd.Series(values, index=obs.index, name="log_likelihood")
+
+    def posterior_samples(
+        self, n: int = 200, sites: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Joint draws of the global sites by name, (n, ...) each."""
+        return self.posterior.samples(n, None if sites is None else list(sites))
+
+    def to_arviz(self, n: int = 200, sites: Sequence[str] | None = None) -> az.InferenceData | Any:
+        """Joint draws with named dimensions, as ArviZ takes them (InferenceData or DataTree)."""
+        draws, coords, dims = answers.labelled(self.posterior_samples(n, sites), self.screen)
+        return inference_data(draws, coords, dims)
+
+
+def _progress(show: bool) -> Any:
+    def bar(items: Iterable, **kwargs: Any) -> Iterator:
+        return tqdm(items, disable=not show, **kwargs)
+
+    return bar
