@@ -37,6 +37,7 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
+nb_output_stderr = "remove"
 
 autosummary_generate = True
 autodoc_member_order = "bysource"

@@ -6,6 +6,7 @@ Cells are perturbed (P), their medium is changed (M), they wait (W) and are meas
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 
 from pyrocell import datasets, report, simulate
@@ -17,6 +18,7 @@ from pyrocell.screen import Screen
 from pyrocell.training import TrainingConfig
 
 __version__ = version("pyrocell")
+sys.modules[f"{__name__}.pl"] = pl  # so that `from pyrocell.pl import effects` works as in scanpy
 
 __all__ = [
     "Media",

@@ -70,12 +70,12 @@ def convergence(history: pd.DataFrame) -> Convergence:
     residual = late - np.polyval(np.polyfit(epoch, late, 1), epoch)
     variance = float((residual**2).sum()) / (len(late) - 2)
     length = epoch[-1] - epoch[0]
-    rise, error = slope * length, float(np.sqrt(covariance[0, 0] * variance)) * length
+    rise, error = float(slope * length), float(np.sqrt(covariance[0, 0] * variance) * length)
     whole = abs(float(curve.iloc[-1] - curve.iloc[0]))
     verdict = "converged"
     if abs(rise) > max(2 * error, _SMALL * whole):
         verdict = "still rising" if rise > 0 else "falling"
-    return Convergence(float(curve.iloc[-1]), float(rise), error, held_out, verdict)
+    return Convergence(float(curve.iloc[-1]), rise, error, held_out, verdict)
 
 
 def share_inside(check: pd.DataFrame) -> pd.Series:
