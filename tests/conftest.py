@@ -82,5 +82,5 @@ def fitted(make_screen, build) -> PyroCell:
     """A model of 3 knockouts and a pair, 2 media, 2 times, 2 batches; to be asked, not changed."""
     adata = make_screen(media=1, times=(1.0, 2.0), combinations=True)
     model = build(adata, interactions=True)
-    model.train(max_epochs=30, progress_bar=False)
+    model.train(max_epochs=8, progress_bar=False)
     return model

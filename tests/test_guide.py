@@ -22,6 +22,11 @@ SCREENS = {
     ),
     "no own axes": ({"media": 1, "times": (1.0, 2.0)}, {"n_response": 0}),
     "negative binomial": ({"media": 1}, {"likelihood": "nb"}),
+    "dropout free per cell": ({}, {"dropout": "cell"}),
+    "noise by content": (
+        {"n_batches": 4, "balanced": False, "media": 1},
+        {"content_dependent_noise": True},
+    ),
 }
 
 

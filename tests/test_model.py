@@ -77,6 +77,14 @@ CASES = {
     "no own axes": ({"media": 1, "times": (1.0, 2.0)}, None, {}, {"n_response": 0}),
     "more axes than genes": ({"n_genes": 4}, None, {}, {"n_latent": 6, "n_response": 7}),
     "negative binomial": ({"media": 1}, None, {}, {"likelihood": "nb"}),
+    "dropout free per cell": ({"media": 1}, None, {}, {"dropout": "cell"}),
+    "noise by content": (
+        {"n_batches": 4, "balanced": False, "media": 1},
+        None,
+        {},
+        {"content_dependent_noise": True},
+    ),
+    "noise by content, the same in all": ({}, None, {}, {"content_dependent_noise": True}),
     "no gene residual": ({"media": 1, "combinations": True}, None, {}, {"gene_residual": False}),
     "no gene residual, times": ({"times": (1.0, 2.0)}, None, {}, {"gene_residual": False}),
 }
@@ -284,14 +292,14 @@ def test_an_unknown_future_is_less_certain(fitted):
 
 def test_a_counterfactual_under_the_own_condition_is_the_cell_s_expectation(make_screen, build):
     model = build(make_screen(media=1, times=(1.0, 2.0)), likelihood="nb")
-    model.train(max_epochs=20, progress_bar=False)
+    model.train(max_epochs=6, progress_bar=False)
     obs = model.adata.obs
     name = model.screen.perturbations[1]
     mine = (
         (obs["perturbation"] == name) & (obs["media"] == "medium0") & (obs["time"] == 2)
     ).to_numpy()
     own = model.counterfactual(
-        model.adata[mine].copy(), perturbation=name, media="medium0", time=2.0, n_samples=200
+        model.adata[mine].copy(), perturbation=name, media="medium0", time=2.0, n_samples=100
     )
     depth = np.asarray(model.adata.X.sum(1), dtype=float)[mine]
     expected = depth * model.get_normalized_expression(batch_corrected=False).to_numpy()[mine]
@@ -338,7 +346,7 @@ def test_marginal_likelihood_is_above_the_elbo(fitted):
 
 def test_a_predictive_check_covers_data_like_its_own(make_screen, build):
     model = build(make_screen(n_cells_per_condition=60, n_controls=200, mean_library=300.0))
-    model.train(max_epochs=60, batch_size=128, progress_bar=False)
+    model.train(max_epochs=25, batch_size=128, progress_bar=False)
     check = model.posterior_predictive_check(n_samples=60)
     assert set(check["statistic"]) == {"mean", "variance", "zero_fraction"}
     assert check.groupby("statistic")["inside"].mean().min() > 0.6

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pyrocell.errors import ScreenError
 from pyrocell.posterior import Posterior, summarise
 
 N = 12
@@ -105,3 +106,11 @@ def test_summaries_are_those_of_the_draws():
     np.testing.assert_allclose(summary["upper"], [1.2816, 3.2816], atol=0.04)
     np.testing.assert_allclose(summary["prob_direction"], [0.5, 0.9772], atol=0.02)
     assert (summarise(draws[:1])["sd"] == 0).all()
+
+
+def test_what_cannot_be_summarised_is_refused_by_name(fitted):
+    with pytest.raises(ScreenError, match="0 posterior draws"):
+        fitted.posterior_samples(0)
+    for level in (0.0, 1.0, 95):
+        with pytest.raises(ScreenError, match=f"credible_level={level}"):
+            fitted.batch_effects(n_samples=3, credible_level=level)

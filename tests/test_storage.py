@@ -120,11 +120,12 @@ def test_an_untrained_model_can_be_saved(make_screen, build, tmp_path):
             {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["depth"]},
             {"n_response": 0},
         ),
+        ({}, {"dropout": "cell", "content_dependent_noise": True, "interactions": True}),
     ],
-    ids=["size factor", "covariates"],
+    ids=["size factor", "covariates", "other noise"],
 )
 def test_every_setup_survives_the_file(make_screen, build, tmp_path, setup, options):
-    adata = make_screen(combinations=True)
+    adata = make_screen(combinations=True, balanced=False)
     adata.obs["depth"] = np.asarray(adata.X.sum(1), dtype=float).ravel()
     adata.obs["donor"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 3, "d1", "d2"))
     model = build(adata, setup, **options)
