@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Encoder", "fisher_metric", "projection"]
+__all__ = ["Encoder", "fisher_metric", "state_shift"]
 
-_RIDGE = 0.01
 _LOG_SD_RANGE = (-5.0, 1.0)
 
 
@@ -32,11 +31,27 @@ class Encoder(nn.Module):
         return loc, log_scale.clamp(*_LOG_SD_RANGE).exp()
 
 
-def projection(loading: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    """Fisher-weighted least-squares map from a log-mean shift to cell state, (d, G)."""
+def state_shift(
+    shift: Tensor, depth: Tensor, loading: Tensor, mean: Tensor, theta: Tensor
+) -> Tensor:
+    """How far a log-mean shift moves the posterior mean of z, (cells, d).
+
+    (I + D F D')⁻¹ D F s, the Gauss-Newton posterior of z, F the Fisher information of an average
+    cell times the cell's relative depth; one eigendecomposition serves all depths.
+
+    Parameters
+    ----------
+    shift
+        (cells, G) sampled log-mean shift.
+    depth
+        (cells,) counts of the cell relative to the average.
+    loading, mean, theta
+        (d, G) loading D of z; (G,) mean count and inverse dispersion.
+    """
     weighted = loading * _fisher_weight(mean, theta)
-    ridge = _RIDGE * torch.eye(len(loading), device=loading.device)
-    return torch.linalg.solve(weighted @ loading.T + ridge, weighted)
+    value, axes = torch.linalg.eigh(weighted @ loading.T)
+    scale = depth[:, None] / (1 + depth[:, None] * value.clamp_min(0))  # (cells, d)
+    return ((shift @ weighted.T) @ axes * scale) @ axes.T
 
 
 def _fisher_weight(mean: Tensor, theta: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The variational family: every dependence that decides whether an interval is honest is in here.
 
 * The encoder must know every log-mean shift its cell received, or it reads batch noise and effects
-  as cell state: q(z_n) = N(enc(x_n) − (1 − σ_n²) P s_n, σ_n), s_n the sampled shift of the cell.
+  as cell state: q(z_n) = N(enc(x_n) − S_n s_n, σ_n), s_n the sampled shift of the cell and S_n the
+  Gauss-Newton response of z to it.
 * z_n → z_n − u, η_b → η_b + uD leaves the likelihood unchanged, so gene-level sites carry a
   low-rank covariance along the loading D of z.
 * The rows of η are correlated as the batch sizes make them, and what is drawn later (a residual, an
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrocell.distributions import LowRankNormal, LowRankRow, MarkovLowRankNormal
-from pyrocell.encoder import fisher_metric, projection
+from pyrocell.encoder import fisher_metric, state_shift
 from pyrocell.guide_parameters import GuideParameters
 from pyrocell.structure import Conditions
 
@@ -282,8 +283,11 @@ class Guide(GuideParameters):
         shift = shift + (values["V.baseline"] - self.baseline_loc)
         dense = x.to_dense() if x.layout != torch.strided else x
         loc, scale = self.encoder(dense)
-        weight = (1 - scale.detach().square()).clamp_min(0)
-        onto_axes = projection(
-            self.model.loading.detach(), self.mean_count, values["V.dispersion"].detach()
+        moved = state_shift(
+            shift,
+            dense.sum(1) / self.mean_count.sum(),
+            self.model.loading.detach(),
+            self.mean_count,
+            values["V.dispersion"].detach(),
         )
-        return loc - weight * (shift @ onto_axes.T), scale
+        return loc - moved, scale
