@@ -10,7 +10,7 @@ import xarray as xr
 from anndata import AnnData
 
 from pyrocell.batches import CellData
-from pyrocell.errors import ProtocolError
+from pyrocell.errors import ProtocolError, ScreenError
 from pyrocell.operators import Media, Perturb, Protocol, Wait
 from pyrocell.posterior import summarise
 from pyrocell.queries import Queries
@@ -20,19 +20,13 @@ __all__ = ["counterfactual", "labelled", "predict", "protocol_frame"]
 
 
 def protocol_frame(protocol: Protocol, screen: Screen) -> pd.DataFrame:
-    """The condition that a protocol in the screen's own order (P, then M, then W) leads to.
+    """The condition that a protocol ends in: perturbations, medium, and time waited in all.
 
     Raises
     ------
     ProtocolError
-        If a step comes out of that order.
+        If the protocol adds several media, which no condition of a screen has.
     """
-    order = [{Perturb: 0, Media: 1, Wait: 2}[type(step)] for step in protocol.steps]
-    if order != sorted(order):
-        raise ProtocolError(
-            f"{protocol} is not in the order perturb, media, wait, which is all that this screen "
-            "was measured in; a prediction for another order needs a fit with the turnover of gains"
-        )
     media = protocol.media
     if len(media) > 1:
         raise ProtocolError(
@@ -52,6 +46,12 @@ def protocol_frame(protocol: Protocol, screen: Screen) -> pd.DataFrame:
     return pd.DataFrame([row])
 
 
+def _usual_order(protocol: Protocol) -> bool:
+    """Whether a protocol is the screen's own: perturb, then media, then wait (eq. 4)."""
+    order = [{Perturb: 0, Media: 1, Wait: 2}[type(step)] for step in protocol.steps]
+    return order == sorted(order)
+
+
 def predict(
     queries: Queries,
     conditions: Protocol | pd.DataFrame,
@@ -63,10 +63,17 @@ def predict(
 ) -> AnnData | xr.DataArray:
     """Predicted counts of conditions as AnnData, or their joint draws."""
     screen = queries.screen
+    order = None
     if isinstance(conditions, Protocol):
+        order = None if _usual_order(conditions) else conditions
         conditions = protocol_frame(conditions, screen)
+    if not isinstance(conditions, pd.DataFrame) or conditions.empty:
+        raise ScreenError(
+            "conditions must be a Protocol, or a table with a row per condition and a column "
+            f'"perturbation", not {"an empty one" if hasattr(conditions, "empty") else conditions!r}'
+        )
     frame = conditions.reset_index(drop=True)
-    draws = queries.predict(frame, n_samples, size_factor, progress)
+    draws = queries.predict(frame, n_samples, size_factor, progress, order)
     names = [" | ".join(map(str, row)) for row in frame.itertuples(index=False)]
     if return_draws:
         coords = {"condition": names, "gene": list(screen.genes)}

@@ -158,7 +158,7 @@ class Answers:
                 "media": [media or self.screen.baseline_media],
             }
         )
-        if self.screen.times:
+        if self.screen.times or time is not None:
             target["time"] = self.screen.times[-1] if time is None else time
         return answers.counterfactual(self._queries, cells, obs, target, n_samples, credible_level)
 

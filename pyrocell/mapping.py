@@ -15,6 +15,7 @@ from pyrocell.operators.perturbation import on_target_shift
 from pyrocell.operators.waiting import relative_curve
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
+from pyrocell.state import State
 from pyrocell.structure import (
     Conditions,
     ModelConfig,
@@ -200,6 +201,10 @@ class ScreenMap(nn.Module):
             conditions.duration,
             self.response_parameters(values),
         )
+        return self.shift_of(values, state, conditions)
+
+    def shift_of(self, values: dict[str, Tensor], state: State, conditions: Conditions) -> Tensor:
+        """Log-mean shift of cells in a given state, however they came there, (C, G)."""
         y = state.y
         if self.has_drift:
             rate = values["W.log_rate_base"].exp()

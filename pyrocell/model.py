@@ -336,7 +336,12 @@ class PyroCell(Answers, BaseModelClass):
 
 def _check_options(config: ModelConfig) -> None:
     """Raise unless the shape of the model is one that there is."""
-    for name, known in (("dynamics", ("relaxation",)), ("likelihood", ("zinb", "nb"))):
+    choices = {
+        "dynamics": ("relaxation",),
+        "likelihood": ("zinb", "nb"),
+        "dropout": ("curve", "cell"),
+    }
+    for name, known in choices.items():
         if (value := getattr(config, name)) not in known:
             raise ScreenError(f'{name}="{value}" is not one of {", ".join(known)}')
     for name, least in (("n_latent", 1), ("n_response", 0), ("n_hidden", 1)):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrocell.errors import ScreenError
 
-__all__ = ["Posterior", "summarise"]
+__all__ = ["Posterior", "check_draws", "summarise"]
 
 
 class _AtMean(Messenger):
@@ -45,8 +45,7 @@ class Posterior:
         ScreenError
             If n is below 1.
         """
-        if n < 1:
-            raise ScreenError(f"{n} posterior draws cannot be summarised; ask for at least 1")
+        check_draws(n)
         return self._draws(n)
 
     def _draws(self, n: int) -> Iterator[dict[str, Tensor]]:
@@ -69,6 +68,12 @@ class Posterior:
             for name in sites or values:
                 kept.setdefault(name, []).append(values[name].cpu().numpy())
         return {name: np.stack(draws) for name, draws in kept.items()}
+
+
+def check_draws(n: int) -> None:
+    """Raise ScreenError unless there is at least one posterior draw to summarise."""
+    if n < 1:
+        raise ScreenError(f"{n} posterior draws cannot be summarised; ask for at least 1")
 
 
 def summarise(draws: np.ndarray, credible_level: float = 0.9) -> dict[str, np.ndarray]:

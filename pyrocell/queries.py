@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from pyrocell.batches import CellData
+from pyrocell.errors import ScreenError
 from pyrocell.noise import centre
-from pyrocell.posterior import Posterior, summarise
+from pyrocell.operators import Protocol, run
+from pyrocell.posterior import Posterior, check_draws, summarise
 from pyrocell.screen import Screen
+from pyrocell.state import State
 from pyrocell.structure import Conditions
 from pyrocell.views.rna import count_variance, mean_counts
 
@@ -58,6 +61,9 @@ class Queries:
         progress: Callable[[Iterator], Iterator] = iter,
     ) -> pd.DataFrame:
         """Gene-level log-fold change of each perturbation against control, same medium and time."""
+        check_draws(n_samples)
+        if not perturbations:
+            raise ScreenError("perturbations=[] names none; leave it out for all of them")
         genes, tables = self.screen.genes, []
         block = max(1, _BLOCK_BYTES // (4 * n_samples * len(genes)))
         blocks = [perturbations[i : i + block] for i in range(0, len(perturbations), block)]
@@ -156,11 +162,19 @@ class Queries:
         return rows, unseen.float()
 
     def _shift(
-        self, values: dict[str, Tensor], conditions: Conditions, unseen: Tensor, seed: int
+        self,
+        values: dict[str, Tensor],
+        conditions: Conditions,
+        unseen: Tensor,
+        seed: int,
+        protocol: Protocol | None = None,
     ) -> Tensor:
         """Shift of the requested conditions, with the prior's noise for what was never seen."""
         model = self.model
-        shift = model.shift(values, conditions)
+        if protocol is None:
+            shift = model.shift(values, conditions)
+        else:
+            shift = model.shift_of(values, self._carry_out(protocol, values, seed), conditions)
         if not model.config.gene_residual or not bool((unseen > 0).any()):
             return shift
         generator = torch.Generator(device=shift.device).manual_seed(seed)
@@ -175,26 +189,45 @@ class Queries:
             shift = shift + perturbed * (variance * unseen[:, 1:]).sqrt() * noise()
         return shift
 
+    def _carry_out(self, protocol: Protocol, values: dict[str, Tensor], seed: int) -> State:
+        """Run a protocol of any order; turnover of gains, never measured here, is the prior's."""
+        model, screen = self.model, self.screen
+        generator = torch.Generator(device=model.loading.device).manual_seed(seed)
+        noise = torch.randn(model.n_media, generator=generator, device=model.loading.device)
+        turnover = (model.priors.turnover_loc + model.priors.turnover_sd * noise).exp()
+        return run(
+            protocol,
+            replace(model.response_parameters(values), turnover=turnover),
+            {name: k for k, name in enumerate(screen.perturbations)},
+            {name: j for j, name in enumerate(screen.media)},
+            types=screen.perturbation_types,
+        )
+
     def predict(
         self,
         frame: pd.DataFrame,
         n_samples: int,
         size_factor: float,
         progress: Callable[[Iterator], Iterator] = iter,
+        protocol: Protocol | None = None,
     ) -> np.ndarray:
         """Draws of expected counts (S, C, G) at the size factor; pseudobulk counts with `n_cells`.
 
         The mean over the resting population of V's mean; with `n_cells` each draw is the mean count
-        of that many simulated cells, so that intervals include the sampling noise.
+        of that many simulated cells, so that intervals include the sampling noise. A `protocol`
+        says in which order the (one) condition of `frame` came about.
         """
+        check_draws(n_samples)
+        if not size_factor > 0:
+            raise ScreenError(f"size_factor={size_factor} must be above 0: the depth of a cell")
         conditions, batch, unseen = self.conditions(frame)
-        cells = np.asarray(frame["n_cells"]) if "n_cells" in frame else None
+        cells = _cell_numbers(frame["n_cells"]) if "n_cells" in frame else None
         population = self._resting_population()
         rng = np.random.default_rng(self.posterior.seed)
         out = np.empty((n_samples, len(frame), len(self.screen.genes)), np.float32)
         for s, values in enumerate(progress(self.posterior.draws(n_samples))):
             with torch.no_grad():
-                shift = self._shift(values, conditions, unseen, s)
+                shift = self._shift(values, conditions, unseen, s, protocol)
                 if self.model.n_batches > 1:
                     shift = shift + torch.where(
                         (batch >= 0)[:, None], values["eta"][batch.clamp_min(0)], 0.0
@@ -263,6 +296,7 @@ class Queries:
         C(x, p, m) = F(F⁻¹(x)) (eq. 6): the cell keeps its resting state z, batch and size factor;
         its condition's response is replaced by the requested one.
         """
+        check_draws(n_samples)
         conditions, _, unseen = self.conditions(frame)
         n_genes = len(self.screen.genes)
         block = max(1, _BLOCK_BYTES // (4 * n_samples * n_genes))
@@ -330,6 +364,15 @@ class Queries:
                     cells.conditions,
                 )
                 yield loc.cpu().numpy(), args
+
+
+def _cell_numbers(column: pd.Series) -> np.ndarray:
+    """Numbers of cells, (C,) float, or ScreenError naming the first that is none."""
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+    bad = np.flatnonzero(~((numbers >= 1) & np.isfinite(numbers)))
+    if len(bad):
+        raise ScreenError(f'column "n_cells" has {column.iloc[bad[0]]!r}; at least 1 is needed')
+    return numbers
 
 
 def _pseudobulk(
