@@ -68,9 +68,10 @@ def predict(
         order = None if _usual_order(conditions) else conditions
         conditions = protocol_frame(conditions, screen)
     if not isinstance(conditions, pd.DataFrame) or conditions.empty:
+        what = "an empty one" if isinstance(conditions, pd.DataFrame) else repr(conditions)
         raise ScreenError(
             "conditions must be a Protocol, or a table with a row per condition and a column "
-            f'"perturbation", not {"an empty one" if hasattr(conditions, "empty") else conditions!r}'
+            f'"perturbation", not {what}'
         )
     frame = conditions.reset_index(drop=True)
     draws = queries.predict(frame, n_samples, size_factor, progress, order)

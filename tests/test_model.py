@@ -241,14 +241,63 @@ def test_predict_names_what_it_does_not_know(fitted):
         fitted.predict(Protocol([Perturb("gene99"), Wait(1.0)]), n_samples=2)
 
 
+def test_predict_refuses_what_cannot_be_predicted_by_name(fitted):
+    frame = pd.DataFrame({"perturbation": ["control"], "time": [1.0]})
+    for number in (0, np.nan, "many"):
+        with pytest.raises(ScreenError, match="n_cells"):
+            fitted.predict(frame.assign(n_cells=number), n_samples=2)
+    with pytest.raises(ScreenError, match="size_factor=0"):
+        fitted.predict(frame, size_factor=0.0)
+    for nothing in (["control"], "control", frame.iloc[:0]):
+        with pytest.raises(ScreenError, match="perturbation"):
+            fitted.predict(nothing)
+
+
+def test_no_draws_and_no_perturbations_are_refused_by_name(fitted):
+    frame = pd.DataFrame({"perturbation": ["control"], "time": [1.0]})
+    for question in (
+        fitted.perturbation_effects,
+        fitted.batch_effects,
+        fitted.media_gains,
+        fitted.counterfactual,
+        lambda n_samples: fitted.predict(frame, n_samples=n_samples),
+    ):
+        with pytest.raises(ScreenError, match="draws"):
+            question(n_samples=0)
+    with pytest.raises(ScreenError, match="perturbations"):
+        fitted.perturbation_effects([])
+
+
 def test_a_protocol_and_its_condition_get_the_same_prediction(fitted):
     gene = fitted.screen.perturbation_genes[0]
     protocol = Protocol([Perturb(gene), Media("medium0"), Wait(2.0)])
     frame = pd.DataFrame({"perturbation": [gene], "media": "medium0", "time": 2.0})
     answers = [fitted.predict(asked, n_samples=5) for asked in (protocol, frame)]
     np.testing.assert_array_equal(answers[0].X, answers[1].X)
-    with pytest.raises(ProtocolError, match="order"):
-        fitted.predict(Protocol([Media("medium0"), Perturb(gene), Wait(1.0)]))
+    with pytest.raises(ProtocolError, match="one at a time"):
+        fitted.predict(Protocol([Media("medium0"), Media("medium1"), Wait(1.0)]))
+
+
+def test_carrying_out_a_protocol_step_by_step_agrees_with_its_condition(fitted):
+    gene = fitted.screen.perturbation_genes[0]
+    protocol = Protocol([Perturb(gene), Media("medium0"), Wait(2.0)])
+    frame = pd.DataFrame({"perturbation": [gene], "media": "medium0", "time": 2.0})
+    whole = fitted._queries.predict(frame, 5, 100.0)
+    steps = fitted._queries.predict(frame, 5, 100.0, protocol=protocol)
+    np.testing.assert_allclose(steps, whole, rtol=1e-4)
+
+
+def test_the_order_of_a_protocol_matters_where_a_gain_says_so(fitted):
+    gene = fitted.screen.perturbation_genes[0]
+    before = Protocol([Perturb(gene), Media("medium0"), Wait(2.0)])
+    after = Protocol([Media("medium0"), Wait(1.0), Perturb(gene), Wait(1.0)])
+    answers = [fitted.predict(p, n_samples=20, return_draws=True) for p in (before, after)]
+    assert np.isfinite(answers[1]).all() and (answers[0] != answers[1]).any()
+    waits = [
+        Protocol([Media("medium0"), *(Wait(2.0 / n) for _ in range(n))]) for n in (1, 4)
+    ]  # waiting twice is waiting longer (eq. 3)
+    draws = [fitted.predict(p, n_samples=5, return_draws=True) for p in waits]
+    np.testing.assert_allclose(draws[0], draws[1], rtol=1e-3)
 
 
 def test_predictions_keep_the_rows_and_scale_with_depth(fitted):
@@ -385,6 +434,7 @@ def test_inert_knockouts_have_no_effect_in_common(make_screen, build):
     [
         ({"likelihood": "poisson"}, 'likelihood="poisson".*zinb, nb'),
         ({"dynamics": "chaos"}, 'dynamics="chaos".*relaxation'),
+        ({"dropout": "none"}, 'dropout="none".*curve, cell'),
         ({"n_latent": 0}, "n_latent=0"),
         ({"n_response": -1}, "n_response=-1"),
     ],
@@ -392,6 +442,14 @@ def test_inert_knockouts_have_no_effect_in_common(make_screen, build):
 def test_options_that_do_not_exist_are_refused_by_name(make_screen, build, options, match):
     with pytest.raises(ScreenError, match=match):
         build(make_screen(), **options)
+
+
+def test_times_are_not_asked_of_a_screen_without(make_screen, build):
+    model = build(make_screen())
+    model.train(max_epochs=1, progress_bar=False)
+    for question in (model.perturbation_effects, model.counterfactual):
+        with pytest.raises(UnknownLabelError, match="time"):
+            question(time=3.0, n_samples=2)
 
 
 def test_gains_are_not_asked_of_a_screen_with_one_medium(make_screen, build):
