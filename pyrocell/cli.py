@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from pyrocell.errors import PyrocellError, ScreenWarning
 
 __all__ = ["main"]
 
-_DEMO_EPOCHS, _QUICK_EPOCHS = 100, 3
+_DEMO_EPOCHS, _QUICK_EPOCHS = 120, 3
 _FEW_GENES = 1000  # below this threads wait for each other longer than they work
 _LINES = 10  # of progress where there is no terminal
+_REFRESH = 0.5  # seconds, of progress on a terminal
 _SETUP = (
     "layer batch_key perturbation_key control perturbation_type perturbation_type_key media_key "
     "baseline_media time_key guide_key size_factor_key"
@@ -74,7 +76,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Fit the embedded hiPSC knockout time course (14,945 cells, 103 genes, 23 "
         "knockouts, days 2 to 5); write and print what it shows. About two minutes on two cores.",
     )
-    demo.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("pyrocell-demo"))
+    demo.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        default=Path("pyrocell-demo"),
+        help="for the results (%(default)s)",
+    )
     demo.add_argument("--quick", action="store_true", help="a few epochs, to see that it runs")
     demo.set_defaults(command=_demo)
     return parser
@@ -85,30 +94,48 @@ def _add_fit(commands: Any) -> None:
         "fit",
         help="fit a screen and write its report",
         description="Fit raw counts of a screen; write model, tables, figures and a summary.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     fit.add_argument("file", metavar="FILE.h5ad", type=Path, help="cells × genes with raw counts")
-    fit.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("pyrocell-fit"))
+    fit.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        default=Path("pyrocell-fit"),
+        help="for the results (%(default)s)",
+    )
     fit.add_argument("--force", action="store_true", help="overwrite DIR")
-    fit.add_argument("--tables", choices=("csv", "parquet"), default="csv", help="format of tables")
+    fit.add_argument(
+        "--tables", choices=("csv", "parquet"), default="csv", help="format (%(default)s)"
+    )
 
     screen = fit.add_argument_group("the screen", "columns of .obs, and labels in them")
     key = {"metavar": "COLUMN", "type": lambda name: name or None}
     label = {"metavar": "LABEL"}
     screen.add_argument("--layer", metavar="NAME", help="layer of the counts; .X if not given")
-    screen.add_argument("--batch-key", default="batch", help="'' where there is none", **key)
     screen.add_argument(
-        "--perturbation-key", default="perturbation", help="genes, combinations joined by +", **key
+        "--batch-key", default="batch", help="'' where there is none (%(default)s)", **key
     )
-    screen.add_argument("--control", default="control", help="of unperturbed cells", **label)
+    screen.add_argument(
+        "--perturbation-key",
+        default="perturbation",
+        help="genes, combinations joined by + (%(default)s)",
+        **key,
+    )
+    screen.add_argument(
+        "--control", default="control", help="of unperturbed cells (%(default)s)", **label
+    )
     screen.add_argument(
         "--perturbation-type", choices=("knockout", "CRISPRi", "CRISPRa"), default="knockout",
-        help="of all cells",
+        help="of all cells (%(default)s)",
     )  # fmt: skip
     screen.add_argument("--perturbation-type-key", help="type of each cell", **key)
     screen.add_argument("--media-key", help="medium or stimulus", **key)
     screen.add_argument(
-        "--baseline-media", default="baseline", help="of the medium without stimulus", **label
+        "--baseline-media",
+        default="baseline",
+        help="of the medium without stimulus (%(default)s)",
+        **label,
     )
     screen.add_argument("--time-key", help="times as numbers", **key)
     screen.add_argument("--guide-key", help="guide of each cell", **key)
@@ -122,13 +149,35 @@ def _add_fit(commands: Any) -> None:
         )  # fmt: skip
 
     model = fit.add_argument_group("the model")
-    model.add_argument("--n-latent", type=_positive, default=10, help="axes of resting state")
-    model.add_argument("--n-response", type=_natural, default=8, help="further axes of response")
-    model.add_argument("--likelihood", choices=("zinb", "nb"), default="zinb", help="of counts")
-    model.add_argument("--max-epochs", type=_positive, help="by the number of cells if not given")
-    model.add_argument("--seed", type=_natural, default=0, help="same seed, same result")
+    number = {"metavar": "N"}
     model.add_argument(
-        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="where to train"
+        "--n-latent",
+        type=_positive,
+        default=10,
+        help="axes of resting state (%(default)s)",
+        **number,
+    )
+    model.add_argument(
+        "--n-response",
+        type=_natural,
+        default=8,
+        help="further axes of response (%(default)s)",
+        **number,
+    )
+    model.add_argument(
+        "--likelihood", choices=("zinb", "nb"), default="zinb", help="of counts (%(default)s)"
+    )
+    model.add_argument(
+        "--max-epochs", type=_positive, help="by the number of cells if not given", **number
+    )
+    model.add_argument(
+        "--seed", type=_natural, default=0, help="same seed, same result (%(default)s)", **number
+    )
+    model.add_argument(
+        "--accelerator",
+        choices=("auto", "cpu", "gpu"),
+        default="auto",
+        help="where to train (%(default)s)",
     )
     fit.set_defaults(command=_fit)
 
@@ -207,33 +256,48 @@ def _train(
     if len(screen.genes) < _FEW_GENES and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     start = time.monotonic()
-    terminal = sys.stdout.isatty() and sys.stderr.isatty()
     model.train(
         max_epochs,
         accelerator=accelerator,
         seed=seed,
-        progress_bar=terminal,
-        callbacks=[] if terminal else [_ProgressLines()],
+        progress_bar=False,
+        callbacks=[_Progress()],
     )
     _say(f"fitted in {time.monotonic() - start:.0f} s")
 
 
-class _ProgressLines(pl.Callback):
-    """A line at every tenth of training: epoch, held-out ELBO, time left."""
+class _Progress(pl.Callback):
+    """How far training is: one line that is rewritten on a terminal, else a line at every tenth."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self.start = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.start = self.shown = time.monotonic()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how far training is."""
-        done, total = trainer.current_epoch + 1, trainer.max_epochs
-        if done * _LINES // total == (done - 1) * _LINES // total:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        """Say so if it is time to."""
+        done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        now = time.monotonic()
+        if self.terminal:
+            due = now - self.shown > _REFRESH or done == total
+        else:
+            due = done * _LINES // total > (done - 1) * _LINES // total
+        if not due:
             return
+        self.shown = now
         elbo = trainer.callback_metrics.get("validation_elbo")
         score = "" if elbo is None else f", held-out ELBO {float(elbo):.2f} nats per cell"
-        left = (time.monotonic() - self.start) * (total - done) / done
-        _say(f"  epoch {done} of {total}{score}, {left:.0f} s left")
+        left = timedelta(seconds=round((now - self.start) * (total - done) / done))
+        line = f"  epoch {trainer.current_epoch + 1} of {trainer.max_epochs}{score}, {left} left"
+        print(f"\r{line:<78}" if self.terminal else line, file=sys.stderr, flush=True,
+              end="" if self.terminal else "\n")  # fmt: skip
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the rewritten line."""
+        if self.terminal:
+            _say("")
 
 
 def _report(model: pyrocell.PyroCell, output: Path, overwrite: bool, tables: str = "csv") -> None:
@@ -249,7 +313,7 @@ def _plain_warnings() -> Iterator[None]:
     """Print what pyrocell warns of as plain text; leave out its dependencies' warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module=r"pyrocell")
+        warnings.filterwarnings("default", module=r"pyrocell|__main__")
         warnings.filterwarnings("default", category=ScreenWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)

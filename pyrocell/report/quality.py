@@ -11,7 +11,7 @@ __all__ = ["Convergence", "convergence", "share_inside", "strongest"]
 
 _LAST = 0.25  # share of training whose slope is judged
 _MIN_CHECKS = 4  # values in that share
-_SMALL = 0.05  # a rise below this share of the whole rise is no reason to train on
+_SMALL = 0.02  # a rise below this share of the whole rise is no reason to train on
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def convergence(history: pd.DataFrame) -> Convergence:
     Returns
     -------
     Convergence: converged if the slope is within two standard errors of zero, or the rise is below
-    5% of the rise since the first epoch.
+    2% of the rise since the first epoch.
     """
     held_out = "validation_elbo" in history
     if not len(history):
