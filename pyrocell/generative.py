@@ -116,7 +116,8 @@ class GenerativeModel(ScreenMap):
         if self.has_time:
             medians = one.new_tensor([p.process_noise_sd, p.process_noise_effect])
             out["W.process_noise"] = pyro.sample(
-                "W.process_noise", dist.LogNormal(medians.log(), 0.5).to_event(1)
+                "W.process_noise",
+                dist.LogNormal(medians.log(), p.process_noise_spread).to_event(1),
             )
             out["W.gene_scale"] = pyro.sample(
                 "W.gene_scale", dist.LogNormal(one.new_zeros(self.n_genes), 0.5).to_event(1)

@@ -98,11 +98,6 @@ class ScreenMap(nn.Module):
         own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
         self.register_buffer("own_gene", own, persistent=False)  # (K, G)
 
-    def scale_parameters(self) -> list[nn.Parameter]:
-        """Prior scales learned by empirical Bayes; they train at the rate of the global sites."""
-        networks = ("loading", "gate_loading")
-        return [p for name, p in self.named_parameters() if name not in networks]
-
     @property
     def conditions(self) -> Conditions:
         """The screen's own conditions."""

@@ -47,6 +47,8 @@ class Priors:
     process_noise_sd, process_noise_effect
         Prior medians of the residual's step between measured times: a constant part (per square
         root of a time unit) and a part proportional to the low-rank effect.
+    process_noise_spread
+        Spread of their logarithms around those medians.
     baseline_sd
         Log relative expression of controls around the pooled estimate.
     dispersion_loc, dispersion_sd
@@ -79,6 +81,7 @@ class Priors:
     content_sd: float = 0.3
     process_noise_sd: float = 0.05
     process_noise_effect: float = 0.22
+    process_noise_spread: float = 0.1
     baseline_sd: float = 2.0
     dispersion_loc: float = 1.0
     dispersion_sd: float = 1.5

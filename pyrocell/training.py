@@ -99,7 +99,7 @@ class ElboPlan(pl.LightningModule):
 
     def configure_optimizers(self) -> dict:
         """Adam with two rates and cosine decay."""
-        fast = [*self.guide.fast_parameters(), *self.model.scale_parameters()]
+        fast = list(self.guide.fast_parameters())
         fast_ids = {id(p) for p in fast}
         slow = [p for p in self.parameters() if id(p) not in fast_ids]
         optimiser = torch.optim.Adam(
