@@ -2,7 +2,8 @@
 
 Screens of 40 perturbations (half of them silent) and 200 genes: 3 to 12 batches, batch noise of sd
 .1 to .3, 1,000 controls, 20 to 200 cells per perturbation, balanced and not; effects inside the
-model's rank, and effects with a sparse gene-level part that no small rank holds. Seeds were not used for any choice.
+model's rank, and effects with a sparse gene-level part that no small rank holds. No choice was made
+on these seeds.
 
     python benchmarks/batch_recovery.py --jobs 2
 """

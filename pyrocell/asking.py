@@ -81,6 +81,11 @@ class Answers:
 
     def batch_effects(self, n_samples: int = 200, credible_level: float = 0.9) -> pd.DataFrame:
         """η of every batch and gene: batch, gene, mean, sd, lower, upper (natural log)."""
+        if len(self.screen.batches) == 1:
+            raise ScreenError(
+                "the screen has one batch, so batch noise cannot be told from anything else; "
+                "register a batch_key with at least two batches"
+            )
         return self._queries.batch_effects(n_samples, credible_level)
 
     def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:

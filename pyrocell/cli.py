@@ -6,7 +6,6 @@ The summary goes to standard output; progress, warnings and errors go to standar
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import textwrap
 import time
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from anndata import AnnData, read_h5ad
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -28,7 +26,6 @@ from pyrocell.errors import PyrocellError, ScreenWarning
 __all__ = ["main"]
 
 _DEMO_EPOCHS, _QUICK_EPOCHS = 120, 3
-_FEW_GENES = 1000  # below this threads wait for each other longer than they work
 _LINES = 10  # of progress where there is no terminal
 _REFRESH = 0.5  # seconds, of progress on a terminal
 _SETUP = (
@@ -253,8 +250,6 @@ def _train(
         if n
     ]
     _say("fitting " + ", ".join(counted))
-    if len(screen.genes) < _FEW_GENES and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
     start = time.monotonic()
     model.train(
         max_epochs,

@@ -235,7 +235,7 @@ class PyroCell(Answers, BaseModelClass):
             config = replace(config, batch_size=batch_size)
         if not 0 < train_size <= 1:
             raise ScreenError(f"train_size={train_size} must be above 0 and at most 1")
-        if config.batch_size < 1 or (max_epochs is not None and max_epochs < 1):
+        if any(n is not None and n < 1 for n in (config.batch_size, max_epochs)):
             raise ScreenError(
                 f"batch_size={config.batch_size} and max_epochs={max_epochs} must be at least 1"
             )

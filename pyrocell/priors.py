@@ -69,7 +69,7 @@ class Priors:
     on_target_loc: float = 1.0
     gain_weights: tuple[float, float, float] = (0.15, 0.6, 0.25)
     gain_locs: tuple[float, float, float] = (0.0, 1.0, 0.7)
-    gain_scales: tuple[float, float, float] = (0.15, 0.1, 0.6)
+    gain_scales: tuple[float, float, float] = (0.15, 0.15, 0.6)
     log_rate_loc: float = -0.7
     log_rate_sd: float = 1.0
     log_rate_spread: float = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import warnings
@@ -26,6 +27,9 @@ from pyrocell.errors import NonFiniteError
 
 __all__ = ["ElboPlan", "TrainingConfig", "held_out_elbo", "train"]
 
+_BATCH_SIZE = 512
+_FEW_GENES = 1000
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -38,8 +42,7 @@ class TrainingConfig:
     min_epochs, max_epochs
         Bounds on the epochs that follow from `steps`.
     batch_size
-        Cells per step at the most; a screen with few cells takes smaller minibatches, at least
-        eight to an epoch.
+        Cells per step; by default 512, or an eighth of the cells where that is less.
     lr, global_lr
         Learning rates of the networks and of the global sites (design 5.5); both decay to zero.
     kl_warmup
@@ -52,7 +55,7 @@ class TrainingConfig:
     steps: int = 3000
     min_epochs: int = 20
     max_epochs: int = 400
-    batch_size: int = 512
+    batch_size: int | None = None
     lr: float = 3e-3
     global_lr: float = 1e-2
     kl_warmup: float = 0.2
@@ -60,7 +63,9 @@ class TrainingConfig:
 
     def minibatch(self, n_cells: int) -> int:
         """Cells per step for this many training cells."""
-        return int(np.clip(n_cells // 8, 1, self.batch_size))
+        if self.batch_size is not None:
+            return min(self.batch_size, n_cells)
+        return int(np.clip(n_cells // 8, 1, _BATCH_SIZE))
 
     def epochs(self, n_cells: int) -> int:
         """Epochs for this many training cells."""
@@ -272,7 +277,7 @@ def train(
             pyro.validation_enabled(False),
         ):
             trainer = pl.Trainer(**(options | trainer_kwargs))
-            with _seeded(seed, trainer.strategy.root_device):
+            with _seeded(seed, trainer.strategy.root_device), _threads(model.n_genes):
                 _fit(trainer, plan, loaders)
     finally:
         model.n_cells = n_cells
@@ -290,6 +295,18 @@ def train(
             stacklevel=3,
         )
     return pd.DataFrame(plan.history).set_index("epoch") if plan.history else pd.DataFrame()
+
+
+@contextmanager
+def _threads(n_genes: int) -> Iterator[None]:
+    """One thread for a small screen, unless the user has set a number: more wait for each other."""
+    before = torch.get_num_threads()
+    if n_genes < _FEW_GENES and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _accelerator(name: str) -> str:

@@ -101,6 +101,10 @@ def test_every_kind_of_screen_trains_and_answers(make_screen, build, name):
     effects = model.perturbation_effects(n_samples=5)
     assert len(effects) == len(screen.perturbations) * genes
     assert np.isfinite(effects[[*MEAN_SD, "prob_direction"]]).all(axis=None)
+    if len(model.screen.batches) == 1:
+        with pytest.raises(ScreenError, match="one batch"):
+            model.batch_effects(n_samples=5)
+        return
     batches = model.batch_effects(n_samples=5)
     assert len(batches) == len(screen.batches) * genes
     assert np.isfinite(batches[MEAN_SD]).all(axis=None)
