@@ -1,8 +1,8 @@
 """Three real screens: on-target and pathway effects, media gains, held-out combinations.
 
 Every score has an anchor without a model beside it. On the stimulation screen the number of own
-axes and the likelihood are chosen by the held-out ELBO, as the model page advises; shuffled labels show what nothing
-looks like.
+axes and the likelihood are chosen by the held-out ELBO, as the model page advises; shuffled labels
+show what nothing looks like.
 
     python benchmarks/real_screens.py --parts papalexi datlinger norman --jobs 2
 """
