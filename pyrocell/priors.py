@@ -63,7 +63,7 @@ class Priors:
     media_effect_sd: float = 2.0
     residual_sd: float = 0.25
     walk_sd: float = 0.08
-    media_residual_sd: float = 0.1
+    media_residual_sd: float = 0.3
     interaction_sd: float = 0.1
     on_target_sd: float = 1.0
     on_target_loc: float = 1.0
