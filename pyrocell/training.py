@@ -40,7 +40,8 @@ class TrainingConfig:
     steps
         Optimiser steps aimed at when `max_epochs` is not given.
     min_epochs, max_epochs
-        Bounds on the epochs that follow from `steps`.
+        Bounds on the epochs that follow from `steps`. More epochs overfit a sparse screen: on one
+        of 7,500 cells the held-out ELBO is best before 100, and gains are overconfident at 230.
     batch_size
         Cells per step; by default 512, or an eighth of the cells where that is less.
     lr, global_lr
@@ -54,7 +55,7 @@ class TrainingConfig:
 
     steps: int = 3000
     min_epochs: int = 20
-    max_epochs: int = 400
+    max_epochs: int = 100
     batch_size: int | None = None
     lr: float = 3e-3
     global_lr: float = 1e-2
