@@ -2,8 +2,8 @@
 
 Screens of 40 perturbations (half of them silent) and 200 genes: 3 to 12 batches, batch noise of sd
 .1 to .3, 1,000 controls, 20 to 200 cells per perturbation, balanced and not; effects inside the
-model's rank, and effects with a sparse gene-level part that no small rank holds. No choice was made
-on these seeds.
+model's rank, and effects with a sparse gene-level part that no small rank holds. Seed 101 was
+seen before the number of controls (1,000, not 100) and the size of minibatches were settled.
 
     python benchmarks/batch_recovery.py --jobs 2
 """
