@@ -79,6 +79,13 @@ class Guide(GuideParameters):
         normal = dist.MultivariateNormal(loc, scale_tril=chol)
         return pyro.sample(site, normal.to_event(1))
 
+    def _effect(self) -> Tensor:
+        """e in units of its prior's width, so that an axis nobody needs is pruned by its width."""
+        width = self.model.log_effect_scale.exp()
+        chol = self.effect_lower.tril(-1) + torch.diag_embed(self.effect_log_scale.exp())
+        normal = dist.MultivariateNormal(self.effect_loc * width, scale_tril=width[:, None] * chol)
+        return pyro.sample("P.effect", normal.to_event(1))
+
     def _media_effect(self, loc: Tensor) -> Tensor:
         """c with the controls' own error along it: they alone set the scale of the gains."""
         chol = self.media_effect_lower.tril(-1) + torch.diag_embed(
@@ -122,7 +129,7 @@ class Guide(GuideParameters):
     def _operator_sites(self) -> dict[str, Tensor]:
         model = self.model
         values = {
-            "P.effect": self._triangular("P.effect", "effect"),
+            "P.effect": self._effect(),
             "P.on_target": self._normal("P.on_target", "on_target"),
         }
         if model.n_media:
@@ -233,7 +240,6 @@ class Guide(GuideParameters):
         model = self.model
         names = {
             "V.loading": "loading",
-            "P.effect": "effect",
             "P.on_target": "on_target",
             "W.log_rate": "rate",
             "W.log_rate_base": "rate_base",
@@ -247,6 +253,7 @@ class Guide(GuideParameters):
             for site, name in names.items()
             if hasattr(self, f"{name}_loc")
         }
+        centre["P.effect"] = self.effect_loc * model.log_effect_scale.exp()
         if model.n_media:
             ratio = self.control_log_ratio.exp()
             centre["M.effect"] = self.media_effect_loc * ratio[:, None]

@@ -63,7 +63,8 @@ class GuideParameters(nn.Module):
             self._gaussian("eta_scale", torch.full((g,), math.log(0.2)), torch.tensor(0.3))
         cells = torch.as_tensor(driver_cells(screen), dtype=torch.float32)  # (K + J, T, B)
         per_node = cells.sum(-1)
-        self._gaussian("effect", start.effect, torch.tensor(0.05), triangular=True)
+        width = model.priors.effect_sd
+        self._gaussian("effect", start.effect / width, torch.tensor(0.05 / width), triangular=True)
         self._gaussian("on_target", torch.zeros(k), torch.tensor(0.2))
         if j:
             self._gaussian("media_effect", start.media_effect, torch.tensor(0.05), triangular=True)

@@ -124,3 +124,16 @@ def test_times_after_the_last_seen_one_follow_the_prior(make_screen, build):
     standard = torch.stack(steps)
     assert standard.mean().abs() < 0.1
     assert standard.std() == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_width_of_an_axis_is_for_the_counts_to_say(make_screen, build):
+    """The KL of the effects does not depend on the prior's width."""
+    module, terms = build(make_screen(times=(1.0, 2.0))).module, []
+    for width in (0.3, 0.03):
+        module.model.log_effect_scale.data.fill_(width).log_()
+        torch.manual_seed(1)
+        q = poutine.trace(module.guide.globals).get_trace()
+        p = poutine.trace(poutine.replay(module.model.globals, q)).get_trace()
+        nodes = [trace.nodes["P.effect"] for trace in (q, p)]
+        terms.append(sum(s * n["fn"].log_prob(n["value"]) for s, n in zip((1, -1), nodes)))
+    torch.testing.assert_close(terms[0].sum(), terms[1].sum(), rtol=1e-4, atol=1e-3)
