@@ -30,6 +30,16 @@ _TYPE_SPELLINGS = {
     "crispri": "CRISPRi",
     "crispra": "CRISPRa",
 }
+# Not synonyms, RNAi and cDNA are no CRISPR, but what most who write them mean.
+_TYPE_HINTS = {
+    "knockdown": "CRISPRi",
+    "kd": "CRISPRi",
+    "repression": "CRISPRi",
+    "activation": "CRISPRa",
+    "overexpression": "CRISPRa",
+    "oe": "CRISPRa",
+    "deletion": "knockout",
+}
 _TYPED_GENE = re.compile(r"^(?P<gene>.+?)\s*\((?P<type>[^()]+)\)$")
 _MISSING = {"", "nan", "NaN", "None", "<NA>"}
 # Names that laboratories give to unperturbed cells; they are offered when `control` is not found.
@@ -108,12 +118,14 @@ def factorise(
 
 def perturbation_type(value: str, column: str = "perturbation_type") -> str:
     """Return the canonical spelling of a perturbation type, or raise ScreenError."""
+    spelling = str(value).strip().casefold()
     try:
-        return _TYPE_SPELLINGS[str(value).strip().casefold()]
+        return _TYPE_SPELLINGS[spelling]
     except KeyError:
+        meant = _TYPE_HINTS.get(spelling, value)
         raise ScreenError(
             f'{column} has the value "{value}", which is not a type of perturbation'
-            f"{suggestion(value, PERTURBATION_TYPES)}"
+            f"{suggestion(meant, PERTURBATION_TYPES)}"
         ) from None
 
 

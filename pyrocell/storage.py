@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def write_model(
     history: pd.DataFrame | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a model's tensors and settings into a directory.
+    """Write a model's tensors and settings into a directory; a failure leaves an earlier one whole.
 
     Raises
     ------
@@ -40,13 +41,18 @@ def write_model(
         raise ModelFileError(f"{path} holds a model already; pass overwrite=True to replace it")
     path.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    save_file(tensors, path / _TENSORS)
     body = {"format": _FORMAT, "version": version("pyrocell"), **settings}
     body["identity"] = _identity(tensors, body)
-    (path / _SETTINGS).write_text(json.dumps(body, indent=1))
-    (path / _HISTORY).unlink(missing_ok=True)
-    if history is not None:
-        history.to_csv(path / _HISTORY)
+    with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as scratch:
+        new = Path(scratch)
+        save_file(tensors, new / _TENSORS)
+        (new / _SETTINGS).write_text(json.dumps(body, indent=1))
+        if history is not None:
+            history.to_csv(new / _HISTORY)
+        # all is written: a full disk has by now raised, and the earlier model is still whole
+        (path / _HISTORY).unlink(missing_ok=True)
+        for file in new.iterdir():
+            file.replace(path / file.name)
 
 
 def read_model(

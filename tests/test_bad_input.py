@@ -290,7 +290,7 @@ def test_types_that_do_not_fit_are_refused(tiny_adata, kind, message):
 
 
 def test_an_unknown_type_for_all_is_refused(tiny_adata):
-    message = 'perturbation_type has the value "knockdown", which is not a type'
+    message = 'perturbation_type has the value "knockdown", which is not a type.*"CRISPRi"'
     refuse(tiny_adata, ScreenError, message, perturbation_type="knockdown")
 
 

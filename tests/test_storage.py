@@ -262,6 +262,20 @@ def test_a_class_of_another_name_is_refused(saved, cells):
         OtherModel.load(saved, cells)
 
 
+def test_a_save_that_fails_leaves_the_earlier_model_whole(
+    fitted, make_screen, build, copied, monkeypatch
+):
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        build(make_screen()).save(copied, overwrite=True)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
 def test_a_model_is_replaced_only_when_asked(fitted, make_screen, build, copied, cells):
     with pytest.raises(ModelFileError, match="overwrite=True"):
         fitted.save(copied)
