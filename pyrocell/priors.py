@@ -72,7 +72,7 @@ class Priors:
     gain_scales: tuple[float, float, float] = (0.15, 0.15, 0.6)
     log_rate_loc: float = -0.7
     log_rate_sd: float = 1.0
-    log_rate_spread: float = 0.5
+    log_rate_spread: float = 1.0
     turnover_loc: float = -1.0
     turnover_sd: float = 1.0
     drift_sd: float = 0.2
