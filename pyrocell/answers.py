@@ -138,6 +138,7 @@ _DIMS = {
     "W.gene_scale": ("gene",),
     "V.baseline": ("gene",),
     "V.loading": ("own_axis", "gene"),
+    "V.curvature": ("feature", "gene"),
     "V.dispersion": ("gene",),
     "V.gate": ("gene", "gate"),
     "eta": ("batch", "gene"),

@@ -44,7 +44,7 @@ def posterior_predictive_check(
             loc, scale = guide.encode(values, args["x"], *extra)
             z = loc + scale * torch.randn_like(loc)
             shift = model.cell_shift(values, *extra)
-            logits = values["V.baseline"] + shift + z @ model.loading
+            logits = model.resting_logits(values, z) + shift
             replicated[s] = _statistics(model.view(values, logits, args["log_size"], z).sample())
     tail = 50 * (1 - credible_level)
     lower, upper = np.percentile(replicated, [tail, 100 - tail], axis=0)
@@ -94,7 +94,7 @@ def importance_log_likelihood(
                 q = dist.Normal(loc, scale)
                 z = q.sample()
                 shift = model.cell_shift(values, *extra)
-                logits = values["V.baseline"] + shift + z @ model.loading
+                logits = model.resting_logits(values, z) + shift
                 log_p = model.view(values, logits, args["log_size"], z).log_prob(args["x"])
                 weight = log_p + (dist.Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)).sum(-1)
                 total[rows] = np.logaddexp(total[rows], weight.cpu().double().numpy())

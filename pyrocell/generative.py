@@ -59,6 +59,9 @@ class GenerativeModel(ScreenMap):
         if self.config.n_covariates:
             zeros = one.new_zeros(self.config.n_covariates, g)
             values["V.covariate"] = _sample("V.covariate", zeros, p.covariate_sd * one)
+        if self.config.decoder == "curved":
+            scale = self.curvature.log_scale.exp().expand(-1, g)
+            values["V.curvature"] = _sample("V.curvature", torch.zeros_like(scale), scale)
         return values
 
     def _noise_sites(self) -> dict[str, Tensor]:
@@ -180,7 +183,7 @@ class GenerativeModel(ScreenMap):
                 "X.z",
                 dist.Normal(shift.new_zeros(len(index), self.config.n_latent), 1.0).to_event(1),
             )
-            logits = torch.addmm(values["V.baseline"] + shift, z, self.loading)
+            logits = self.resting_logits(values, z) + shift
             return pyro.sample("x", self.view(values, logits, log_size, z), obs=x)
 
     def view(

@@ -108,6 +108,10 @@ class Guide(GuideParameters):
             values["V.gate"] = self._normal("V.gate", "gate")
         if config.n_covariates:
             values["V.covariate"] = self._low_rank("V.covariate", "covariate")
+        if config.decoder == "curved":
+            width = self.model.curvature.log_scale.exp()  # in its units, as an effect in its own
+            loc, scale = self.curvature_loc * width, self.curvature_log_scale.exp() * width
+            values["V.curvature"] = pyro.sample("V.curvature", dist.Normal(loc, scale).to_event(2))
         return values
 
     def _noise_sites(self) -> dict[str, Tensor]:

@@ -48,6 +48,9 @@ class GuideParameters(nn.Module):
         if config.likelihood == "zinb":
             centre = torch.tensor(model.priors.gate_loc).expand(g, 2)
             self._gaussian("gate", centre, torch.tensor([0.5, 0.1]))
+        if config.decoder == "curved":
+            zeros = torch.zeros(len(model.curvature.offset), g)
+            self._gaussian("curvature", zeros, torch.tensor(0.1))
         if model.n_batches > 1:
             counts = np.bincount(screen.cell_batch, minlength=model.n_batches)
             per_batch = n_cells / model.n_batches

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyrocell.decoder import Curvature
 from pyrocell.layout import batch_content
 from pyrocell.noise import content_effect, contrast_matrix
 from pyrocell.operators import ResponseParameters, respond
@@ -52,6 +53,8 @@ class ScreenMap(nn.Module):
         self.n_times = max(1, len(screen.times))
         self._register_screen(screen)
         self.loading = nn.Parameter(statistics.loading.clone())  # (d, G)
+        if config.decoder == "curved":
+            self.curvature = Curvature(config.n_latent)
         if config.dropout == "cell":
             self.gate_loading = nn.Parameter(torch.zeros_like(statistics.loading))
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
@@ -187,6 +190,14 @@ class ScreenMap(nn.Module):
     def _walk_times(self) -> Tensor:
         first = self.duration.min()
         return torch.cat([first[None], first + self.time_steps.cumsum(0)])
+
+    def resting_logits(self, values: dict[str, Tensor], z: Tensor) -> Tensor:
+        """Log relative expression of unperturbed cells in states z (n, d), (n, G)."""
+        features, weight = z, self.loading
+        if self.config.decoder == "curved":
+            features = torch.cat([z, self.curvature(z)], 1)
+            weight = torch.cat([self.loading, values["V.curvature"]])
+        return torch.addmm(values["V.baseline"], features, weight)
 
     def shift(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         """Log-mean shift of each condition against rest, η excluded, (C, G), log-fold change."""

@@ -57,6 +57,9 @@ class PyroCell(Answers, BaseModelClass):
     dropout
         "curve": two numbers per gene, logit of dropout against log mean; "cell": free per cell and
         gene, linear in the cell's state.
+    decoder
+        "curved": log expression bends away from a line in z far from rest, responses stay additive
+        in it; "linear": it does not.
     priors
         Prior scales, in units of natural-log fold change.
 
@@ -88,6 +91,7 @@ class PyroCell(Answers, BaseModelClass):
         interactions: bool = False,
         content_dependent_noise: bool = False,
         dropout: str = "curve",
+        decoder: str = "curved",
         priors: Priors | None = None,
     ):
         super().__init__(adata)
@@ -106,6 +110,7 @@ class PyroCell(Answers, BaseModelClass):
             n_covariates=0 if self._cells.covariates is None else self._cells.covariates.shape[1],
             content_dependent_noise=content_dependent_noise,
             dropout=dropout,
+            decoder=decoder,
         )
         _check_options(config)
         self._hold(
@@ -340,6 +345,7 @@ def _check_options(config: ModelConfig) -> None:
         "dynamics": ("relaxation",),
         "likelihood": ("zinb", "nb"),
         "dropout": ("curve", "cell"),
+        "decoder": ("curved", "linear"),
     }
     for name, known in choices.items():
         if (value := getattr(config, name)) not in known:

@@ -270,7 +270,7 @@ class Queries:
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance over cells of the counts of each condition, (C, G) each."""
         model = self.model
-        rest = values["V.baseline"] + z @ model.loading  # (n, G)
+        rest = model.resting_logits(values, z)  # (n, G)
         log_size = float(np.log(size_factor))
         log_theta = values["V.dispersion"].log()
         total = square = 0.0
@@ -312,7 +312,7 @@ class Queries:
                         shift = shift + values["eta"][args["batch"]]
                     if "covariates" in args:
                         shift = shift + args["covariates"] @ values["V.covariate"]
-                    logits = values["V.baseline"] + z @ self.model.loading + shift
+                    logits = self.model.resting_logits(values, z) + shift
                     draws[s] = (
                         self.model.view(values, logits, args["log_size"], z).mean.cpu().numpy()
                     )
@@ -343,7 +343,7 @@ class Queries:
                     args.get("covariates"),
                     cells.conditions,
                 )
-            logits = values["V.baseline"] + shift + z @ model.loading
+            logits = model.resting_logits(values, z) + shift
             level = torch.softmax(logits, -1) if model.config.composition else logits.exp()
             out.append((level * (1.0 if library_size is None else library_size)).cpu().numpy())
         return np.concatenate(out)

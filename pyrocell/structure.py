@@ -26,6 +26,7 @@ class ModelConfig:
     n_covariates: int = 0
     content_dependent_noise: bool = False
     dropout: str = "curve"
+    decoder: str = "curved"
 
 
 class ScreenStatistics(NamedTuple):

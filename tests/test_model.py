@@ -78,6 +78,7 @@ CASES = {
     "more axes than genes": ({"n_genes": 4}, None, {}, {"n_latent": 6, "n_response": 7}),
     "negative binomial": ({"media": 1}, None, {}, {"likelihood": "nb"}),
     "dropout free per cell": ({"media": 1}, None, {}, {"dropout": "cell"}),
+    "linear decoder": ({"media": 1}, None, {}, {"decoder": "linear"}),
     "noise by content": (
         {"n_batches": 4, "balanced": False, "media": 1},
         None,
@@ -288,6 +289,7 @@ def test_inert_knockouts_have_no_effect_in_common(make_screen, build):
         ({"likelihood": "poisson"}, 'likelihood="poisson".*zinb, nb'),
         ({"dynamics": "chaos"}, 'dynamics="chaos".*relaxation'),
         ({"dropout": "none"}, 'dropout="none".*curve, cell'),
+        ({"decoder": "deep"}, 'decoder="deep".*curved, linear'),
         ({"n_latent": 0}, "n_latent=0"),
         ({"n_response": -1}, "n_response=-1"),
     ],
