@@ -21,6 +21,7 @@ from pyrocell.operators import Protocol
 from pyrocell.posterior import Posterior
 from pyrocell.queries import Queries
 from pyrocell.screen import Screen
+from pyrocell.testability import testability
 
 __all__ = ["Answers"]
 
@@ -42,6 +43,16 @@ class Answers:
     @property
     def _queries(self) -> Queries:
         return Queries(self.posterior, self.screen, self._cells)
+
+    def testability(self) -> pd.DataFrame:
+        """Which assumptions the layout of the screen can test, and why; needs no training.
+
+        Returns
+        -------
+        DataFrame with assumption, perturbation, media, testable, reason; see
+        `pyrocell.testability`.
+        """
+        return testability(self.screen)
 
     def perturbation_effects(
         self,

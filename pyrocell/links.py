@@ -1,0 +1,131 @@
+"""Which conditions of a screen can be compared with each other, and the words to say so.
+
+Cells of condition c in batch b have mean μ_c + η_b: one free mean per condition (perturbation set ×
+medium × time), one free η per batch. Two settings with equal means differ by a constant on each
+connected component of the layout graph, added to its conditions and taken from its batches. So a
+contrast of conditions is estimable exactly if its weights sum to zero in every component (paper,
+Fig. 6 and App. B.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from pyrocell.labels import listed
+from pyrocell.screen import Screen
+
+__all__ = ["Arm", "Links", "arm_name", "several"]
+
+Arm = dict[int, int]  # index of a measured time → condition, both as in the screen
+SHOWN = 8  # times or batches that a reason spells out
+
+
+def several(noun: str, names: Iterable[str]) -> str:
+    """Join names behind their noun, as in "batch x" or "batches x, y"."""
+    names = list(names)
+    plural = "batches" if noun == "batch" else f"{noun}s"
+    return f"{noun if len(names) == 1 else plural} {listed(names, SHOWN)}"
+
+
+def arm_name(perturbation: str, medium: str) -> str:
+    """Name an arm of the screen."""
+    return f"{perturbation} in medium {medium}"
+
+
+class Links:
+    """Who was measured when and in which batches, and which conditions the batches link.
+
+    Attributes
+    ----------
+    arms
+        Conditions of each (perturbation set, medium), by time.
+    perturbations
+        Singles first, whether or not measured alone; then combinations.
+    baseline, media
+        Baseline medium, "" if no cell was in it; and the media beyond it.
+    """
+
+    def __init__(self, screen: Screen) -> None:
+        observed = screen.baseline_observed
+        self.control = screen.control
+        self.baseline = screen.baseline_media if observed else ""
+        self.media = screen.media if observed else (screen.baseline_media,)
+        self._times, self._n_batches = screen.times, len(screen.batches)
+        self._component = np.zeros(len(screen.conditions), np.int64)
+        for i, part in enumerate(screen.components()):
+            self._component[part.conditions] = i
+        present = screen.layout.to_numpy() > 0
+        names = np.array(screen.batches, dtype=object)
+        self._batches = [names[row].tolist() for row in present]
+        held = np.zeros((max(1, len(screen.times)), len(names)), bool)
+        np.logical_or.at(held, screen.time_index, present)
+        self._n_times = dict(zip(names, held.sum(axis=0), strict=True))  # by batch
+        self.arms: dict[tuple[str, str], Arm] = {}
+        labels = zip(screen.conditions["perturbation"], screen.conditions["media"], strict=True)
+        for c, (arm, time) in enumerate(zip(labels, screen.time_index.tolist(), strict=True)):
+            self.arms.setdefault(arm, {})[time] = c
+        sets = dict.fromkeys((*screen.perturbations, *screen.conditions["perturbation"]))
+        self.perturbations = [label for label in sets if label != self.control]
+
+    def arm(self, perturbation: str, medium: str) -> Arm:
+        """Conditions of an arm by time; empty if it was not measured."""
+        return self.arms.get((perturbation, medium), {})
+
+    def estimable(self, weights: dict[int, float]) -> bool:
+        """Whether weights of conditions sum to zero in every component of the layout graph."""
+        sums = np.bincount(self._component[list(weights)], list(weights.values()))
+        return not sums.any()  # weights are whole numbers, so the sums are exact
+
+    def linked(self, one: int, other: int) -> bool:
+        """Whether the difference of two conditions is estimable."""
+        return bool(self._component[one] == self._component[other])
+
+    def alone(self, arm: Arm) -> bool:
+        """Whether each batch of an arm holds a single time of the whole screen."""
+        return all(self._n_times[b] == 1 for c in arm.values() for b in self._batches[c])
+
+    def how(self, one: int, other: int) -> str:
+        """Say how two linked conditions are linked, as a predicate."""
+        if self._n_batches == 1:
+            return "share the only batch"
+        shared = [batch for batch in self._batches[one] if batch in self._batches[other]]
+        if shared:
+            return f"share {several('batch', shared)}"
+        return f"are in {self.held([one, other])}, which other conditions link"
+
+    def held(self, conditions: Iterable[int]) -> str:
+        """Name the batches of conditions."""
+        if self._n_batches == 1:
+            return "the only batch"
+        return several("batch", dict.fromkeys(b for c in conditions for b in self._batches[c]))
+
+    def times(self, indices: Iterable[int]) -> str:
+        """Name times by index."""
+        if not self._times:
+            return "one time"
+        return several("time", [f"{self._times[t]:g}" for t in sorted(indices)])
+
+    def at(self, time: int) -> str:
+        """Say at which time, with a space before; empty where the screen has no times."""
+        return f" at {self.times([time])}" if self._times else ""
+
+    def only_time(self, arm: Arm) -> str:
+        """Say that an arm has no second time."""
+        why = "" if self._times else " (the screen was registered without time_key=)"
+        return f"was measured at {self.times(arm)} only, in {self.held(arm.values())}{why}"
+
+    def by_time(self, arm: Arm) -> str:
+        """List the batches of an arm by time."""
+        parts = [f"{self.times([t])} in {self.held([arm[t]])}" for t in sorted(arm)]
+        return "; ".join(parts[:SHOWN]) + ("; …" if len(parts) > SHOWN else "")
+
+    def apart(self, perturbation: str, cases: list[tuple[int, int, int]]) -> str:
+        """Say where a perturbation and the control were, for (condition, condition, time)s."""
+        parts = [
+            f"{perturbation} was in {self.held([one])} and control in {self.held([other])}"
+            f"{self.at(time)}"
+            for one, other, time in cases
+        ]
+        return f"{'; '.join(parts[:SHOWN])}, and no condition links them"
