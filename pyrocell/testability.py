@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -24,7 +24,8 @@ Weights = dict[int, float]  # condition → weight
 Verdict = tuple[Weights, str]  # contrast, empty if untestable; reason
 
 
-class Comparison(NamedTuple):
+@dataclass(frozen=True)
+class Comparison:
     """An assumption about one condition, and what would test it.
 
     Attributes

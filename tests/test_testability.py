@@ -131,10 +131,11 @@ def test_the_contrast_given_for_a_testable_row_is_one_that_tests_it(table):
     null = null_vectors(screen)
     for comparison in comparisons(screen):
         weights = comparison.weights
+        key = (comparison.assumption, comparison.perturbation, comparison.media)
         assert comparison.testable == bool(weights) and sum(weights.values()) == 0
         if weights:
             np.testing.assert_allclose(sum(w * null[c] for c, w in weights.items()), 0, atol=1e-9)
-            possible = map(sorted, contrasts(screen.conditions, comparison[:3]))
+            possible = map(sorted, contrasts(screen.conditions, key))
             assert sorted(weights.items()) in possible
 
 
