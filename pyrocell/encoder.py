@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Encoder", "fisher_metric", "state_shift"]
+__all__ = ["Encoder", "fisher_metric", "fisher_weight", "state_shift"]
 
 _LOG_SD_RANGE = (-5.0, 1.0)
 
@@ -48,13 +48,13 @@ def state_shift(
     loading, mean, theta
         (d, G) loading D of z; (G,) mean count and inverse dispersion.
     """
-    weighted = loading * _fisher_weight(mean, theta)
+    weighted = loading * fisher_weight(mean, theta)
     value, axes = torch.linalg.eigh(weighted @ loading.T)
     scale = depth[:, None] / (1 + depth[:, None] * value.clamp_min(0))  # (cells, d)
     return ((shift @ weighted.T) @ axes * scale) @ axes.T
 
 
-def _fisher_weight(mean: Tensor, theta: Tensor) -> Tensor:
+def fisher_weight(mean: Tensor, theta: Tensor) -> Tensor:
     """Fisher information of a log mean, per cell and gene, (G,)."""
     return mean / (1 + mean / theta)
 
@@ -63,7 +63,7 @@ def fisher_metric(
     loading: Tensor, mean: Tensor, theta: Tensor
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Inner product of log-mean shifts by one cell's Fisher information, z integrated out."""
-    weight = _fisher_weight(mean, theta)
+    weight = fisher_weight(mean, theta)
     weighted = loading * weight
     inner = weighted @ loading.T + torch.eye(len(loading), device=loading.device)
 

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from pyrocell.distributions import LowRankNormal, LowRankRow, MarkovLowRankNormal
-from pyrocell.encoder import fisher_metric, state_shift
+from pyrocell.encoder import fisher_metric, fisher_weight, state_shift
 from pyrocell.guide_parameters import GuideParameters
 from pyrocell.structure import Conditions
 
 __all__ = ["Guide"]
+
+_COLLAPSED = 1e-3  # an axis of z with this share of the average information is not used
 
 
 class Guide(GuideParameters):
@@ -42,7 +44,9 @@ class Guide(GuideParameters):
         """Sample every global site from the guide."""
         model = self.model
         with pyro.poutine.scale(scale=model.kl_weight):
-            values = self._view_sites() | self._noise_sites() | self._operator_sites()
+            values = self._view_sites()
+            values |= self._noise_sites()
+            values |= self._operator_sites(values)
             if model.config.gene_residual:
                 values |= self._residual_sites(values)
             if len(model.several):
@@ -79,12 +83,35 @@ class Guide(GuideParameters):
         normal = dist.MultivariateNormal(loc, scale_tril=chol)
         return pyro.sample(site, normal.to_event(1))
 
-    def _effect(self) -> Tensor:
-        """e in units of its prior's width, so that an axis nobody needs is pruned by its width."""
-        width = self.model.log_effect_scale.exp()
+    def _effect(self, values: dict[str, Tensor]) -> Tensor:
+        """e in units of its prior's width, so that an axis nobody needs is pruned by its width.
+
+        Along the axes of z it gives back what baseline and η were drawn to be there.
+        """
+        model, d = self.model, self.model.config.n_latent
+        width = model.log_effect_scale.exp()
+        along = self._along_state(values)
+        kept = (self.effect_log_cells + 2 * width[:d].log()).sigmoid()
+        loc = self.effect_loc * width
+        loc = torch.cat([loc[:, :d] - kept * along, loc[:, d:]], 1)
         chol = self.effect_lower.tril(-1) + torch.diag_embed(self.effect_log_scale.exp())
-        normal = dist.MultivariateNormal(self.effect_loc * width, scale_tril=width[:, None] * chol)
+        normal = dist.MultivariateNormal(loc, scale_tril=width[:, None] * chol)
         return pyro.sample("P.effect", normal.to_event(1))
+
+    def _along_state(self, values: dict[str, Tensor]) -> Tensor:
+        """Deviation of the drawn baseline and η from their centres, on the axes of z, (K, d)."""
+        model = self.model
+        taken = (values["V.baseline"] - self.baseline_loc)[None]  # (1 | B, G)
+        if model.n_batches > 1:
+            taken = taken + self._eta_change(values)
+        loading = model.loading.detach()
+        weighted = loading * fisher_weight(self.mean_count, values["V.dispersion"].detach())
+        inner = weighted @ loading.T
+        ridge = _COLLAPSED * inner.trace() / len(inner) * torch.eye(len(inner), device=inner.device)
+        along = torch.linalg.solve(inner + ridge, weighted @ taken.T)  # (d, 1 | B)
+        if model.n_batches == 1:
+            return along.T.expand(model.n_perturbations, -1)
+        return self.effect_batch_share @ along.T
 
     def _media_effect(self, loc: Tensor) -> Tensor:
         """c with the controls' own error along it: they alone set the scale of the gains."""
@@ -130,10 +157,10 @@ class Guide(GuideParameters):
         values["eta"] = model.eta(values)
         return values
 
-    def _operator_sites(self) -> dict[str, Tensor]:
+    def _operator_sites(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         model = self.model
         values = {
-            "P.effect": self._effect(),
+            "P.effect": self._effect(values),
             "P.on_target": self._normal("P.on_target", "on_target"),
         }
         if model.n_media:

@@ -66,6 +66,10 @@ class GuideParameters(nn.Module):
             self._gaussian("eta_scale", torch.full((g,), math.log(0.2)), torch.tensor(0.3))
         cells = torch.as_tensor(driver_cells(screen), dtype=torch.float32)  # (K + J, T, B)
         per_node = cells.sum(-1)
+        by_batch = cells[:k].sum(1)  # (K, B)
+        total = by_batch.sum(1, keepdim=True).clamp_min(1)
+        self.register_buffer("effect_batch_share", by_batch / total, persistent=False)
+        self.register_buffer("effect_log_cells", total.log(), persistent=False)  # (K, 1)
         width = model.priors.effect_sd
         self._gaussian("effect", start.effect / width, torch.tensor(0.05 / width), triangular=True)
         self._gaussian("on_target", torch.zeros(k), torch.tensor(0.2))

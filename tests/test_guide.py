@@ -130,6 +130,7 @@ def test_times_after_the_last_seen_one_follow_the_prior(make_screen, build):
 def test_the_width_of_an_axis_is_for_the_counts_to_say(make_screen, build):
     """The KL of the effects does not depend on the prior's width."""
     module, terms = build(make_screen(times=(1.0, 2.0))).module, []
+    module.guide._along_state = lambda values: 0.0  # what is given back has units of its own
     for width in (0.3, 0.03):
         module.model.log_effect_scale.data.fill_(width).log_()
         torch.manual_seed(1)
@@ -138,3 +139,17 @@ def test_the_width_of_an_axis_is_for_the_counts_to_say(make_screen, build):
         nodes = [trace.nodes["P.effect"] for trace in (q, p)]
         terms.append(sum(s * n["fn"].log_prob(n["value"]) for s, n in zip((1, -1), nodes)))
     torch.testing.assert_close(terms[0].sum(), terms[1].sum(), rtol=1e-4, atol=1e-3)
+
+
+def test_effects_give_back_what_was_drawn_along_the_axes_of_state(make_screen, build):
+    """Cells measure the sum: a baseline drawn along z is no news about a perturbation."""
+    module = build(make_screen()).module
+    model, guide = module.model, module.guide
+    values = {"V.baseline": guide.baseline_loc.clone(), "V.dispersion": torch.ones(model.n_genes)}
+    values["eta.free"] = guide.eta_loc.clone()
+    assert guide._along_state(values).abs().max() < 1e-5
+    moved = torch.linspace(-1.0, 1.0, model.config.n_latent)
+    values["V.baseline"] = guide.baseline_loc + moved @ model.loading
+    along = guide._along_state(values) @ model.loading
+    expected = (moved @ model.loading).expand_as(along)
+    assert (along - expected).norm() < 0.05 * expected.norm()
