@@ -21,6 +21,7 @@ from pyrocell.operators import Protocol
 from pyrocell.posterior import Posterior
 from pyrocell.queries import Queries
 from pyrocell.screen import Screen
+from pyrocell.steady_screen import steady_state_screen
 from pyrocell.testability import testability
 
 __all__ = ["Answers"]
@@ -147,6 +148,57 @@ class Answers:
             size_factor,
             credible_level,
             return_draws,
+            _progress(progress_bar),
+        )
+
+    def steady_state_screen(
+        self,
+        confidence_level: float = 0.9,
+        n_draws: int = 500,
+        n_splits: int = 100,
+        min_cells: int = 10,
+        min_count: float = 5.0,
+        seed: int = 0,
+        by_gene: bool = False,
+        progress_bar: bool = False,
+    ) -> pd.DataFrame:
+        """How far each condition moves between consecutive times, from the counts alone (App. E).
+
+        Needs no training. See :func:`pyrocell.steady_screen.steady_state_screen` for the estimator
+        and the columns.
+
+        Parameters
+        ----------
+        confidence_level
+            Of `lower` and `upper`.
+        n_draws, n_splits
+            Draws of the sampling error, and random splits of the cells into halves.
+        min_cells, min_count
+            Cells that a condition needs at a time, and controls in a batch; counts that a gene
+            needs, in a pseudobulk, to take a logarithm of.
+        seed
+            The same seed gives the same table.
+        by_gene
+            Return the change of every gene and its standard error instead.
+
+        Returns
+        -------
+        DataFrame with a row per perturbation, medium and pair of consecutive times.
+        """
+        cells = self._cells
+        if cells.conditions is not None:
+            raise ScreenError("the cells have conditions that this model was not built for")
+        return steady_state_screen(
+            cells.counts,
+            np.exp(cells.log_size.astype(float)),
+            self.screen,
+            confidence_level,
+            n_draws,
+            n_splits,
+            min_cells,
+            min_count,
+            seed,
+            by_gene,
             _progress(progress_bar),
         )
 

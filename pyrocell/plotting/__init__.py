@@ -6,6 +6,7 @@ from pyrocell.plotting.checks import history, predictive_check
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
 from pyrocell.plotting.predictions import prediction
 from pyrocell.plotting.screens import latent, layout
+from pyrocell.plotting.steady import steady_screen
 
 __all__ = [
     "batch_effects",
@@ -17,4 +18,5 @@ __all__ = [
     "layout",
     "prediction",
     "predictive_check",
+    "steady_screen",
 ]
