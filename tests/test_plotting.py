@@ -49,7 +49,7 @@ def test_every_function_draws_into_the_axes_it_is_given(fitted, effects):
         "layout": (fitted.screen,),
         "prediction": (fitted.predict(conditions, n_samples=5),),
     }
-    assert set(calls) | {"predictive_check"} == set(pyrocell.pl.__all__)
+    assert set(calls) | {"predictive_check", "steady_screen"} == set(pyrocell.pl.__all__)
     for name, arguments in calls.items():
         _, ax = plt.subplots()
         assert getattr(pyrocell.pl, name)(*arguments, ax=ax) is ax
@@ -59,6 +59,10 @@ def test_every_function_draws_into_the_axes_it_is_given(fitted, effects):
     check = fitted.posterior_predictive_check(n_samples=5)
     assert list(pyrocell.pl.predictive_check(check, axes=axes)) == list(axes)
     drawn(pyrocell.pl.predictive_check(check))
+    _, axes = plt.subplots(1, 2)
+    moved = fitted.steady_state_screen(n_draws=20, n_splits=10, min_cells=2)
+    assert list(pyrocell.pl.steady_screen(moved, axes=axes)) == list(axes)
+    drawn(pyrocell.pl.steady_screen(moved))
 
 
 def test_the_heat_map_shows_the_table(effects):
@@ -145,6 +149,19 @@ def test_predictions_by_gene_and_over_time(fitted):
     np.testing.assert_allclose(ax.lines[0].get_ydata(), predicted[:3, gene].X[:, 0])
     with pytest.raises(UnknownLabelError, match="not in the prediction"):
         pyrocell.pl.prediction(predicted, "no such gene")
+
+
+def test_the_steady_screen_shows_raw_and_corrected_change_of_every_condition(fitted):
+    table = fitted.steady_state_screen(n_draws=20, n_splits=10, min_cells=2)
+    rows = table[table["reference"] == "control"]
+    left, right = pyrocell.pl.steady_screen(table)
+    raw, baseline = (points.get_offsets()[:, 1] for points in left.collections)
+    np.testing.assert_allclose(raw, rows["raw"])
+    np.testing.assert_allclose(baseline, rows["raw_baseline"])
+    bars, points = right.collections
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+    np.testing.assert_allclose(ends, rows[["lower", "upper"]])
+    np.testing.assert_allclose(points.get_offsets()[:, 1], rows["rms"])
 
 
 def test_a_model_without_training_has_no_history(make_screen, build):
