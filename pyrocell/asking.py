@@ -154,8 +154,8 @@ class Answers:
     def steady_state_screen(
         self,
         confidence_level: float = 0.9,
-        n_draws: int = 500,
-        n_splits: int = 100,
+        n_draws: int = 1000,
+        n_splits: int = 200,
         min_cells: int = 10,
         min_count: float = 5.0,
         seed: int = 0,

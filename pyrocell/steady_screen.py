@@ -47,8 +47,8 @@ def steady_state_screen(
     size: np.ndarray,
     screen: Screen,
     confidence_level: float = 0.9,
-    n_draws: int = 500,
-    n_splits: int = 100,
+    n_draws: int = 1000,
+    n_splits: int = 200,
     min_cells: int = 10,
     min_count: float = 5.0,
     seed: int = 0,
@@ -336,7 +336,7 @@ def _interval(
     noise = noise * np.sqrt(shown / drawn if shown > 0 and drawn > 0 else 1.0)
     along = noise @ (value / max(size, 1e-300)) / len(value)
     across = (noise**2).mean(axis=1)
-    s = np.linspace(0.0, size + 3 * np.sqrt(across.mean()), _GRID)[:, None]
+    s = np.linspace(0.0, size + 5 * np.sqrt(across.mean()), _GRID)[:, None]
     seen = s**2 + 2 * s * along + across - across.mean()
     low, middle, high = np.quantile(seen, [tail, 0.5, 1 - tail], axis=1)
     s = s[:, 0]
