@@ -101,15 +101,12 @@ def _responses(
     none = genotype.sum(1) == 0
 
     def contrast(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        change = (
-            _log_level(totals[rows].sum(0)[None], sizes[rows].sum(keepdims=True), rate)[0]
-            - (
-                _log_level(
-                    totals[reference].sum(0)[None], sizes[reference].sum(keepdims=True), rate
-                )[0]
-            )
-        )
-        noise = 1 / (totals[rows].sum(0) + 1) + 1 / (totals[reference].sum(0) + 1)
+        both = np.stack([rows, reference]).astype(float)
+        return contrast_of(*(both @ totals), both @ sizes)
+
+    def contrast_of(a: np.ndarray, b: np.ndarray, size: np.ndarray) -> np.ndarray:
+        level = _log_level(np.stack([a, b]), size, rate)
+        change, noise = level[0] - level[1], 1 / (a + 1) + 1 / (b + 1)
         signal = max(float(np.median(np.maximum(change**2 - noise, 0))), 1e-4)
         return change * signal / (signal + noise)
 
@@ -126,11 +123,33 @@ def _responses(
     media = np.zeros((exposure.shape[1], totals.shape[1]))
     for j in range(len(media)):
         met, unmet = exposure[:, j] > 0, exposure.sum(1) == 0
-        if (met & none).any() and (unmet & none).any():
-            met, unmet = met & none, unmet & none
-        if unmet.any():
+        pairs = _matched(genotype, sizes, met, unmet)
+        if pairs.any():
+            media[j] = contrast_of(pairs[0] @ totals, pairs[1] @ totals, pairs @ sizes)
+        elif unmet.any():
             media[j] = contrast(met, unmet)
     return effects, media
+
+
+def _matched(
+    genotype: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndarray
+) -> np.ndarray:
+    """Weights of conditions with and without a medium, the same genotypes in both, (2, C).
+
+    Most knockouts leave a response as it is, and a screen has few controls: all cells say where a
+    response starts, each genotype by the harmonic mean of its two arms.
+    """
+    out = np.zeros((2, len(sizes)))
+    _, key = np.unique(genotype, axis=0, return_inverse=True)
+    key = key.ravel()
+    for k in np.unique(key[met]):
+        arms = met & (key == k), unmet & (key == k)
+        total = [sizes[arm].sum() for arm in arms]
+        if min(total) > 0:
+            harmonic = 2 / (1 / total[0] + 1 / total[1])
+            for row, arm, size in zip(out, arms, total):
+                row[arm] = harmonic / size
+    return out
 
 
 def _resting_axes(
