@@ -25,7 +25,8 @@ class Priors:
     walk_sd
         The same at the first time of a time course, where it is a starting value and learned.
     media_residual_sd
-        The same for a medium.
+        The same for a medium. Narrow, because no gain gates it: were it wide it would take over the
+        response, and gains would have to cancel it.
     interaction_sd
         Gene-level departure from additivity of a condition with several drivers.
     on_target_sd, on_target_loc
@@ -63,7 +64,7 @@ class Priors:
     media_effect_sd: float = 2.0
     residual_sd: float = 0.25
     walk_sd: float = 0.08
-    media_residual_sd: float = 0.3
+    media_residual_sd: float = 0.05
     interaction_sd: float = 0.1
     on_target_sd: float = 1.0
     on_target_loc: float = 1.0
