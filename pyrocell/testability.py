@@ -226,7 +226,10 @@ def _effect(links: Links, perturbation: str) -> Verdict:
 
 
 def _response(links: Links, perturbation: str, medium: str) -> Verdict:
-    """Whether a perturbation's response to a medium minus the control's is estimable."""
+    """Whether both a perturbation's response to a medium and the control's are estimable.
+
+    Their difference alone is not enough: which share of the response is left asks how large it is.
+    """
     names = [(p, m) for p in (perturbation, links.control) for m in (medium, links.baseline)]
     arms = [links.arm(*name) for name in names]
     remedy = (
@@ -236,21 +239,24 @@ def _response(links: Links, perturbation: str, medium: str) -> Verdict:
     for name, arm in zip(names, arms, strict=True):
         if not arm:
             return _never(links, *name, remedy)
-    # Where the control's own response is estimable, the share of it that is left is known too.
-    times = sorted(
-        set.intersection(*map(set, arms)),
-        key=lambda t: (links.linked(arms[2][t], arms[3][t]), t),
-        reverse=True,
-    )
+    times = sorted(set.intersection(*map(set, arms)), reverse=True)
+    cancels = False
     for time in times:
         a, b, c, d = (arm[time] for arm in arms)
-        weights = _contrast((a, d), (b, c))
-        if links.estimable(weights):
-            reason = _response_told(links, perturbation, medium, (a, b, c, d))
-            return weights, (
+        if links.linked(a, b) and links.linked(c, d):
+            return _contrast((a, d), (b, c)), (
                 f"{perturbation} and control were measured with and without {medium}"
-                f"{links.at(time)}; {reason}"
+                f"{links.at(time)}; {perturbation} cells with and without it {links.how(a, b)}, "
+                f"control cells {links.how(c, d)}, so both responses can be told from batch noise"
             )
+        cancels |= links.estimable(_contrast((a, d), (b, c)))
+    if cancels:
+        return _untestable(
+            f"cells with {medium} and without it are in batches that no condition links, so the "
+            f"response to it and batch noise cannot be told apart: that {perturbation} changes the "
+            "response can be seen, not which share of it is left",
+            f"put cells with and without {medium} in one batch",
+        )
     if times:
         late = max(times)
         seen = "; ".join(
@@ -268,25 +274,6 @@ def _response(links: Links, perturbation: str, medium: str) -> Verdict:
         mixed = "waiting"
     return _untestable(
         f"{because} ({seen}): what it does to the response and {mixed} cannot be told apart", remedy
-    )
-
-
-def _response_told(
-    links: Links, perturbation: str, medium: str, conditions: tuple[int, int, int, int]
-) -> str:
-    """Say why a difference of responses is estimable, and whether the control's response is."""
-    a, b, c, d = conditions  # perturbation with and without the medium, control with and without
-    if links.linked(c, d):
-        return (
-            f"{perturbation} cells with and without it {links.how(a, b)}, control cells "
-            f"{links.how(c, d)}, so both responses can be told from batch noise"
-        )
-    return (
-        f"{perturbation} and control with it {links.how(a, c)}, without it {links.how(b, d)}, so "
-        "batch noise cancels in the difference of their responses. But the control's own response "
-        f"and batch noise cannot be told apart: that {perturbation} changes the response can be "
-        f"seen, not which share of it is left. Next screen: put cells with and without {medium} in "
-        "one batch"
     )
 
 
