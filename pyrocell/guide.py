@@ -76,12 +76,11 @@ class Guide(GuideParameters):
             return pyro.sample(site, LowRankRow(rows))
         return pyro.sample(site, rows)
 
-    def _triangular(self, site: str, name: str, loc: Tensor | None = None) -> Tensor:
-        loc = getattr(self, f"{name}_loc") if loc is None else loc
-        scale = getattr(self, f"{name}_log_scale").exp()
-        chol = getattr(self, f"{name}_lower").tril(-1) + torch.diag_embed(scale)
-        normal = dist.MultivariateNormal(loc, scale_tril=chol)
-        return pyro.sample(site, normal.to_event(1))
+    def _triangular(self, name: str) -> Tensor:
+        """Cholesky factor, its rows in units of their diagonal: steps are relative to the width."""
+        lower = getattr(self, f"{name}_lower").tril(-1)
+        unit = lower + torch.eye(lower.shape[-1], device=lower.device)
+        return getattr(self, f"{name}_log_scale").exp()[..., None] * unit
 
     def _effect(self, values: dict[str, Tensor]) -> Tensor:
         """e in units of its prior's width, so that an axis nobody needs is pruned by its width.
@@ -94,8 +93,8 @@ class Guide(GuideParameters):
         kept = (self.effect_log_cells + 2 * width[:d].log()).sigmoid()
         loc = self.effect_loc * width
         loc = torch.cat([loc[:, :d] - kept * along, loc[:, d:]], 1)
-        chol = self.effect_lower.tril(-1) + torch.diag_embed(self.effect_log_scale.exp())
-        normal = dist.MultivariateNormal(loc, scale_tril=width[:, None] * chol)
+        chol = width[:, None] * self._triangular("effect")
+        normal = dist.MultivariateNormal(loc, scale_tril=chol)
         return pyro.sample("P.effect", normal.to_event(1))
 
     def _along_state(self, values: dict[str, Tensor]) -> Tensor:
@@ -115,9 +114,7 @@ class Guide(GuideParameters):
 
     def _media_effect(self, loc: Tensor) -> Tensor:
         """c with the controls' own error along it: they alone set the scale of the gains."""
-        chol = self.media_effect_lower.tril(-1) + torch.diag_embed(
-            self.media_effect_log_scale.exp()
-        )
+        chol = self._triangular("media_effect")
         along = self.control_log_error.exp()[:, None] * loc
         covariance = chol @ chol.mT + along[..., :, None] * along[..., None, :]
         root = torch.linalg.cholesky_ex(covariance).L  # a NaN is to be found at its site

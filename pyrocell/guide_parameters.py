@@ -71,10 +71,14 @@ class GuideParameters(nn.Module):
         self.register_buffer("effect_batch_share", by_batch / total, persistent=False)
         self.register_buffer("effect_log_cells", total.log(), persistent=False)  # (K, 1)
         width = model.priors.effect_sd
-        self._gaussian("effect", start.effect / width, torch.tensor(0.05 / width), triangular=True)
+        error = self._sampling_error(model, start, cells.sum((1, 2)))  # (K + J, D)
+        shrunk = (error[:k].square().reciprocal() + width**-2).rsqrt()
+        self._gaussian("effect", start.effect / width, shrunk / width, triangular=True)
         self._gaussian("on_target", torch.zeros(k), torch.tensor(0.2))
         if j:
-            self._gaussian("media_effect", start.media_effect, torch.tensor(0.05), triangular=True)
+            prior = model.priors.media_effect_sd
+            shrunk = (error[k:].square().reciprocal() + prior**-2).rsqrt()
+            self._gaussian("media_effect", start.media_effect, shrunk, triangular=True)
             self._gaussian("gain", torch.ones(k, j), torch.tensor(0.1))
             # gain × response is what most cells measure, their ratio only the controls: a direction
             # of its own, so that Adam moves along it
@@ -106,6 +110,14 @@ class GuideParameters(nn.Module):
                 self._residual("M", cells[k:], per_node[k:], relative, prior)
         if len(model.several):
             self._joint(model, screen, relative)
+
+    @staticmethod
+    def _sampling_error(model: GenerativeModel, start: ScreenStatistics, cells: Tensor) -> Tensor:
+        """Standard error of each driver's displacement along an axis, the others known, (n, D)."""
+        loading = model.loading.detach()
+        metric = fisher_metric(loading, start.mean, start.log_dispersion.exp())
+        axes = torch.cat([loading, start.response])
+        return (cells.clamp_min(1)[:, None] * metric(axes, axes).clamp_min(1e-6)).rsqrt()
 
     @staticmethod
     def _control_error(model: GenerativeModel, screen: Screen, start: ScreenStatistics) -> Tensor:
