@@ -61,7 +61,7 @@ def gains(n_controls: int, n_response: int, seed: int) -> dict:
 
 
 def pseudobulk_slopes(adata, names: list[str]) -> np.ndarray:
-    """Anchor: slope of a knockout's response on the mean response, weighted by expression."""
+    """Anchor: slope of a knockout's response on the median response, weighted by expression."""
     labels = adata.obs["perturbation"].astype(str).to_numpy()
     met = (adata.obs["media"] != "baseline").to_numpy()
 

@@ -5,8 +5,8 @@
   Gauss-Newton response of z to it.
 * z_n → z_n − u, η_b → η_b + uD leaves the likelihood unchanged, so gene-level sites carry a
   low-rank covariance along the loading D of z.
-* The rows of η are correlated as the batch sizes make them, and what is drawn later (a residual, an
-  interaction, a gain) gives back what was drawn before it, because cells measure the sum.
+* The rows of η are correlated as the batch sizes make them, and what is drawn later (an effect, a
+  residual, an interaction, a gain) gives back what was drawn before it: cells measure the sum.
 """
 
 from __future__ import annotations
@@ -89,16 +89,18 @@ class Guide(GuideParameters):
         """
         model, d = self.model, self.model.config.n_latent
         width = model.log_effect_scale.exp()
-        along = self._along_state(values)
-        kept = (self.effect_log_cells + 2 * width[:d].log()).sigmoid()
+        # cells of a combination measure the sum of its effects, so these share what they give back
+        precision = (-2 * model.log_effect_scale[:d]).exp()
+        back = self.effect_cells @ self._along_state(values) / (self.effect_value + precision)
+        back = back.index_copy(0, self.joined, self.joined_axes @ back[self.joined])
         loc = self.effect_loc * width
-        loc = torch.cat([loc[:, :d] - kept * along, loc[:, d:]], 1)
+        loc = torch.cat([loc[:, :d] - back, loc[:, d:]], 1)
         chol = width[:, None] * self._triangular("effect")
         normal = dist.MultivariateNormal(loc, scale_tril=chol)
         return pyro.sample("P.effect", normal.to_event(1))
 
     def _along_state(self, values: dict[str, Tensor]) -> Tensor:
-        """Deviation of the drawn baseline and η from their centres, on the axes of z, (K, d)."""
+        """Deviation of the drawn baseline and η from their centres, on the axes of z, (B, d)."""
         model = self.model
         taken = (values["V.baseline"] - self.baseline_loc)[None]  # (1 | B, G)
         if model.n_batches > 1:
@@ -107,10 +109,7 @@ class Guide(GuideParameters):
         weighted = loading * fisher_weight(self.mean_count, values["V.dispersion"].detach())
         inner = weighted @ loading.T
         ridge = _COLLAPSED * inner.trace() / len(inner) * torch.eye(len(inner), device=inner.device)
-        along = torch.linalg.solve(inner + ridge, weighted @ taken.T)  # (d, 1 | B)
-        if model.n_batches == 1:
-            return along.T.expand(model.n_perturbations, -1)
-        return self.effect_batch_share @ along.T
+        return torch.linalg.solve(inner + ridge, weighted @ taken.T).T
 
     def _media_effect(self, loc: Tensor) -> Tensor:
         """c with the controls' own error along it: they alone set the scale of the gains."""

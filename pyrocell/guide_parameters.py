@@ -1,7 +1,7 @@
 """Parameters of the guide, created eagerly and started at the scale the counts suggest.
 
 A log standard deviation that starts at an arbitrary value has not arrived when training ends, and
-the interval is then honest by luck or not at all (design 5.9).
+the interval is then honest by luck or not at all.
 """
 
 from __future__ import annotations
@@ -66,10 +66,7 @@ class GuideParameters(nn.Module):
             self._gaussian("eta_scale", torch.full((g,), math.log(0.2)), torch.tensor(0.3))
         cells = torch.as_tensor(driver_cells(screen), dtype=torch.float32)  # (K + J, T, B)
         per_node = cells.sum(-1)
-        by_batch = cells[:k].sum(1)  # (K, B)
-        total = by_batch.sum(1, keepdim=True).clamp_min(1)
-        self.register_buffer("effect_batch_share", by_batch / total, persistent=False)
-        self.register_buffer("effect_log_cells", total.log(), persistent=False)  # (K, 1)
+        self._shared_cells(model, screen)
         width = model.priors.effect_sd
         error = self._sampling_error(model, start, cells.sum((1, 2)))  # (K + J, D)
         shrunk = (error[:k].square().reciprocal() + width**-2).rsqrt()
@@ -110,6 +107,25 @@ class GuideParameters(nn.Module):
                 self._residual("M", cells[k:], per_node[k:], relative, prior)
         if len(model.several):
             self._joint(model, screen, relative)
+
+    def _shared_cells(self, model: GenerativeModel, screen: Screen) -> None:
+        """Cells by perturbation and batch, along the principal axes of who shares cells with whom.
+
+        Without combinations those axes are the perturbations themselves.
+        """
+        genotype = model.genotype  # (C, K)
+        table = torch.as_tensor(condition_cells(screen))  # (C, B)
+        in_pairs = genotype[genotype.sum(1) > 1].sum(0) > 0  # (K,)
+        joined = in_pairs.nonzero()[:, 0]
+        value = genotype.T @ table.sum(1)  # (K,)
+        cells = genotype.T @ table  # (K, B)
+        part = genotype[:, joined]
+        eigenvalue, axes = torch.linalg.eigh(part.T @ (table.sum(1, keepdim=True) * part))
+        value[joined], cells[joined] = eigenvalue.clamp_min(0), axes.T @ cells[joined]
+        self.register_buffer("effect_value", value[:, None], persistent=False)
+        self.register_buffer("effect_cells", cells, persistent=False)
+        self.register_buffer("joined", joined, persistent=False)
+        self.register_buffer("joined_axes", axes, persistent=False)
 
     @staticmethod
     def _sampling_error(model: GenerativeModel, start: ScreenStatistics, cells: Tensor) -> Tensor:
@@ -183,5 +199,5 @@ class GuideParameters(nn.Module):
         self._gaussian("interaction", torch.zeros(model.n_interactions, model.n_genes), scale)
 
     def fast_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the global sites, trained at the higher rate (design 5.5)."""
+        """Parameters of the global sites, trained at the higher rate."""
         return [p for name, p in self.named_parameters() if not name.startswith("encoder.")]

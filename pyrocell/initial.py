@@ -1,6 +1,6 @@
 """Starting values read off the counts in one pass: controls' mean, axes of cell state, responses.
 
-A slow decoder bias gives every perturbation the same false effect (design 5.3); starting at the
+A slow decoder bias gives every perturbation the same false effect; starting at the
 controls' mean and at the pseudobulk responses removes the cause.
 """
 

@@ -18,7 +18,7 @@ from pyrocell.errors import ModelFileError
 
 __all__ = ["read_model", "write_model"]
 
-_FORMAT = 1
+_FORMAT = 2  # 1 had the guide's effects and covariances in other units
 _TENSORS, _SETTINGS, _HISTORY = "model.safetensors", "model.json", "history.csv"
 
 
@@ -50,9 +50,11 @@ def write_model(
         if history is not None:
             history.to_csv(new / _HISTORY)
         # all is written: a full disk has by now raised, and the earlier model is still whole
-        (path / _HISTORY).unlink(missing_ok=True)
-        for file in new.iterdir():
-            file.replace(path / file.name)
+        for name in (_HISTORY, _TENSORS, _SETTINGS):
+            if (new / name).exists():
+                (new / name).replace(path / name)
+            else:
+                (path / name).unlink(missing_ok=True)
 
 
 def read_model(

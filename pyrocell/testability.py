@@ -240,7 +240,7 @@ def _response(links: Links, perturbation: str, medium: str) -> Verdict:
         if not arm:
             return _never(links, *name, remedy)
     times = sorted(set.intersection(*map(set, arms)), reverse=True)
-    cancels = False
+    cancels = ()
     for time in times:
         a, b, c, d = (arm[time] for arm in arms)
         if links.linked(a, b) and links.linked(c, d):
@@ -249,12 +249,15 @@ def _response(links: Links, perturbation: str, medium: str) -> Verdict:
                 f"{links.at(time)}; {perturbation} cells with and without it {links.how(a, b)}, "
                 f"control cells {links.how(c, d)}, so both responses can be told from batch noise"
             )
-        cancels |= links.estimable(_contrast((a, d), (b, c)))
+        if not cancels and links.estimable(_contrast((a, d), (b, c))):
+            cancels = (time, [a, c], [b, d])
     if cancels:
+        time, met, unmet = cancels
         return _untestable(
-            f"cells with {medium} and without it are in batches that no condition links, so the "
-            f"response to it and batch noise cannot be told apart: that {perturbation} changes the "
-            "response can be seen, not which share of it is left",
+            f"cells with {medium} are in {links.held(met)} and those without it in "
+            f"{links.held(unmet)}{links.at(time)}, and no condition links them, so the response "
+            f"and batch noise cannot be told apart: that {perturbation} changes the response can "
+            "be seen, not which share of it is left",
             f"put cells with and without {medium} in one batch",
         )
     if times:

@@ -45,7 +45,7 @@ class TrainingConfig:
     batch_size
         Cells per step; by default 512, or an eighth of the cells where that is less.
     lr, global_lr
-        Learning rates of the networks and of the global sites (design 5.5); both decay to zero.
+        Learning rates of the networks and of the global sites; both decay to zero.
     kl_warmup
         Share of training over which the KL of the global sites is raised to its full weight.
     patience

@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 
+from pyrocell.layout import condition_cells
 from pyrocell.posterior import Posterior
 
 SCREENS = {
@@ -130,7 +131,8 @@ def test_times_after_the_last_seen_one_follow_the_prior(make_screen, build):
 def test_the_width_of_an_axis_is_for_the_counts_to_say(make_screen, build):
     """The KL of the effects does not depend on the prior's width."""
     module, terms = build(make_screen(times=(1.0, 2.0))).module, []
-    module.guide._along_state = lambda values: 0.0  # what is given back has units of its own
+    none = torch.zeros(module.model.n_batches, module.model.config.n_latent)
+    module.guide._along_state = lambda values: none  # what is given back has units of its own
     for width in (0.3, 0.03):
         module.model.log_effect_scale.data.fill_(width).log_()
         torch.manual_seed(1)
@@ -153,3 +155,21 @@ def test_effects_give_back_what_was_drawn_along_the_axes_of_state(make_screen, b
     along = guide._along_state(values) @ model.loading
     expected = (moved @ model.loading).expand_as(along)
     assert (along - expected).norm() < 0.05 * expected.norm()
+
+
+def test_effects_of_a_combination_share_what_they_give_back(make_screen, build):
+    """The ridge regression of what was drawn on the genotypes of all cells."""
+    built = build(make_screen(combinations=True, n_cells_per_condition=40))
+    model, guide = built.module.model, built.module.guide
+    d = model.config.n_latent
+    along = torch.randn(model.n_batches, d)
+    guide._along_state = lambda values: along
+    guide.effect_loc.data.zero_()
+    guide.effect_log_scale.data.fill_(-20.0)
+    drawn = guide._effect({})[:, :d]
+    cells = torch.as_tensor(condition_cells(built.screen))  # (C, B)
+    genotype, width = model.genotype, model.log_effect_scale[0].exp()
+    shared = genotype.T @ (cells.sum(1, keepdim=True) * genotype)
+    ridge = torch.eye(len(shared)) / width**2
+    expected = -torch.linalg.solve(shared + ridge, genotype.T @ cells @ along)
+    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-4)
