@@ -173,7 +173,10 @@ def test_nan_at_the_very_end_is_not_passed_over(model):
 
 
 @pytest.mark.parametrize("in_step", [False, True], ids=["between epochs", "within an epoch"])
-def test_interrupting_leaves_a_usable_model(model, in_step):
+def test_interrupting_leaves_a_usable_model(model, in_step, request):
+    # a process started in the background ignores Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     handler = signal.getsignal(signal.SIGINT)
     press = CallAfterEpoch(2, lambda: signal.raise_signal(signal.SIGINT), in_step)
     with pytest.warns(UserWarning, match="interrupted after 2 of 50 epochs"):
