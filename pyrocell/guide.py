@@ -46,11 +46,12 @@ class Guide(GuideParameters):
         with pyro.poutine.scale(scale=model.kl_weight):
             values = self._view_sites()
             values |= self._noise_sites()
-            values |= self._operator_sites(values)
+            drawn = self._drawn(values)
+            values |= self._operator_sites(drawn)
             if model.config.gene_residual:
-                values |= self._residual_sites(values)
+                values |= self._residual_sites(values, drawn)
             if len(model.several):
-                values |= self._joint_sites(values)
+                values |= self._joint_sites(values, drawn)
         return values
 
     def _normal(self, site: str, name: str, cls: type = dist.Normal) -> Tensor:
@@ -82,7 +83,7 @@ class Guide(GuideParameters):
         unit = lower + torch.eye(lower.shape[-1], device=lower.device)
         return getattr(self, f"{name}_log_scale").exp()[..., None] * unit
 
-    def _effect(self, values: dict[str, Tensor]) -> Tensor:
+    def _effect(self, drawn: Tensor) -> Tensor:
         """e in units of its prior's width, so that an axis nobody needs is pruned by its width.
 
         Along the axes of z it gives back what baseline and η were drawn to be there.
@@ -91,7 +92,7 @@ class Guide(GuideParameters):
         width = model.log_effect_scale.exp()
         # cells of a combination measure the sum of its effects, so these share what they give back
         precision = (-2 * model.log_effect_scale[:d]).exp()
-        back = self.effect_cells @ self._along_state(values) / (self.effect_value + precision)
+        back = self.effect_cells @ self._along_state(drawn) / (self.effect_value + precision)
         back = back.index_copy(0, self.joined, self.joined_axes @ back[self.joined])
         loc = self.effect_loc * width
         loc = torch.cat([loc[:, :d] - back, loc[:, d:]], 1)
@@ -99,17 +100,13 @@ class Guide(GuideParameters):
         normal = dist.MultivariateNormal(loc, scale_tril=chol)
         return pyro.sample("P.effect", normal.to_event(1))
 
-    def _along_state(self, values: dict[str, Tensor]) -> Tensor:
-        """Deviation of the drawn baseline and η from their centres, on the axes of z, (B, d)."""
-        model = self.model
-        taken = (values["V.baseline"] - self.baseline_loc)[None]  # (1 | B, G)
-        if model.n_batches > 1:
-            taken = taken + self._eta_change(values)
-        loading = model.loading.detach()
-        weighted = loading * fisher_weight(self.mean_count, values["V.dispersion"].detach())
+    def _along_state(self, drawn: Tensor) -> Tensor:
+        """What was drawn of each batch (B, G) on the axes of z, Fisher-weighted, (B, d)."""
+        loading = self.model.loading.detach()
+        weighted = loading * fisher_weight(self.mean_count, self.dispersion_loc.detach().exp())
         inner = weighted @ loading.T
         ridge = _COLLAPSED * inner.trace() / len(inner) * torch.eye(len(inner), device=inner.device)
-        return torch.linalg.solve(inner + ridge, weighted @ taken.T).T
+        return torch.linalg.solve(inner + ridge, weighted @ drawn.T).T
 
     def _media_effect(self, loc: Tensor) -> Tensor:
         """c with the controls' own error along it: they alone set the scale of the gains."""
@@ -153,10 +150,10 @@ class Guide(GuideParameters):
         values["eta"] = model.eta(values)
         return values
 
-    def _operator_sites(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _operator_sites(self, drawn: Tensor) -> dict[str, Tensor]:
         model = self.model
         values = {
-            "P.effect": self._effect(values),
+            "P.effect": self._effect(drawn),
             "P.on_target": self._normal("P.on_target", "on_target"),
         }
         if model.n_media:
@@ -169,19 +166,19 @@ class Guide(GuideParameters):
             values["W.drift"] = self._normal("W.drift", "drift")
         return values
 
-    def _residual_sites(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _residual_sites(self, values: dict[str, Tensor], drawn: Tensor) -> dict[str, Tensor]:
         model, out = self.model, {}
         if model.has_time:
             out["W.process_noise"] = self._normal("W.process_noise", "process", dist.LogNormal)
             out["W.gene_scale"] = self._normal("W.gene_scale", "gene_scale", dist.LogNormal)
             out["W.driver_scale"] = self._normal("W.driver_scale", "driver_scale", dist.LogNormal)
         both = values | out
-        out["P.residual"] = self._walk("P", both)
+        out["P.residual"] = self._walk("P", both, drawn)
         if model.n_media:
-            out["M.residual"] = self._walk("M", both)
+            out["M.residual"] = self._walk("M", both, drawn)
         return out
 
-    def _joint_sites(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _joint_sites(self, values: dict[str, Tensor], drawn: Tensor) -> dict[str, Tensor]:
         """Interactions and gains: what is left of a condition's sum once its parts are drawn.
 
         Cells of a condition with several drivers measure the sum of its parts, so what is sampled
@@ -196,10 +193,7 @@ class Guide(GuideParameters):
             zeros = self.interaction_loc.new_zeros(self.interaction_loc.shape)
             values, centre = ({**v, "P.interaction": zeros} for v in (values, centre))
         taken = model.shift(values, rows) - model.shift(centre, rows)
-        taken = taken + (values["V.baseline"] - self.baseline_loc)
-        if model.n_batches > 1:
-            noise = self._eta_change(values)
-            taken = taken + self.several_batch_share @ noise  # (rows, G)
+        taken = taken + self.several_batch_share @ drawn  # (rows, G)
         if model.n_interactions:
             per_arm = self.arm_share @ taken  # (arms, G)
             kept = (self.interaction_log_ratio + self.interaction_kept[:, None]).sigmoid()
@@ -234,14 +228,11 @@ class Guide(GuideParameters):
         loc = centre["M.gain"] - self.gain_kept * torch.stack(shift, 1)
         return pyro.sample("M.gain", dist.Normal(loc, self.gain_log_scale.exp()).to_event(2))
 
-    def _walk(self, name: str, values: dict[str, Tensor]) -> Tensor:
+    def _walk(self, name: str, values: dict[str, Tensor], drawn: Tensor) -> Tensor:
         part = lambda field: getattr(self, f"{name}_residual_{field}")  # noqa: E731
         model = self.model
-        taken = values["V.baseline"] - self.baseline_loc
-        taken = taken + model.low_rank(values, name) - model.low_rank(self._centre(), name)
-        if model.n_batches > 1:
-            noise = self._eta_change(values)  # (B, G)
-            taken = taken + getattr(self, f"{name}_batch_share") @ noise  # (n, T, G)
+        taken = model.low_rank(values, name) - model.low_rank(self._centre(), name)
+        taken = taken + getattr(self, f"{name}_batch_share") @ drawn  # (n, T, G)
         kept = (getattr(self, f"{name}_log_ratio") + part("kept")[..., None]).sigmoid()
         walk = MarkovLowRankNormal(
             part("loc") - kept * taken,
@@ -255,12 +246,15 @@ class Guide(GuideParameters):
         )
         return pyro.sample(f"{name}.residual", walk)
 
-    def _eta_change(self, values: dict[str, Tensor]) -> Tensor:
-        """Deviation of the sampled η from its centre, (B, G)."""
+    def _drawn(self, values: dict[str, Tensor]) -> Tensor:
+        """Deviation of the sampled baseline and η from their centres, (B, G)."""
+        drawn = (values["V.baseline"] - self.baseline_loc)[None]
+        if self.model.n_batches == 1:
+            return drawn
         centre = {"eta.free": self.eta_loc}
         if self.model.has_content:
             centre["eta.content"] = self.content_loc
-        return self.model.eta(values) - self.model.eta(centre)
+        return drawn + self.model.eta(values) - self.model.eta(centre)
 
     def _centre(self) -> dict[str, Tensor]:
         """Centres of the sites that a condition's shift depends on."""

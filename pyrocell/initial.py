@@ -123,7 +123,7 @@ def _responses(
     media = np.zeros((exposure.shape[1], totals.shape[1]))
     for j in range(len(media)):
         met, unmet = exposure[:, j] > 0, exposure.sum(1) == 0
-        pairs = _matched(genotype, sizes, met, unmet)
+        pairs = _matched(np.column_stack([genotype, screen.time_index]), sizes, met, unmet)
         if pairs.any():
             media[j] = contrast_of(pairs[0] @ totals, pairs[1] @ totals, pairs @ sizes)
         elif unmet.any():
@@ -131,16 +131,14 @@ def _responses(
     return effects, media
 
 
-def _matched(
-    genotype: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndarray
-) -> np.ndarray:
-    """Weights of conditions with and without a medium, the same genotypes in both, (2, C).
+def _matched(rows: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndarray) -> np.ndarray:
+    """Weights of conditions with and without a medium, equal rows in both, (2, C).
 
     Most knockouts leave a response as it is, and a screen has few controls: all cells say where a
-    response starts, each genotype by the harmonic mean of its two arms.
+    response starts, each genotype, at each time, by the harmonic mean of its two arms.
     """
     out = np.zeros((2, len(sizes)))
-    _, key = np.unique(genotype, axis=0, return_inverse=True)
+    _, key = np.unique(rows, axis=0, return_inverse=True)
     key = key.ravel()
     for k in np.unique(key[met]):
         arms = met & (key == k), unmet & (key == k)
