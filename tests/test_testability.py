@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import warnings
 from pathlib import Path
 
 import anndata
@@ -13,10 +12,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from layouts import screen_of
 from scipy.linalg import null_space
 
 import pyrocell
-from pyrocell.errors import ScreenWarning
 from pyrocell.screen import Screen
 from pyrocell.testability import comparisons
 from pyrocell.testability import testability as table_of  # pytest collects names in test…
@@ -24,17 +23,6 @@ from pyrocell.testability import testability as table_of  # pytest collects name
 DATA = Path(__file__).parents[2] / "shared" / "data"
 KEYS = ["assumption", "perturbation", "media"]
 LABELS = ["perturbation", "media", "time", "batch"]
-
-
-def screen_of(cells: pd.DataFrame, **kwargs) -> Screen:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScreenWarning)
-        return Screen.from_labels(
-            ["A", "B"],
-            cells["perturbation"],
-            **{c: cells[c] for c in LABELS[1:] if c in cells},
-            **kwargs,
-        )
 
 
 def cells(*rows: str) -> pd.DataFrame:
@@ -324,7 +312,7 @@ def test_memory_asks_for_the_other_order():
 @pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
 def test_the_embedded_screen_tests_what_is_relative_to_control_and_no_drift():
     obs = pyrocell.datasets.hipsc_timecourse().obs
-    found = table_of(screen_of(obs))
+    found = table_of(screen_of(obs[LABELS]))
     by_name = found.groupby("assumption")["testable"].agg(["sum", "size"])
     assert by_name.to_dict("index") == {
         "necessary": {"sum": 0, "size": 1},
@@ -351,6 +339,7 @@ def test_a_model_says_what_its_screen_can_test_before_training(make_screen, buil
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the screens in {DATA}")
 def test_the_stimulation_screen_tests_silence_and_responses_and_no_time():
     obs = anndata.read_h5ad(DATA / "datlinger2021_jurkat_tcr.h5ad", backed="r").obs
-    found = table_of(screen_of(obs)).groupby("assumption")["testable"].mean()
+    screen = screen_of(obs[["perturbation", "media", "batch"]])
+    found = table_of(screen).groupby("assumption")["testable"].mean()
     assert found[["silent_at_baseline", "no_response"]].eq(1).all()
     assert found[["necessary", "steady", "steady_vs_control", "memory"]].eq(0).all()
