@@ -192,14 +192,14 @@ class Answers:
             cells.counts,
             np.exp(cells.log_size.astype(float)),
             self.screen,
-            confidence_level,
-            n_draws,
-            n_splits,
-            min_cells,
-            min_count,
-            seed,
-            by_gene,
-            _progress(progress_bar),
+            confidence_level=confidence_level,
+            n_draws=n_draws,
+            n_splits=n_splits,
+            min_cells=min_cells,
+            min_count=min_count,
+            seed=seed,
+            by_gene=by_gene,
+            progress=_progress(progress_bar),
         )
 
     def counterfactual(

@@ -46,16 +46,19 @@ def steady_state_screen(
     counts: sp.csr_matrix,
     size: np.ndarray,
     screen: Screen,
-    confidence_level: float = 0.9,
-    n_draws: int = 1000,
-    n_splits: int = 200,
-    min_cells: int = 10,
-    min_count: float = 5.0,
-    seed: int = 0,
-    by_gene: bool = False,
-    progress: Callable = lambda items, **_: items,
+    *,
+    confidence_level: float,
+    n_draws: int,
+    n_splits: int,
+    min_cells: int,
+    min_count: float,
+    seed: int,
+    by_gene: bool,
+    progress: Callable,
 ) -> pd.DataFrame:
     """Change of every condition between consecutive times, raw and corrected.
+
+    :meth:`pyrocell.PyroCell.steady_state_screen` asks it of a model's cells, with defaults.
 
     Parameters
     ----------
@@ -77,6 +80,8 @@ def steady_state_screen(
         Of draws and splits.
     by_gene
         Return the change of every gene used instead, a row per gene.
+    progress
+        Wraps the iteration over rows, as `tqdm` does.
 
     Returns
     -------
