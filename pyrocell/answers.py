@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from anndata import AnnData
 
 from pyrocell.batches import CellData
 from pyrocell.errors import ProtocolError, ScreenError
+from pyrocell.generative import GenerativeModel
+from pyrocell.layout import content_names
 from pyrocell.operators import Media, Perturb, Protocol, Wait
 from pyrocell.posterior import summarise
 from pyrocell.queries import Queries
@@ -133,14 +136,18 @@ _DIMS = {
     "M.effect": ("media", "axis"),
     "M.gain": ("perturbation", "media"),
     "M.residual": ("media", "time", "gene"),
+    "W.log_rate_base": (),
     "W.log_rate": ("driver",),
     "W.drift": ("own_axis",),
+    "W.process_noise": ("part",),
     "W.gene_scale": ("gene",),
+    "W.driver_scale": ("driver",),
     "V.baseline": ("gene",),
     "V.loading": ("own_axis", "gene"),
     "V.curvature": ("feature", "gene"),
     "V.dispersion": ("gene",),
     "V.gate": ("gene", "gate"),
+    "V.covariate": ("covariate", "gene"),
     "eta": ("batch", "gene"),
     "eta.content": ("content", "gene"),
     "eta.scale": ("gene",),
@@ -149,9 +156,13 @@ _DIMS = {
 
 
 def labelled(
-    samples: dict[str, np.ndarray], screen: Screen
+    samples: dict[str, np.ndarray],
+    screen: Screen,
+    model: GenerativeModel,
+    covariates: Sequence[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, list], dict[str, list[str]]]:
-    """Draws (1 chain), coordinates and dimension names of the sites that have names."""
+    """Draws (1 chain), coordinates and dimension names of sites."""
+    own_axis = [f"r{i + 1}" for i in range(model.config.n_response)]
     coords = {
         "perturbation": list(screen.perturbations),
         "media": list(screen.media),
@@ -159,9 +170,23 @@ def labelled(
         "gene": list(screen.genes),
         "batch": list(screen.batches),
         "driver": [*screen.perturbations, *screen.media],
+        "arm": _arms(screen, model),
+        "axis": [*(f"z{i + 1}" for i in range(model.config.n_latent)), *own_axis],
+        "own_axis": own_axis,
+        "part": ["constant", "proportional"],
         "gate": ["intercept", "slope"],
+        "covariate": list(covariates),
+        "content": content_names(screen),
     }
     dims = {site: list(_DIMS[site]) for site in samples if site in _DIMS}
     used = {dim for names in dims.values() for dim in names}
     draws = {site: values[None] for site, values in samples.items()}
     return draws, {dim: values for dim, values in coords.items() if dim in used}, dims
+
+
+def _arms(screen: Screen, model: GenerativeModel) -> list[str]:
+    """Names of the rows of `P.interaction`, "A+B | medium"."""
+    rows = model.interaction.tolist()
+    labels = screen.conditions["perturbation"] + " | " + screen.conditions["media"]
+    names = {row: label for row, label in zip(rows, labels, strict=True) if row >= 0}
+    return [names[row] for row in sorted(names)]

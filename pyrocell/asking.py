@@ -20,6 +20,7 @@ from pyrocell.module import ScreenModule
 from pyrocell.operators import Protocol
 from pyrocell.posterior import Posterior
 from pyrocell.queries import Queries
+from pyrocell.registration import ScreenManager
 from pyrocell.screen import Screen
 from pyrocell.steady_screen import steady_state_screen
 from pyrocell.testability import testability
@@ -32,6 +33,7 @@ class Answers:
 
     screen: Screen
     module: ScreenModule
+    adata_manager: ScreenManager
     _cells: CellData
     _seed: int
 
@@ -272,9 +274,15 @@ class Answers:
         return self.posterior.samples(n, None if sites is None else list(sites))
 
     def to_arviz(self, n: int = 200, sites: Sequence[str] | None = None) -> az.InferenceData | Any:
-        """Joint draws with named dimensions, as ArviZ takes them (InferenceData or DataTree)."""
-        draws, coords, dims = answers.labelled(self.posterior_samples(n, sites), self.screen)
-        return inference_data(draws, coords, dims)
+        """Joint draws as ArviZ takes them (InferenceData or DataTree), their dimensions named.
+
+        The model page lists sites, dimensions and labels.
+        """
+        covariates = self.adata_manager.covariate_names
+        samples = self.posterior_samples(n, sites)
+        return inference_data(
+            *answers.labelled(samples, self.screen, self.module.model, covariates)
+        )
 
 
 def _progress(show: bool) -> Any:

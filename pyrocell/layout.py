@@ -9,7 +9,7 @@ from torch import Tensor
 from pyrocell.noise import content_fractions
 from pyrocell.screen import Screen
 
-__all__ = ["batch_content", "condition_cells", "driver_cells", "layout_mix"]
+__all__ = ["batch_content", "condition_cells", "content_names", "driver_cells", "layout_mix"]
 
 
 def condition_cells(screen: Screen) -> np.ndarray:
@@ -35,15 +35,30 @@ def batch_content(screen: Screen) -> Tensor:
     Fractions of controls, of each medium and of each class of perturbation; what does not differ
     between batches is left out.
     """
+    _, content = _content(screen)
+    return content
+
+
+def content_names(screen: Screen) -> list[str]:
+    """Names of the columns of `batch_content`, (F,): control's label, a medium, a type."""
+    names, _ = _content(screen)
+    return names
+
+
+def _content(screen: Screen) -> tuple[list[str], Tensor]:
     control = torch.as_tensor(screen.genotype.sum(1) == 0).float()[:, None]
     exposure = torch.as_tensor(screen.exposure)
     classes = sorted(set(screen.perturbation_types))
     member = np.array([[t == c for c in classes] for t in screen.perturbation_types], np.float32)
     of_class = torch.as_tensor((screen.genotype @ member > 0).astype(np.float32))
+    names = [screen.control, *screen.media, *classes[1:]]
     features = torch.cat([control, exposure, of_class[:, 1:]], 1)  # (C, F)
-    cells = features[torch.as_tensor(screen.cell_condition)]
-    content = content_fractions(torch.as_tensor(screen.cell_batch), len(screen.batches), cells)
-    return content[:, content.abs().amax(0) > 1e-3]
+    # from the table, not the cells: these may be others than the model was fitted to
+    cells = torch.as_tensor(screen.layout.to_numpy())  # (C, B)
+    condition, batch = cells.nonzero().repeat_interleave(cells[cells > 0], 0).T
+    content = content_fractions(batch, len(screen.batches), features[condition])
+    differs = content.abs().amax(0) > 1e-3
+    return [n for n, there in zip(names, differs, strict=True) if there], content[:, differs]
 
 
 def driver_cells(screen: Screen) -> np.ndarray:

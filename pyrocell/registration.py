@@ -63,6 +63,11 @@ class ScreenManager(AnnDataManager):
 
     screen: Screen
 
+    @property
+    def covariate_names(self) -> tuple[str, ...]:
+        """Columns of the covariates: "age" or "donor[d2]"."""
+        return _covariate_names(self.registry[_REGISTRY_ENTRY]["covariates"])
+
     def register_fields(
         self, adata: AnnData, source_registry: dict | None = None, **transfer_kwargs: Any
     ) -> None:
@@ -226,11 +231,9 @@ def _read_covariates(adata: AnnData, args: Mapping[str, Any]) -> dict[str, dict[
     return {"categorical": categorical, "continuous": continuous}
 
 
-def _encode_covariates(
-    adata: AnnData, levels: Mapping[str, Mapping[str, list]]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Covariates (N, n_cov) float32 and their names, in terms of the levels first registered."""
-    blocks, names = [np.zeros((adata.n_obs, 0))], []
+def _encode_covariates(adata: AnnData, levels: Mapping[str, Mapping[str, list]]) -> np.ndarray:
+    """Covariates (N, n_cov) float32, in terms of the levels first registered."""
+    blocks = [np.zeros((adata.n_obs, 0))]
     for key, known in levels["categorical"].items():
         where = f'categorical_covariate_keys: "{key}"'
         codes, labels = factorise(_column(adata, key, "categorical_covariate_keys"), where)
@@ -242,12 +245,15 @@ def _encode_covariates(
             )
         position = np.array([known.index(label) for label in labels])[codes]
         blocks.append(np.eye(len(known))[position][:, 1:])
-        names += [f"{key}[{label}]" for label in known[1:]]
     for key, (mean, sd) in levels["continuous"].items():
         values = _numbers(adata, key, "continuous_covariate_keys")
         blocks.append(((values - mean) / sd)[:, None])
-        names.append(key)
-    return np.hstack(blocks).astype(np.float32), tuple(names)
+    return np.hstack(blocks).astype(np.float32)
+
+
+def _covariate_names(levels: Mapping[str, Mapping[str, list]]) -> tuple[str, ...]:
+    names = [f"{key}[{v}]" for key, known in levels["categorical"].items() for v in known[1:]]
+    return (*names, *levels["continuous"])
 
 
 def _keys(keys: str | Sequence[str] | None) -> list[str] | None:
@@ -357,5 +363,6 @@ def cell_tensors(manager: ScreenManager) -> CellTensors:
         size = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     else:
         size = _numbers(adata, args["size_factor_key"], "size_factor_key")
-    covariates, names = _encode_covariates(adata, manager.registry[_REGISTRY_ENTRY]["covariates"])
-    return CellTensors(counts, np.log(size).astype(np.float32), covariates, names)
+    covariates = _encode_covariates(adata, manager.registry[_REGISTRY_ENTRY]["covariates"])
+    log_size = np.log(size).astype(np.float32)
+    return CellTensors(counts, log_size, covariates, manager.covariate_names)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import arviz as az
 import numpy as np
 import pytest
+import torch
 
-from pyrocell import _compat
+from pyrocell import PyroCell, _compat
 from pyrocell._compat import inference_data
 
 
@@ -39,6 +43,71 @@ def test_draws_have_named_dimensions_and_coordinates(fitted):
         "driver": (*screen.perturbations, *screen.media),
     }.items():
         assert list(posterior[dim].values) == list(labels)
+
+
+@pytest.fixture(scope="module")
+def everything(make_screen, build):
+    """A model that has every site there is."""
+    adata = make_screen(media=1, times=(1.0, 2.0), combinations=True, balanced=False)
+    rng = np.random.default_rng(0)
+    adata.obs["donor"] = rng.choice(["d1", "d2"], len(adata))
+    adata.obs["age"] = rng.random(len(adata))
+    covariates = {"categorical_covariate_keys": "donor", "continuous_covariate_keys": "age"}
+    model = build(adata, covariates, interactions=True, content_dependent_noise=True)
+    model.train(max_epochs=1, progress_bar=False)
+    return model
+
+
+def test_every_site_of_the_model_page_has_named_dimensions(everything):
+    page = (Path(__file__).parents[1] / "docs" / "model.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (`.*?) \| \(", page, flags=re.MULTILINE)
+    sites = {site for cell in table for site in re.findall(r"`([\w.]+)`", cell)}
+    posterior = posterior_of(everything.to_arviz(2))
+    assert set(posterior) == sites - {"X.z", "x"}  # those of cells
+    for site in posterior:
+        for dim in posterior[site].dims[2:]:
+            assert not dim.startswith(site), f"{site} has no named dimensions"
+            assert len(posterior[dim]) == posterior.sizes[dim]
+
+
+def test_axes_arms_drivers_and_covariates_have_their_names(everything):
+    posterior = posterior_of(everything.to_arviz(2))
+    first, second, third = everything.screen.perturbations
+    medium, baseline = everything.screen.media[0], everything.screen.baseline_media
+    labels = {dim: posterior[dim].values.tolist() for dim in posterior.dims}
+    assert labels["axis"] == ["z1", "z2", "r1", "r2"] and labels["own_axis"] == ["r1", "r2"]
+    assert labels["part"] == ["constant", "proportional"]
+    assert labels["covariate"] == ["donor[d2]", "age"]
+    assert set(labels["arm"]) == {
+        f"{first}+{second} | {baseline}",
+        *(f"{who} | {medium}" for who in (first, second, third, f"{first}+{second}")),
+    }
+    assert labels["content"] == ["control", medium]
+
+
+def test_rows_of_interactions_are_the_arms_they_are_named_after(everything):
+    """Raising an arm's row raises cells of that arm and of no other."""
+    model, screen = everything.module.model, everything.screen
+    arms = posterior_of(everything.to_arviz(1, ["P.interaction"]))["arm"].values
+    values = everything.posterior.mean()
+    before = model.shift(values, model.conditions)
+    for row, arm in enumerate(arms):
+        extra = torch.zeros_like(values["P.interaction"])
+        extra[row] = 1.0
+        raised = values | {"P.interaction": values["P.interaction"] + extra}
+        moved = (model.shift(raised, model.conditions) - before).mean(1) > 0.5
+        table = screen.conditions[moved.numpy()]
+        assert len(table) and set(table["perturbation"] + " | " + table["media"]) == {arm}
+
+
+def test_a_loaded_model_has_the_same_names_for_fewer_cells(everything, tmp_path):
+    everything.save(tmp_path / "model")
+    controls = everything.adata.obs.eval("perturbation == 'control' and media == 'baseline'")
+    adata = everything.adata[controls].copy()
+    again = PyroCell.load(tmp_path / "model", adata)
+    here, there = (posterior_of(model.to_arviz(1)) for model in (everything, again))
+    for dim in here.dims:
+        assert list(here[dim].values) == list(there[dim].values)
 
 
 def test_draws_are_those_of_the_posterior(fitted):
