@@ -138,6 +138,7 @@ _DIMS = {
     "M.residual": ("media", "time", "gene"),
     "W.log_rate_base": (),
     "W.log_rate": ("driver",),
+    "W.log_decay": ("perturbation",),
     "W.drift": ("own_axis",),
     "W.process_noise": ("part",),
     "W.gene_scale": ("gene",),

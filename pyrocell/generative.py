@@ -5,6 +5,8 @@ Site names are a public contract; `docs/model.md` lists them with shapes and uni
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -100,11 +102,15 @@ class GenerativeModel(ScreenMap):
             )
             values["M.gain"] = pyro.sample("M.gain", self.gain_prior().to_event(2))
         if self.has_time:
-            base = _sample("W.log_rate_base", p.log_rate_loc * one, p.log_rate_sd * one)
+            per_time = -math.log(self.reference_time)
+            loc = one.new_tensor(p.log_rate_loc + per_time)
+            base = _sample("W.log_rate_base", loc, p.log_rate_sd * one)
             values["W.log_rate_base"] = base
             values["W.log_rate"] = _sample(
                 "W.log_rate", base.expand(k + j), p.log_rate_spread * one
             )
+            loc = one.new_full((k,), p.log_decay_loc + per_time)
+            values["W.log_decay"] = _sample("W.log_decay", loc, p.log_decay_sd * one)
         if self.has_drift:
             values["W.drift"] = _sample(
                 "W.drift", one.new_zeros(self.config.n_response), p.drift_sd * one

@@ -162,6 +162,7 @@ class Guide(GuideParameters):
         if model.has_time:
             values["W.log_rate_base"] = self._normal("W.log_rate_base", "rate_base")
             values["W.log_rate"] = self._normal("W.log_rate", "rate")
+            values["W.log_decay"] = self._normal("W.log_decay", "decay")
         if model.has_drift:
             values["W.drift"] = self._normal("W.drift", "drift")
         return values
@@ -264,6 +265,7 @@ class Guide(GuideParameters):
             "P.on_target": "on_target",
             "W.log_rate": "rate",
             "W.log_rate_base": "rate_base",
+            "W.log_decay": "decay",
             "W.drift": "drift",
             "P.residual": "P_residual",
             "M.residual": "M_residual",

@@ -83,10 +83,12 @@ class GuideParameters(nn.Module):
             self.control_log_error = nn.Parameter(self._control_error(model, screen, start).log())
             self.gain_kept = nn.Parameter(torch.ones(k, j))
         if model.has_time:
-            self._gaussian("rate_base", torch.tensor(model.priors.log_rate_loc), torch.tensor(0.2))
-            self._gaussian(
-                "rate", torch.full((k + j,), model.priors.log_rate_loc), torch.tensor(0.2)
-            )
+            per_time, width = -math.log(model.reference_time), torch.tensor(0.2)
+            rate = torch.tensor(model.priors.log_rate_loc + per_time)
+            self._gaussian("rate_base", rate, width)
+            self._gaussian("rate", rate.expand(k + j), width)
+            decay = torch.tensor(model.priors.log_decay_loc + per_time)
+            self._gaussian("decay", decay.expand(k), width)
         if model.has_drift:
             self._gaussian("drift", torch.zeros(config.n_response), torch.tensor(0.05))
         if config.n_covariates:

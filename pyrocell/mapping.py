@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from pyrocell.decoder import Curvature
 from pyrocell.layout import batch_content
 from pyrocell.noise import content_effect, contrast_matrix
-from pyrocell.operators import ResponseParameters, respond
+from pyrocell.operators import ResponseParameters, decay_rate, respond
 from pyrocell.operators.perturbation import on_target_shift
-from pyrocell.operators.waiting import relative_curve
+from pyrocell.operators.waiting import relative_curve, relative_onset
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
 from pyrocell.state import State
@@ -140,6 +140,7 @@ class ScreenMap(nn.Module):
             log_rate=values.get("W.log_rate", base.expand(k + j)),
             base_log_rate=base,
             reference_time=self.reference_time,
+            log_decay=values.get("W.log_decay"),
         )
 
     def step_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
@@ -182,9 +183,13 @@ class ScreenMap(nn.Module):
         response = (effect @ self.axes(values))[:, None]
         if not self.has_time:
             return response
-        first = 0 if operator == "P" else self.n_perturbations
-        rate = values["W.log_rate"][first : first + len(effect)].exp()[:, None]  # (n, 1)
-        curve = relative_curve(rate, self._walk_times(), self.reference_time)  # (n, T)
+        times, reference = self._walk_times()[None], self.reference_time
+        rate = values["W.log_rate"].exp()[:, None]  # (K + J, 1)
+        if operator == "P":
+            decay = decay_rate(self.response_parameters(values))[:, None]
+            curve = relative_onset(rate[: len(effect)], decay, times, reference)  # (K, T)
+        else:
+            curve = relative_curve(rate[self.n_perturbations :], times, reference)  # (J, T)
         return curve[..., None] * response
 
     def _walk_times(self) -> Tensor:

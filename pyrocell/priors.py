@@ -35,7 +35,10 @@ class Priors:
     gain_weights, gain_locs, gain_scales
         Mixture prior of `M.gain`: blocked, untouched, anything between or above.
     log_rate_loc, log_rate_sd, log_rate_spread
-        Global log relaxation rate, and the spread of drivers around it.
+        Global log relaxation rate times the reference time (the mean of the measured times, so that
+        hours and days give the same model), and the spread of drivers around it.
+    log_decay_loc, log_decay_sd
+        log rate at which the product of a perturbed gene is lost, times the reference time.
     turnover_loc, turnover_sd
         log turnover rate of a started cascade, used where both orders were run.
     drift_sd
@@ -71,9 +74,11 @@ class Priors:
     gain_weights: tuple[float, float, float] = (0.15, 0.6, 0.25)
     gain_locs: tuple[float, float, float] = (0.0, 1.0, 0.7)
     gain_scales: tuple[float, float, float] = (0.15, 0.15, 0.6)
-    log_rate_loc: float = -0.7
+    log_rate_loc: float = 0.55
     log_rate_sd: float = 1.0
     log_rate_spread: float = 1.0
+    log_decay_loc: float = 0.9
+    log_decay_sd: float = 1.0
     turnover_loc: float = -1.0
     turnover_sd: float = 1.0
     drift_sd: float = 0.2

@@ -1,4 +1,4 @@
-"""The hidden state of a cell, X = (z, y, genotype, exposure)."""
+"""The hidden state of a cell, X = (z, y, genotype, dose, exposure, gain)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class State:
     genotype
         Which of the K perturbations the cells carry, 0 or 1; shape (C, K). A set, therefore
         P is idempotent and perturbations of different genes commute.
+    dose
+        How far each perturbation has taken hold, from 0 (its product is all there still) to 1;
+        shape (C, K).
     exposure
         Which of the J media the cells have met, 0 or 1; shape (C, J).
     gain
@@ -39,6 +42,7 @@ class State:
 
     y: Tensor
     genotype: Tensor
+    dose: Tensor
     exposure: Tensor
     gain: Tensor
     z: Tensor | None = None
@@ -73,6 +77,7 @@ class State:
         return cls(
             y=zeros(n_axes),
             genotype=zeros(n_perturbations),
+            dose=zeros(n_perturbations),
             exposure=zeros(n_media),
             gain=zeros(n_media),
             z=z,

@@ -18,7 +18,7 @@ from pyrocell.errors import ModelFileError
 
 __all__ = ["read_model", "write_model"]
 
-_FORMAT = 2  # 1 had the guide's effects and covariances in other units
+_FORMAT = 3  # 1: effects in other units; 2: no decay of products
 _TENSORS, _SETTINGS, _HISTORY = "model.safetensors", "model.json", "history.csv"
 
 

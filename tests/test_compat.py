@@ -30,6 +30,7 @@ def test_draws_have_named_dimensions_and_coordinates(fitted):
         "P.residual": ("perturbation", "time", "gene"),
         "V.loading": ("own_axis", "gene"),
         "W.log_rate": ("driver",),
+        "W.log_decay": ("perturbation",),
         "eta": ("batch", "gene"),
     }
     for site, dims in expected.items():

@@ -21,6 +21,7 @@ CONTRACT = {
     "M.effect": (1, N_AXES),
     "M.gain": (3, 1),
     "W.log_rate": (4,),
+    "W.log_decay": (3,),
     "W.drift": (2,),
     "eta.free": (1, N_GENES),
     "eta": (2, N_GENES),

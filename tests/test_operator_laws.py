@@ -12,7 +12,7 @@ from pyrocell.errors import ConflictingTypesError
 from pyrocell.operators import expose, gain_limit, on_target_shift, perturb
 from pyrocell.state import State
 
-FIELDS = ("y", "genotype", "exposure", "gain")
+FIELDS = ("y", "genotype", "dose", "exposure", "gain")
 
 
 def assert_same(a: State, b: State) -> None:
@@ -27,9 +27,11 @@ def states(draw: st.DrawFn) -> State:
     conditions, perturbations, media, axes = sizes
     rng = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     exposure = (torch.rand(conditions, media, generator=rng) < 0.5).float()
+    genotype = (torch.rand(conditions, perturbations, generator=rng) < 0.3).float()
     return State(
         y=torch.randn(conditions, axes, generator=rng),
-        genotype=(torch.rand(conditions, perturbations, generator=rng) < 0.3).float(),
+        genotype=genotype,
+        dose=genotype * torch.rand(conditions, perturbations, generator=rng),
         exposure=exposure,
         gain=exposure * torch.rand(conditions, media, generator=rng),
         z=torch.randn(3, 2, generator=rng),
@@ -68,7 +70,7 @@ def test_perturbation_changes_only_the_genotype_and_not_its_argument(case):
     before = state.genotype.clone()
     after = perturb(state, p)
     assert_close(state.genotype, before, rtol=0, atol=0)
-    for field in ("y", "exposure", "gain", "z"):
+    for field in ("y", "dose", "exposure", "gain", "z"):
         assert getattr(after, field) is getattr(state, field)
 
 

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from pyrocell.operators import reference_curve, relative_curve, relax, rewind, unwait, wait
+from pyrocell.operators import (
+    onset_curve,
+    reference_curve,
+    relative_curve,
+    relative_onset,
+    relax,
+    rewind,
+    unwait,
+    wait,
+)
 from pyrocell.operators.waiting import average_decay
 from pyrocell.state import State
 
@@ -26,6 +35,7 @@ class Flow:
     state: State
     rate: Tensor
     drive: Tensor
+    decay: Tensor
     media_drive: Tensor
     limit: Tensor
     turnover: Tensor
@@ -38,12 +48,13 @@ class Flow:
         return rewind(state, state.y.new_full((len(state.y),), duration), *self.arguments())
 
     def arguments(self) -> tuple[Tensor, ...]:
-        return self.rate, self.drive, self.media_drive, self.limit, self.turnover
+        return self.rate, self.drive, self.decay, self.media_drive, self.limit, self.turnover
 
 
 @st.composite
 def flows(draw: st.DrawFn) -> Flow:
     conditions, media, axes = draw(st.integers(1, 4)), draw(st.integers(0, 3)), 3
+    perturbations = draw(st.integers(0, 3))
     rng = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
 
     def normal(*shape: int) -> Tensor:
@@ -51,19 +62,25 @@ def flows(draw: st.DrawFn) -> Flow:
 
     exposure = (normal(conditions, media) > 0).double()
     rate = normal(conditions, draw(st.sampled_from([1, axes]))).exp()
+    decay = normal(perturbations).exp() * draw(st.sampled_from([1e-9, 1.0, 1e6]))
+    if perturbations and draw(st.booleans()):
+        decay[0] = rate[0, 0] * (1 + draw(st.sampled_from([0.0, 1e-12, 1e-6, 1e-3])))
     turnover = normal(media).exp() * draw(st.sampled_from([0.0, 1e-9, 1.0]))
     if media and draw(st.booleans()):
         turnover[0] = rate[0, 0] * (1 + draw(st.sampled_from([0.0, 1e-12, 1e-6, 1e-3])))
+    genotype = (normal(conditions, perturbations) > 0).double()
     per_condition = (conditions,) if draw(st.booleans()) else ()
     return Flow(
         state=State(
             y=normal(conditions, axes),
-            genotype=torch.zeros(conditions, 1, dtype=torch.float64),
+            genotype=genotype,
+            dose=genotype * normal(conditions, perturbations).sigmoid(),
             exposure=exposure,
             gain=exposure * normal(conditions, media).exp(),
         ),
         rate=rate,
-        drive=normal(conditions, axes),
+        drive=normal(*per_condition, perturbations, axes),
+        decay=decay,
         media_drive=normal(*per_condition, media, axes),
         limit=normal(conditions, media).abs(),
         turnover=turnover,
@@ -71,7 +88,7 @@ def flows(draw: st.DrawFn) -> Flow:
 
 
 def assert_same(a: State, b: State, tolerance: float = 1e-10) -> None:
-    for field in ("y", "genotype", "exposure", "gain"):
+    for field in ("y", "genotype", "dose", "exposure", "gain"):
         assert_close(getattr(a, field), getattr(b, field), rtol=tolerance, atol=tolerance)
 
 
@@ -87,17 +104,18 @@ def test_waiting_twice_is_waiting_the_sum_gains_included(flow, s, t):
 
 @given(flows(), st.floats(0, 2))
 def test_waiting_can_be_undone(flow, t):
+    flow.decay = flow.decay.clamp(max=flow.rate.max())
     growth = float((flow.rate.max() * t).exp())
     assert_same(flow.rewind(t, flow.wait(t)), flow.state, tolerance=1e-12 * max(1.0, growth**2))
 
 
 @given(flows(), st.floats(0, 3))
 def test_a_relaxed_response_can_be_undone(flow, t):
-    duration = flow.state.y.new_full((len(flow.state.y),), t)
-    after = relax(flow.state.y, flow.drive, flow.rate, duration)
+    duration, plateau = flow.state.y.new_full((len(flow.state.y),), t), 3 - flow.state.y
+    after = relax(flow.state.y, plateau, flow.rate, duration)
     growth = float((flow.rate.max() * t).exp())
     assert_close(
-        unwait(after, flow.drive, flow.rate, duration),
+        unwait(after, plateau, flow.rate, duration),
         flow.state.y,
         rtol=0,
         atol=1e-13 * max(1.0, growth),
@@ -107,23 +125,34 @@ def test_a_relaxed_response_can_be_undone(flow, t):
 @settings(max_examples=20)
 @given(flows(), st.floats(0.1, 3))
 def test_waiting_solves_the_differential_equation(flow, t):
+    flow.decay = flow.decay.clamp(max=10.0)  # faster is stiff for these steps, not for W
     steps = 400
     h = t / steps
-    y, gain, met = flow.state.y, flow.state.gain, flow.state.exposure
+    met = flow.state.exposure
 
-    def slope(y: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-        stimulus = (gain.unsqueeze(-1) * flow.media_drive).sum(-2)
-        return flow.rate * (flow.drive + stimulus - y), flow.turnover * (met * flow.limit - gain)
+    def slope(now: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        y, dose, gain = now
+        driven = (dose.unsqueeze(-1) * flow.drive).sum(-2)
+        driven = driven + (gain.unsqueeze(-1) * flow.media_drive).sum(-2)
+        return (
+            flow.rate * (driven - y),
+            flow.decay * (flow.state.genotype - dose),
+            flow.turnover * (met * flow.limit - gain),
+        )
 
+    def ahead(now: tuple[Tensor, ...], by: tuple[Tensor, ...], h: float) -> tuple[Tensor, ...]:
+        return tuple(x + h * dx for x, dx in zip(now, by))
+
+    now = flow.state.y, flow.state.dose, flow.state.gain
     for _ in range(steps):  # classical Runge-Kutta of order 4
-        a, ga = slope(y, gain)
-        b, gb = slope(y + h / 2 * a, gain + h / 2 * ga)
-        c, gc = slope(y + h / 2 * b, gain + h / 2 * gb)
-        d, gd = slope(y + h * c, gain + h * gc)
-        y, gain = y + h / 6 * (a + 2 * b + 2 * c + d), gain + h / 6 * (ga + 2 * gb + 2 * gc + gd)
+        a = slope(now)
+        b = slope(ahead(now, a, h / 2))
+        c = slope(ahead(now, b, h / 2))
+        d = slope(ahead(now, c, h))
+        now = ahead(now, tuple(p + 2 * q + 2 * r + s for p, q, r, s in zip(a, b, c, d)), h / 6)
     after = flow.wait(t)
-    assert_close(after.y, y, rtol=2e-4, atol=2e-4)
-    assert_close(after.gain, gain, rtol=2e-4, atol=2e-4)
+    for found, expected in zip((after.y, after.dose, after.gain), now):
+        assert_close(found, expected, rtol=2e-4, atol=2e-4)
 
 
 @given(flows())
@@ -131,17 +160,20 @@ def test_cells_at_rest_without_drive_stay_at_rest(flow):
     rest = State(
         y=torch.zeros_like(flow.state.y),
         genotype=flow.state.genotype,
+        dose=flow.state.dose,
         exposure=torch.zeros_like(flow.state.exposure),
         gain=torch.zeros_like(flow.state.gain),
     )
     flow.drive = torch.zeros_like(flow.drive)
-    assert_same(flow.wait(5.0, rest), rest, tolerance=0)
+    after = flow.wait(5.0, rest)
+    assert_close(after.y, rest.y, rtol=0, atol=0)
+    assert_close(after.gain, rest.gain, rtol=0, atol=0)
 
 
 def test_without_turnover_a_cascade_once_started_is_never_lost():
-    state = State(*(torch.ones(1, 1) for _ in range(4)))
+    state = State(*(torch.ones(1, 1) for _ in range(5)))
     one, zero = torch.ones(1, 1), torch.zeros(1)
-    after = wait(state, torch.tensor([50.0]), one, 0 * one, one, limit=0 * one, turnover=zero)
+    after = wait(state, torch.tensor([50.0]), one, 0 * one, one[0], one, 0 * one, zero)
     assert after.gain.item() == 1.0
     assert after.y.item() == pytest.approx(1.0)
 
@@ -157,8 +189,9 @@ def test_float32_agrees_with_high_precision_and_gradients_are_finite(
         for v in ([[rate]], [rate * turnover_over_rate], [duration], [[0.7]], [[1.3]], [[0.2]])
     ]
     lam, rho, t, drive, media_drive, limit = inputs
-    state = State(torch.tensor([[0.4]]), torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([[0.9]]))
-    after = wait(state, t, lam, drive, media_drive, limit, rho)
+    one = torch.ones(1, 1)
+    state = State(0.4 * one, one, one, one, 0.9 * one)  # the dose is at its limit
+    after = wait(state, t, lam, drive, one[0], media_drive, limit, rho)
 
     with mpmath.workdps(60):
         m_lam, m_rho, m_t, m_e, m_c, m_limit = (mpmath.mpf(v.item()) for v in inputs)
@@ -181,8 +214,8 @@ def test_float32_agrees_with_high_precision_and_gradients_are_finite(
 def test_gradient_through_meeting_rates_is_exact(offset):
     def response(rate: Tensor, turnover: Tensor) -> Tensor:
         one = rate.new_ones(1, 1)
-        state = State(0 * one, one, one, one)
-        return wait(state, 2 * one[0], rate, 0 * one, one, 0.3 * one, turnover).y
+        state = State(0 * one, one, 0.4 * one, one, one)
+        return wait(state, 2 * one[0], rate, one, turnover, one, 0.3 * one, turnover).y
 
     rate = torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
     turnover = torch.tensor([1.0 + offset], dtype=torch.float64, requires_grad=True)
@@ -195,6 +228,41 @@ def test_average_decay_is_the_mean_of_an_exponential(x):
     assert average_decay(torch.tensor(x, dtype=torch.float64)).item() == pytest.approx(
         expected, rel=1e-13
     )
+
+
+RATES = st.floats(1e-6, 1e6)
+
+
+@given(rate=RATES, decay=st.one_of(RATES, st.just(1.0)), t=st.floats(1e-4, 100))
+def test_onset_of_a_response_whose_cause_sets_in_is_exact_and_symmetric(rate, decay, t):
+    lam, mu, time = (torch.tensor(v, dtype=torch.float64) for v in (rate, decay, t))
+    found = onset_curve(lam, mu, time)
+    with mpmath.workdps(60):
+        a, b = mpmath.mpf(rate), mpmath.mpf(decay)
+        if a == b:
+            expected = 1 - (1 + a * t) * mpmath.exp(-a * t)
+        else:
+            expected = 1 - (b * mpmath.exp(-a * t) - a * mpmath.exp(-b * t)) / (b - a)
+    assert found.item() == pytest.approx(float(expected), rel=1e-11, abs=1e-300)
+    assert_close(onset_curve(mu, lam, time), found, rtol=0, atol=0)
+    single = onset_curve(*(v.float() for v in (lam, mu, time)))
+    assert single.item() == pytest.approx(float(expected), rel=1e-5, abs=1e-30)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e-6, 0.3, 5.0])
+@pytest.mark.parametrize("rate", [1e-3, 0.2, 0.25, 3.0])
+def test_gradients_of_the_onset_are_exact(rate, offset):
+    inputs = [
+        torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (rate, rate + offset, 2.0)
+    ]
+    torch.autograd.gradcheck(onset_curve, inputs, eps=1e-6, atol=1e-6)
+
+
+@given(rate=RATES, t=st.floats(0, 100), reference=st.floats(0.1, 10))
+def test_a_product_lost_at_once_leaves_the_plain_relaxation(rate, t, reference):
+    lam, time = torch.tensor([rate, t], dtype=torch.float64)
+    late = relative_onset(lam, torch.tensor(1e15, dtype=torch.float64), time, reference)
+    assert_close(late, relative_curve(lam, time, reference), rtol=1e-7, atol=1e-7)
 
 
 @given(rate=st.floats(1e-12, 1e3), t=st.floats(0, 1e4), reference=st.floats(1e-2, 1e2))
@@ -215,8 +283,9 @@ def test_relative_curve_of_no_relaxation_is_a_line():
 
 def test_batches_of_draws_give_what_each_draw_gives():
     rng = torch.Generator().manual_seed(0)
-    state = State(*(torch.rand(5, n, generator=rng) for n in (3, 1, 2, 2)))
-    draws = [torch.rand(4, *s, generator=rng) for s in ((5, 1), (5, 3), (5, 2, 3), (5, 2), (2,))]
+    state = State(*(torch.rand(5, n, generator=rng) for n in (3, 1, 1, 2, 2)))
+    shapes = (5, 1), (5, 1, 3), (1,), (5, 2, 3), (5, 2), (2,)
+    draws = [torch.rand(4, *shape, generator=rng) for shape in shapes]
     together = wait(state, torch.arange(5.0), *draws)
     for i in range(4):
         alone = wait(state, torch.arange(5.0), *(d[i] for d in draws))

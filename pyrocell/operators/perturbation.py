@@ -16,6 +16,8 @@ __all__ = ["on_target_shift", "perturb"]
 def perturb(state: State, perturbation: Tensor, genes: Tensor | None = None) -> State:
     """Add perturbations to the genotype; nothing else changes at that instant.
 
+    The product of a gene outlives its edit: the dose follows while waiting.
+
     Parameters
     ----------
     state

@@ -23,13 +23,21 @@ from torch import Tensor
 from pyrocell.errors import ProtocolError
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
-from pyrocell.operators.waiting import reference_curve, relative_curve, rewind, wait
+from pyrocell.operators.waiting import (
+    onset_curve,
+    reference_curve,
+    relative_curve,
+    relative_onset,
+    rewind,
+    wait,
+)
 from pyrocell.state import State
 
 __all__ = [
     "ResponseParameters",
     "condition_rate",
     "counterfactual",
+    "decay_rate",
     "flow",
     "forward",
     "inverse",
@@ -60,6 +68,8 @@ class ResponseParameters:
     reference_time
         The time at which `effect` and `media_effect` are stated, above zero, inside the range of
         measured times (design: value and rate then decorrelate).
+    log_decay
+        log μ, rate at which the product of each perturbed gene is lost; shape (K,). None: at once.
 
     Raises
     ------
@@ -74,6 +84,7 @@ class ResponseParameters:
     log_rate: Tensor
     base_log_rate: Tensor
     reference_time: float = 1.0
+    log_decay: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse a reference time at which every response is zero."""
@@ -106,9 +117,20 @@ def condition_rate(genotype: Tensor, exposure: Tensor, params: ResponseParameter
     log_rate = torch.where(
         count > 0, total / count.clamp(min=1), params.base_log_rate.unsqueeze(-1)
     )
-    offset = math.log(params.reference_time)
-    bounded = log_rate.clamp(math.log(SLOWEST) - offset, math.log(FASTEST) - offset)
-    return bounded.exp().unsqueeze(-1)
+    return _bounded(log_rate, params.reference_time).unsqueeze(-1)
+
+
+def decay_rate(params: ResponseParameters) -> Tensor:
+    """Rate μ at which the product of each perturbed gene is lost, bounded like rates; (K,)."""
+    if params.log_decay is None:
+        n_perturbations = params.effect.shape[-2]
+        return params.effect.new_full((n_perturbations,), FASTEST / params.reference_time)
+    return _bounded(params.log_decay, params.reference_time)
+
+
+def _bounded(log_rate: Tensor, reference_time: float) -> Tensor:
+    offset = math.log(reference_time)
+    return log_rate.clamp(math.log(SLOWEST) - offset, math.log(FASTEST) - offset).exp()
 
 
 def respond(
@@ -133,13 +155,20 @@ def respond(
     Notes
     -----
     Eq. 4. Equal to :func:`forward` from rest; shorter, because a gain that starts at its limit
-    stays there.
+    stays there and every dose starts at zero.
     """
     gain = exposure * gain_limit(genotype, params.gain)  # (C, J)
-    at_reference = genotype @ params.effect + gain @ params.media_effect  # (C, D)
-    rate = condition_rate(genotype, exposure, params)
-    grown = relative_curve(rate, duration.unsqueeze(-1), params.reference_time)  # (C, 1)
-    return State(y=at_reference * grown, genotype=genotype, exposure=exposure, gain=gain)
+    rate, decay = condition_rate(genotype, exposure, params), decay_rate(params)
+    t, reference = duration.unsqueeze(-1), params.reference_time
+    onset = genotype * relative_onset(rate, decay.unsqueeze(-2), t, reference)  # (C, K)
+    grown = gain * relative_curve(rate, t, reference)  # (C, J)
+    return State(
+        y=onset @ params.effect + grown @ params.media_effect,
+        genotype=genotype,
+        dose=genotype * reference_curve(decay.unsqueeze(-2), t),
+        exposure=exposure,
+        gain=gain,
+    )
 
 
 def forward(
@@ -182,6 +211,7 @@ def inverse(state: State, duration: Tensor, params: ResponseParameters) -> State
     return replace(
         before,
         genotype=torch.zeros_like(before.genotype),
+        dose=torch.zeros_like(before.dose),
         exposure=torch.zeros_like(before.exposure),
         gain=torch.zeros_like(before.gain),
     )
@@ -197,10 +227,13 @@ def counterfactual(
     return forward(inverse(state, duration, params), genotype, exposure, duration, params)
 
 
-def flow(state: State, params: ResponseParameters) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rate, drives, limit and turnover that ``wait`` needs, for what cells carry and have met."""
-    rate = condition_rate(state.genotype, state.exposure, params)  # (C, 1)
-    reached = reference_curve(rate, params.reference_time)
-    drive = state.genotype @ params.effect / reached  # (C, D)
+def flow(state: State, params: ResponseParameters) -> tuple[Tensor, ...]:
+    """What ``wait`` needs after the duration, for what cells carry and have met."""
+    rate, decay = condition_rate(state.genotype, state.exposure, params), decay_rate(params)
+    reference = rate.new_tensor(params.reference_time)
+    set_in = onset_curve(rate, decay.unsqueeze(-2), reference)  # (C, K)
+    reached = reference_curve(rate, reference)  # (C, 1)
+    drive = params.effect.unsqueeze(-3) / set_in.unsqueeze(-1)  # (C, K, D)
     media_drive = params.media_effect.unsqueeze(-3) / reached.unsqueeze(-1)  # (C, J, D)
-    return rate, drive, media_drive, gain_limit(state.genotype, params.gain), params.turnover
+    limit = gain_limit(state.genotype, params.gain)
+    return rate, drive, decay, media_drive, limit, params.turnover

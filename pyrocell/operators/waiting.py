@@ -1,14 +1,15 @@
-r"""W, waiting (eq. 3): response and gains relax, in closed form.
+r"""W, waiting (eq. 3): response, doses and gains relax, in closed form.
 
 While genotype and media stay as they are,
 
 .. math::
 
-    dg_j/ds = \rho_j (L_j - g_j), \qquad
-    dy/ds = \lambda (e + \sum_j g_j c_j - y),
+    dd_k/ds = \mu_k (p_k - d_k), \qquad dg_j/ds = \rho_j (L_j - g_j), \qquad
+    dy/ds = \lambda (\sum_k d_k e_k + \sum_j g_j c_j - y),
 
-with :math:`L` the gain that the genotype allows, :math:`e` the drive of the perturbations and
-:math:`c_j` that of medium j. Both are linear, so W is exact: no step size, no solver, and
+with :math:`p` the genotype, :math:`d` the dose (the product of an edited gene decays at
+:math:`\mu`), :math:`L` the gain that the genotype allows, :math:`e_k` and :math:`c_j` the drives of
+perturbations and media. All are linear, so W is exact: no step size, no solver, and
 W(X, 0) = X, W(W(X, s), t) = W(X, s + t), W(·, -t) = W(·, t)⁻¹ hold to rounding.
 
 Notes
@@ -30,8 +31,10 @@ from pyrocell.state import State
 
 __all__ = [
     "average_decay",
+    "onset_curve",
     "reference_curve",
     "relative_curve",
+    "relative_onset",
     "relax",
     "rewind",
     "unwait",
@@ -77,6 +80,40 @@ def relative_curve(rate: Tensor, duration: Tensor, reference_time: float) -> Ten
     return reached / (reference_time * average_decay(rate * reference_time))
 
 
+def onset_curve(rate: Tensor, decay: Tensor, duration: Tensor) -> Tensor:
+    """Share of a response reached after a duration, its dose rising from zero as 1 - exp(-μ t).
+
+    1 - (μ exp(-λ t) - λ exp(-μ t)) / (μ - λ): λ μ t² / 2 at first, symmetric in both rates.
+
+    Parameters
+    ----------
+    rate, decay
+        λ of the response and μ of the product, per unit of time, not negative; any shapes that
+        broadcast.
+    duration
+        t, not negative; broadcasts against them.
+    """
+    first, second = rate * duration, decay * duration
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    near = high < SERIES_RADIUS
+    outside = torch.where(near, 1.0, high)
+    direct = reference_curve(low, 1.0) - low * torch.exp(-low) * average_decay(outside - low)
+    a, b = (torch.where(near, x, 0.0) for x in (low, high))
+    # λ μ t² times the divided difference of average_decay, by complete homogeneous polynomials
+    series, homogeneous, power = torch.zeros_like(b), torch.ones_like(b), torch.ones_like(b)
+    for n in range(1, SERIES_TERMS):
+        series = series - (-1) ** n / math.factorial(n + 1) * homogeneous
+        power = power * b
+        homogeneous = a * homogeneous + power
+    return torch.where(near, a * b * series, direct)
+
+
+def relative_onset(rate: Tensor, decay: Tensor, duration: Tensor, reference_time: float) -> Tensor:
+    """:func:`onset_curve` in units of its value at the reference time, which is above zero."""
+    reference = torch.full_like(duration, reference_time)
+    return onset_curve(rate, decay, duration) / onset_curve(rate, decay, reference)
+
+
 def relax(y: Tensor, drive: Tensor, rate: Tensor, duration: Tensor) -> Tensor:
     """Solve dy/ds = λ (drive - y) from y over a duration.
 
@@ -112,11 +149,12 @@ def wait(
     duration: Tensor,
     rate: Tensor,
     drive: Tensor,
+    decay: Tensor,
     media_drive: Tensor,
     limit: Tensor,
     turnover: Tensor,
 ) -> State:
-    """Let response and gains relax for a duration, exactly.
+    """Let response, doses and gains relax for a duration, exactly.
 
     Parameters
     ----------
@@ -127,9 +165,12 @@ def wait(
     rate
         λ of the response, per unit of time; shape (C, 1) or (C, D).
     drive
-        Value the response tends to without media; shape (C, D).
+        What a perturbation of dose 1 adds to the value the response tends to; shape (K, D) or
+        (C, K, D).
+    decay
+        μ, rate at which the product of a perturbed gene is lost, per unit of time; shape (K,).
     media_drive
-        What a medium of gain 1 adds to it; shape (J, D) or (C, J, D).
+        What a medium of gain 1 adds; shape (J, D) or (C, J, D).
     limit
         Gain that the present genotype allows, from ``gain_limit``; shape (C, J).
     turnover
@@ -139,18 +180,21 @@ def wait(
     Notes
     -----
     Eq. 3. With g(s) = L + (g - L) exp(-ρ s) the response gains, for each medium,
-    L (1 - exp(-λ t)) + (g - L) λ (exp(-ρ t) - exp(-λ t)) / (λ - ρ). The last quotient is computed
-    as t exp(-min(λ, ρ) t) times :func:`average_decay`, smooth where the rates meet.
+    L (1 - exp(-λ t)) + (g - L) λ (exp(-ρ t) - exp(-λ t)) / (λ - ρ), and the same for each dose,
+    which goes to 1 at μ. The last quotient is computed as t exp(-min(λ, ρ) t) times
+    :func:`average_decay`, smooth where the rates meet.
     """
     t = duration.unsqueeze(-1)  # (C, 1)
     limit = state.exposure * limit  # a medium not met has no cascade
-    excess = (state.gain - limit).unsqueeze(-1)  # (C, J, 1)
-    grown = reference_curve(rate, t).unsqueeze(-2)  # (C, 1, 1 | D)
-    strength = limit.unsqueeze(-1) * grown + excess * _carry_over(rate, turnover, t)
-    stimulus = (strength * media_drive).sum(-2)  # (C, D)
+    plateau = _driven(state.genotype, drive) + _driven(limit, media_drive)  # (C, D)
+    on_the_way = _driven(state.dose - state.genotype, drive, _carry_over(rate, decay, t))
+    on_the_way = on_the_way + _driven(
+        state.gain - limit, media_drive, _carry_over(rate, turnover, t)
+    )
     return replace(
         state,
-        y=relax(state.y, drive, rate, duration) + stimulus,
+        y=relax(state.y, plateau, rate, duration) + on_the_way,
+        dose=relax(state.dose, state.genotype, decay.unsqueeze(-2), duration),
         gain=relax(state.gain, limit, turnover.unsqueeze(-2), duration),
     )
 
@@ -160,12 +204,18 @@ def rewind(
     duration: Tensor,
     rate: Tensor,
     drive: Tensor,
+    decay: Tensor,
     media_drive: Tensor,
     limit: Tensor,
     turnover: Tensor,
 ) -> State:
     """Undo :func:`wait`, W⁻¹; arguments as there, rounding as in :func:`unwait`."""
-    return wait(state, -duration, rate, drive, media_drive, limit, turnover)
+    return wait(state, -duration, rate, drive, decay, media_drive, limit, turnover)
+
+
+def _driven(level: Tensor, drive: Tensor, carried: Tensor | float = 1.0) -> Tensor:
+    """Σ_n level[c, n] carried[c, n, d] drive[c, n, d]; (C, D)."""
+    return (level.unsqueeze(-1) * carried * drive).sum(-2)
 
 
 def _carry_over(rate: Tensor, turnover: Tensor, t: Tensor) -> Tensor:

@@ -106,6 +106,10 @@ def draw_biology(rng: np.random.Generator, settings: ScreenSettings, genes: Gene
     blocked = _some(rng, settings.blocked_fraction, (k, j))
     media_effect = settings.media_rms * _effects(rng, settings, genes, j)
     base_log_rate = math.log(settings.rate)
+    log_decay = None
+    if settings.decay is not None:
+        spread = RATE_SD * rng.standard_normal(k)
+        log_decay = torch.from_numpy(math.log(settings.decay) + spread)
     params = ResponseParameters(
         effect=torch.from_numpy(effect),
         media_effect=torch.from_numpy(media_effect),
@@ -114,6 +118,7 @@ def draw_biology(rng: np.random.Generator, settings: ScreenSettings, genes: Gene
         log_rate=torch.from_numpy(base_log_rate + RATE_SD * rng.standard_normal(k + j)),
         base_log_rate=torch.tensor(base_log_rate, dtype=torch.float64),
         reference_time=settings.reference_time,
+        log_decay=log_decay,
     )
     drift = settings.drift_rms * _effects(rng, settings, genes, 1)[0]
     own_genes = settings.on_target is not None

@@ -42,7 +42,7 @@ def screen(settings: ScreenSettings | None = None, *, seed: int = 0, **changes: 
         batch. `.uns["truth"]` holds, ready for h5ad, `effect` (K × G) at `reference_time`,
         `silent`, `on_target`, `gain` (K × J), `blocked`, `media_effect` (J × G), `eta` (B × G),
         `omega`, `drift`, `loading` of the programmes, `log_rate` (perturbations, then media),
-        `base_log_rate`, `dispersion`, the `conditions` with the `shift` of each against rest
+        `log_decay` where set, `base_log_rate`, `dispersion`, the `conditions` with the `shift` of each against rest
         (C × G, own genes included), and of the cells `bias`, `resting_loading`, `expression`,
         `z`, `library`.
 
@@ -161,7 +161,8 @@ def _truth(
     def table(values: torch.Tensor, rows: str, columns: str) -> pd.DataFrame:
         return pd.DataFrame(values.numpy(), names[rows], names[columns])
 
-    return {
+    decays = {} if params.log_decay is None else {"log_decay": params.log_decay.numpy()}
+    return decays | {
         "effect": table(params.effect, "perturbation", "gene"),
         "media_effect": table(params.media_effect, "media", "gene"),
         "gain": table(params.gain, "perturbation", "media"),

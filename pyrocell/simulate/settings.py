@@ -58,6 +58,9 @@ class ScreenSettings:
     times, rate
         Times of measurement after perturbation and medium, and typical rate λ of the response, per
         unit of time. None: one time, all effects at their full value.
+    decay
+        Typical rate μ at which the product of a perturbed gene is lost, per unit of time. None: at
+        once.
     drift_rms
         RMS over genes of what unperturbed cells change from time 0 to the last time.
     on_target
@@ -97,6 +100,7 @@ class ScreenSettings:
     media_rms: float = 0.4
     times: Sequence[float] | None = None
     rate: float = 1.0
+    decay: float | None = None
     drift_rms: float = 0.0
     on_target: float | None = None
     dispersion: float = 2.0
@@ -118,6 +122,8 @@ class ScreenSettings:
             len(self.times) and min(self.times) >= 0 and 0 < max(self.times) < math.inf
         ):
             raise ValueError(f"times={self.times!r}: finite, none below zero, one above zero")
+        if self.decay is not None and self.decay <= 0:
+            raise ValueError("decay must be above zero, or None where products are lost at once")
         if self.drift_rms and self.times is None:
             raise ValueError("drift_rms needs times: without them nothing is seen to drift")
         if self.on_target is not None and self.n_perturbations > self.n_genes:
