@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import arviz as az
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, fields
@@ -35,6 +34,8 @@ def inference_data(
     draws: dict[str, Any], coords: dict[str, Any], dims: dict[str, list[str]]
 ) -> Any:
     """ArviZ' container of posterior draws: InferenceData before ArviZ 1.0, a DataTree since."""
+    import arviz as az  # a tenth of the time that pyrocell takes to import; few ask for it
+
     if int(az.__version__.split(".")[0]) >= 1:
         return az.from_dict({"posterior": draws}, coords=coords, dims=dims)
     return az.from_dict(posterior=draws, coords=coords, dims=dims)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import arviz as az
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -24,6 +23,9 @@ from pyrocell.registration import ScreenManager
 from pyrocell.screen import Screen
 from pyrocell.steady_screen import steady_state_screen
 from pyrocell.testability import testability
+
+if TYPE_CHECKING:
+    import arviz as az
 
 __all__ = ["Answers"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrocell import PyroCell, _compat
+from pyrocell import PyroCell
 from pyrocell._compat import inference_data
 
 
@@ -137,8 +137,8 @@ def test_screens_without_media_time_or_batches_are_exported_too(make_screen, bui
 @pytest.mark.parametrize("version", ["0.23.4", "1.0.0", "1.3.1"])
 def test_either_major_version_of_arviz_is_called_as_it_wants(monkeypatch, version):
     calls = []
-    monkeypatch.setattr(_compat.az, "__version__", version)
-    monkeypatch.setattr(_compat.az, "from_dict", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(az, "__version__", version)
+    monkeypatch.setattr(az, "from_dict", lambda *a, **k: calls.append((a, k)))
     draws, coords, dims = {"a": np.zeros((1, 2, 3))}, {"x": [1, 2, 3]}, {"a": ["x"]}
     inference_data(draws, coords, dims)
     named = {"coords": coords, "dims": dims}
