@@ -8,7 +8,6 @@ with (paper, Fig. 6 and App. B.2).
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -19,7 +18,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
-from pyrocell.errors import ScreenWarning
+from pyrocell.errors import warn
 from pyrocell.labels import listed
 
 __all__ = ["Layout", "LayoutComponent", "aliased_table", "layout_components", "warn_of_layout"]
@@ -330,10 +329,6 @@ def aliased_table(layout: Layout) -> pd.DataFrame:
     ).astype({"estimable": bool})
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, ScreenWarning, stacklevel=4)
-
-
 def warn_of_layout(
     layout: Layout, aliased: pd.DataFrame, counts: pd.DataFrame, baseline_asked: str
 ) -> None:
@@ -349,9 +344,9 @@ def warn_of_layout(
         The baseline medium that the user named.
     """
     if not layout.baseline_observed:
-        _warn(f'no cell has baseline_media="{baseline_asked}"; {_sole_medium(layout)}')
+        warn(f'no cell has baseline_media="{baseline_asked}"; {_sole_medium(layout)}')
     if len(layout.batches) == 1:
-        _warn(
+        warn(
             f'all cells are in one batch ("{layout.batches[0]}"): batch noise cannot be separated '
             "from effects, and intervals do not include it; give batch_key= if cells were "
             "processed in several lanes, samples or days"
@@ -360,7 +355,7 @@ def warn_of_layout(
         control = counts[layout.unperturbed].sum(axis=0).to_numpy()
         without = [b for b, n in zip(layout.batches, control, strict=True) if n == 0]
         if without:
-            _warn(
+            warn(
                 f"{_together(without)} {'has' if len(without) == 1 else 'have'} no control cells: "
                 "effects there lean on controls of other batches, linked only by perturbations "
                 "that both have, and intervals are wider"
@@ -368,7 +363,7 @@ def warn_of_layout(
     cells = layout.membership.T @ counts.sum(axis=1).to_numpy()
     lonely = [layout.perturbations[k] for k in np.flatnonzero(cells == 1)]
     if lonely:
-        _warn(
+        warn(
             f"{len(lonely)} perturbation{'s have' if len(lonely) > 1 else ' has'} a single cell "
             f"({listed(lonely)}): what is said about {'them' if len(lonely) > 1 else 'it'} is "
             "mostly the prior"
@@ -376,7 +371,7 @@ def warn_of_layout(
     mixed = aliased[~aliased["estimable"] & (aliased["name"] != layout.baseline_media)]
     if len(mixed):
         reasons = list(dict.fromkeys(mixed["reason"]))
-        _warn(
+        warn(
             f"{len(mixed)} of {len(aliased)} contrasts cannot be estimated from this layout:\n- "
             + "\n- ".join(reasons[:_SHOWN])
             + (f"\n- and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from pyrocell.errors import CountError, ScreenWarning, UnknownLabelError
+from pyrocell.errors import CountError, UnknownLabelError, warn
 from pyrocell.labels import listed, suggestion
 
 __all__ = ["as_csr", "check_counts", "count_matrix"]
@@ -160,17 +159,15 @@ def check_counts(
                 f"{which}, so their depth is unknown; remove them with sc.pp.filter_cells(adata, "
                 "min_counts=1), or give their depth over all genes in size_factor_key="
             )
-        warnings.warn(f"{which}; they only tell that counts are low", ScreenWarning, stacklevel=2)
+        warn(f"{which}; they only tell that counts are low")
     if not warn_of_genes:
         return
     silent = np.flatnonzero(np.asarray(matrix.sum(axis=0)).ravel() == 0)
     if len(silent):
-        warnings.warn(
+        warn(
             f"{len(silent)} of {adata.n_vars} genes have no counts in any cell "
             f"({listed(adata.var_names[silent])}): what is said about them is the prior; remove "
-            "them with sc.pp.filter_genes(adata, min_counts=1)",
-            ScreenWarning,
-            stacklevel=2,
+            "them with sc.pp.filter_genes(adata, min_counts=1)"
         )
 
 
@@ -198,10 +195,8 @@ def warn_of_absent_genes(
         for batch, row in zip(batches, absent, strict=True)
         if row.any()
     ]
-    warnings.warn(
+    warn(
         f"{int(absent.any(axis=0).sum())} genes have no counts in one batch or more: "
         f"{listed(found)}; how those batches distort those genes is bounded from one side only, "
-        "and intervals there are mostly the prior's",
-        ScreenWarning,
-        stacklevel=2,
+        "and intervals there are mostly the prior's"
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 __all__ = [
     "ConflictingTypesError",
     "CountError",
@@ -12,6 +15,7 @@ __all__ = [
     "ScreenError",
     "ScreenWarning",
     "UnknownLabelError",
+    "warn",
 ]
 
 
@@ -61,3 +65,11 @@ class ModelFileError(PyrocellError, ValueError):
 
 class ScreenWarning(UserWarning):
     """The screen can be fitted, but part of the answer will not mean what one may expect."""
+
+
+def warn(message: str) -> None:
+    """Give a `ScreenWarning` at the user's own line: that of the first caller outside pyrocell."""
+    frame, level = sys._getframe(1), 2
+    while frame and frame.f_globals.get("__name__", "").startswith("pyrocell."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, ScreenWarning, stacklevel=level)

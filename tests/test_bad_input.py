@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from pyrocell import PyroCell
 from pyrocell.errors import (
     ConflictingTypesError,
     CountError,
@@ -251,6 +252,15 @@ def test_a_perturbation_with_one_cell_is_a_warning(tiny_adata):
     labelled(tiny_adata, "perturbation", ["IRF7"])
     (message,) = warned(tiny_adata)
     assert "1 perturbation has a single cell (IRF7)" in message and "the prior" in message
+
+
+def test_warnings_point_at_the_line_that_called(tiny_adata):
+    """Not at a line of the package, which the reader did not write."""
+    tiny_adata.obs["batch"] = "all"
+    tiny_adata.X[:, 3] = 0
+    with pytest.warns(ScreenWarning) as caught:
+        PyroCell.setup_anndata(tiny_adata)
+    assert len(caught) == 2 and {w.filename for w in caught} == {__file__}
 
 
 def test_no_baseline_medium_suggests_one(tiny_adata):
