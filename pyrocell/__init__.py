@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 
-from pyrocell import datasets, report, simulate
+from pyrocell import datasets, metrics, report, simulate
 from pyrocell import plotting as pl
 from pyrocell.model import PyroCell
 from pyrocell.operators import Media, Perturb, Protocol, Wait
@@ -30,6 +30,7 @@ __all__ = [
     "TrainingConfig",
     "Wait",
     "datasets",
+    "metrics",
     "pl",
     "report",
     "simulate",
