@@ -6,6 +6,7 @@ The summary goes to standard output; progress, warnings and errors go to standar
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import textwrap
 import time
@@ -32,6 +33,10 @@ _SETUP = (
     "layer batch_key perturbation_key control perturbation_type perturbation_type_key media_key "
     "baseline_media time_key guide_key size_factor_key"
 ).split()
+_COVARIATES = ("categorical", "continuous")
+_ARGUMENT = re.compile(
+    rf'\b({"|".join(_SETUP)}|(?:{"|".join(_COVARIATES)})_covariate_keys)=(None\b|"|)'
+)
 _CONTENTS = """\
   summary.md      this summary
   tables/         effects, batch effects, predictive check, layout, aliasing, ...
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _plain_warnings():
             arguments.command(arguments)
     except (PyrocellError, MisconfigurationException, OSError) as error:
-        _say(f"pyrocell: error: {' '.join(str(error).split())}")
+        _say(f"pyrocell: error: {' '.join(_as_options(str(error)).split())}")
         return 2
     except KeyboardInterrupt:
         _say("pyrocell: interrupted")
@@ -109,7 +114,9 @@ def _add_fit(commands: Any) -> None:
     screen = fit.add_argument_group("the screen", "columns of .obs, and labels in them")
     key = {"metavar": "COLUMN", "type": lambda name: name or None}
     label = {"metavar": "LABEL"}
-    screen.add_argument("--layer", metavar="NAME", help="layer of the counts; .X if not given")
+    screen.add_argument(
+        "--layer", help="layer of the counts; .X if not given", **(key | {"metavar": "NAME"})
+    )
     screen.add_argument(
         "--batch-key", default="batch", help="'' where there is none (%(default)s)", **key
     )
@@ -139,7 +146,7 @@ def _add_fit(commands: Any) -> None:
     screen.add_argument(
         "--size-factor-key", help="depth of each cell; its total counts if not given", **key
     )
-    for kind in ("categorical", "continuous"):
+    for kind in _COVARIATES:
         screen.add_argument(
             f"--{kind}-covariate-key", action="append", metavar="COLUMN",
             help=f"a {kind} covariate; may be repeated",
@@ -196,7 +203,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     _say(f"reading {arguments.file}")
     adata = _read(arguments.file)
     setup = {name: getattr(arguments, name) for name in _SETUP}
-    for kind in ("categorical", "continuous"):
+    for kind in _COVARIATES:
         setup[f"{kind}_covariate_keys"] = getattr(arguments, f"{kind}_covariate_key")
     pyrocell.PyroCell.setup_anndata(adata, **setup)
     names = ("n_latent", "n_response", "likelihood")
@@ -313,8 +320,20 @@ def _plain_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+        warnings.showwarning = lambda message, *_, **__: _say(
+            f"warning: {_as_options(str(message))}"
+        )
         yield
+
+
+def _as_options(text: str) -> str:
+    """Arguments in a message, such as batch_key="lane", as the options that were typed."""
+
+    def option(found: re.Match[str]) -> str:
+        name = found[1].replace("_", "-").removesuffix("s")
+        return f"--{name}" + {"None": " ''", '"': ' "', "": ""}[found[2]]
+
+    return _ARGUMENT.sub(option, text)
 
 
 def _say(line: str) -> None:

@@ -16,6 +16,8 @@ from pyrocell.cli import main
 from pyrocell.errors import PyrocellError
 from pyrocell.report import convergence, write
 from pyrocell.report.quality import share_inside, strongest
+from pyrocell.report.summary import summary_text
+from pyrocell.report.tables import collect
 
 FIT = ["--media-key", "media", "--n-latent", "2", "--n-response", "2", "--max-epochs", "2"]
 
@@ -95,12 +97,17 @@ def test_output_is_plain_text_without_a_terminal(run):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--batch-key", "lane"], 'batch_key="lane"'),
-        (["--control", "NT"], '"NT"'),
-        (["--layer", "raw"], "raw"),
+        (["--batch-key", "lane"], '--batch-key "lane" is not a column'),
+        (["--batch-key", "lane"], "--batch-key '' if there is none"),
+        (["--control", "NT"], 'equals --control "NT"'),
+        (["--baseline-media", "none"], "compare with, in --baseline-media"),
+        (["--layer", "raw"], "--layer '' takes adata.X"),
+        (["--continuous-covariate-key", "age"], '--continuous-covariate-key "age" is not'),
     ],
 )
-def test_errors_are_one_plain_line(screen_file, tmp_path, capsys, options, words):
+def test_errors_are_one_plain_line_that_names_options(
+    screen_file, tmp_path, capsys, options, words
+):
     assert main(["fit", str(screen_file), "-o", str(tmp_path / "out"), *FIT, *options]) == 2
     err = capsys.readouterr().err.strip().splitlines()
     assert err[-1].startswith("pyrocell: error: ") and words in err[-1]
@@ -175,6 +182,15 @@ def test_the_installed_command_knows_its_version(capsys):
     assert capsys.readouterr().out.strip() == f"pyrocell {pyrocell.__version__}"
 
 
+def test_warnings_name_options_too(make_screen, tmp_path, capsys):
+    adata = make_screen(n_batches=1)
+    del adata.uns["truth"]
+    adata.write_h5ad(tmp_path / "screen.h5ad")
+    options = ["--batch-key", "", "--layer", "", "--max-epochs", "1", "--n-latent", "2"]
+    assert main(["fit", str(tmp_path / "screen.h5ad"), "-o", str(tmp_path / "o"), *options]) == 0
+    assert "give --batch-key if cells" in capsys.readouterr().err
+
+
 def test_bad_options_are_refused_by_name(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fit", "a.h5ad", "--max-epochs", "0"])
@@ -197,6 +213,12 @@ def test_the_demo_runs_twice_in_the_same_place(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pyrocell.PyroCell, "train", stop)
     assert main(["demo", *output]) == 2
     assert "would train again" in capsys.readouterr().err
+
+
+def test_a_blocked_gain_is_zero_without_a_sign(model):
+    tables = collect(model, n_samples=10)
+    tables["media_gains"] = tables["media_gains"].assign(mean=-0.001, lower=-0.07, upper=0.004)
+    assert "| 0.00 | -0.07 to 0.00 |" in " ".join(summary_text(model, tables).split())
 
 
 def curve(values: np.ndarray) -> pd.DataFrame:

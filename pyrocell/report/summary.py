@@ -65,8 +65,9 @@ def summary_text(model: PyroCell, tables: dict[str, pd.DataFrame], n_effects: in
 
 def _advice(model: PyroCell) -> str:
     return {
-        "still rising": "The ELBO still rises: train longer (`max_epochs`).",
-        "falling": "The held-out ELBO falls: the model overfits; train shorter (`max_epochs`).",
+        "still rising": "The ELBO still rises: train longer (`max_epochs`; `--max-epochs`).",
+        "falling": "The held-out ELBO falls: the model overfits; train shorter (`max_epochs`; "
+        "`--max-epochs`).",
         "too short to tell": "Too few epochs to tell whether training has converged.",
     }.get(convergence(model.history).verdict, "")
 
@@ -88,7 +89,7 @@ def _effects(effects: pd.DataFrame, model: PyroCell, n: int) -> str:
             "perturbation": top["perturbation"],
             "media": top["media"],
             "gene": top["gene"],
-            "change": top["mean"].map("{:+.2f}".format),
+            "change": top["mean"].map("{:+z.2f}".format),
             "interval": _interval(top),
             "probability": top["prob_direction"].map("{:.3f}".format),
         }
@@ -101,7 +102,7 @@ def _effects(effects: pd.DataFrame, model: PyroCell, n: int) -> str:
 def _gains(table: pd.DataFrame) -> str:
     low = table.nsmallest(10, "upper")
     shown = low[["perturbation", "media"]].assign(
-        gain=low["mean"].map("{:.2f}".format), interval=_interval(low, "{:.2f}")
+        gain=low["mean"].map("{:z.2f}".format), interval=_interval(low, "{:z.2f}")
     )
     return _aligned(shown) + "\n\ngain: 1 untouched, 0 blocked."
 
@@ -114,14 +115,14 @@ def _batches(table: pd.DataFrame) -> str:
             "batch": largest["batch"].to_numpy(),
             "rms": by_batch["mean"].apply(lambda eta: np.sqrt((eta**2).mean())).map("{:.3f}".format)
             .to_numpy(),
-            "largest": (largest["gene"] + " " + largest["mean"].map("{:+.2f}".format)).to_numpy(),
+            "largest": (largest["gene"] + " " + largest["mean"].map("{:+z.2f}".format)).to_numpy(),
             "interval": _interval(largest).to_numpy(),
         }
     )  # fmt: skip
     return _aligned(shown) + "\n\nη of each gene, natural log; the sum over batches is zero."
 
 
-def _interval(table: pd.DataFrame, form: str = "{:+.2f}") -> pd.Series:
+def _interval(table: pd.DataFrame, form: str = "{:+z.2f}") -> pd.Series:
     return table["lower"].map(form.format) + " to " + table["upper"].map(form.format)
 
 
