@@ -142,9 +142,10 @@ def read_times(values: Any, column: str) -> np.ndarray:
     series = pd.Series(np.asarray(values))
     if series.dtype == object or not pd.api.types.is_numeric_dtype(series.dtype):
         first = next((v for v in series if not isinstance(v, (int, float, np.number))), series[0])
+        key = getattr(values, "name", None) or "time"
         raise ScreenError(
-            f'{column} holds text or dates, for example "{first}"; give numbers in one unit, for '
-            'example with adata.obs["day"] = adata.obs["time"].astype(str).str.extract('
+            f'{column} holds text or dates, for example "{first}"; give numbers in one unit: where '
+            f'labels contain them, adata.obs["{key}"] = adata.obs["{key}"].astype(str).str.extract('
             'r"([0-9.]+)")[0].astype(float)'
         )
     if series.dtype == bool:

@@ -97,6 +97,7 @@ class ScreenManager(AnnDataManager):
 def _column(adata: AnnData, key: str, argument: str, optional: bool = True) -> pd.Series:
     """Return a column of `.obs`, or raise UnknownLabelError with close matches."""
     if key not in adata.obs:
+        optional = optional and not argument.endswith("_keys")  # covariates have no default
         without = f"; {argument}=None if there is none" if optional else ""
         raise UnknownLabelError(
             f'{argument}="{key}" is not a column of adata.obs'
@@ -224,7 +225,7 @@ def _read_covariates(adata: AnnData, args: Mapping[str, Any]) -> dict[str, dict[
     categorical, continuous = {}, {}
     for key in args["categorical_covariate_keys"] or ():
         argument = "categorical_covariate_keys"
-        categorical[key] = factorise(_column(adata, key, argument), f'{argument}: "{key}"')[1]
+        categorical[key] = factorise(_column(adata, key, argument), f'{argument}="{key}"')[1]
     for key in args["continuous_covariate_keys"] or ():
         values = _numbers(adata, key, "continuous_covariate_keys")
         continuous[key] = [float(values.mean()), float(values.std()) or 1.0]
@@ -235,7 +236,7 @@ def _encode_covariates(adata: AnnData, levels: Mapping[str, Mapping[str, list]])
     """Covariates (N, n_cov) float32, in terms of the levels first registered."""
     blocks = [np.zeros((adata.n_obs, 0))]
     for key, known in levels["categorical"].items():
-        where = f'categorical_covariate_keys: "{key}"'
+        where = f'categorical_covariate_keys="{key}"'
         codes, labels = factorise(_column(adata, key, "categorical_covariate_keys"), where)
         unknown = [label for label in labels if label not in known]
         if unknown:
