@@ -142,7 +142,7 @@ def _add_fit(commands: Any) -> None:
         **label,
     )
     screen.add_argument("--time-key", help="times as numbers", **key)
-    screen.add_argument("--guide-key", help="guide of each cell", **key)
+    screen.add_argument("--guide-key", help="guide of each cell; not used by the model", **key)
     screen.add_argument(
         "--size-factor-key", help="depth of each cell; its total counts if not given", **key
     )

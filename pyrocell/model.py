@@ -148,7 +148,43 @@ class PyroCell(Answers, BaseModelClass):
         continuous_covariate_keys: Sequence[str] | None = None,
         source_registry: dict | None = None,
     ) -> None:
-        """Check an AnnData and register it; see :func:`pyrocell.registration.register`."""
+        """Check an AnnData and register it; nothing is changed unless everything is in order.
+
+        Parameters
+        ----------
+        adata
+            Cells × genes with raw counts; a view becomes an AnnData of its own.
+        layer
+            Layer with the counts; None for `.X`.
+        batch_key, perturbation_key, perturbation_type_key, media_key, time_key
+            Columns of `.obs`; None where the screen has none. Genes of a combination are joined by
+            "+"; times are numbers ≥ 0.
+        control, baseline_media
+            Labels of unperturbed cells and of the medium without stimulus. Cells with non-targeting
+            guides are controls under this one label.
+        perturbation_type
+            "knockout", "CRISPRi" or "CRISPRa", where no column states it.
+        guide_key
+            Column with the guide of each cell. It is kept with the screen, as `screen.guides` and
+            `screen.cell_guide`, for checks of your own; the model does not use it: all guides of a
+            perturbation share one effect.
+        size_factor_key
+            Column with the depth of each cell; default: its total counts over these genes.
+        categorical_covariate_keys, continuous_covariate_keys
+            Columns with further properties of cells.
+        source_registry
+            Registry of the manager of a screen seen before, to register more cells of it.
+
+        Raises
+        ------
+        ScreenError, CountError, UnknownLabelError, ConflictingTypesError
+            Naming the column, the value and the remedy.
+
+        Warns
+        -----
+        ScreenWarning
+            About what the screen cannot tell.
+        """
         arguments = {k: v for k, v in locals().items() if k not in ("cls", "adata")}
         cls.register_manager(register(cls, adata, **arguments))
 

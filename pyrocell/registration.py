@@ -279,38 +279,9 @@ def register(
     continuous_covariate_keys: Sequence[str] | None = None,
     source_registry: dict | None = None,
 ) -> ScreenManager:
-    """Check an AnnData and register it; nothing is changed unless everything is in order.
+    """Check an AnnData and register it for a model class, whose name goes into the registry.
 
-    Parameters
-    ----------
-    cls
-        The model class, for the name in the registry.
-    adata
-        Cells × genes with raw counts; a view becomes an AnnData of its own.
-    layer
-        Layer with the counts; None for `.X`.
-    batch_key, perturbation_key, perturbation_type_key, media_key, time_key, guide_key
-        Columns of `.obs`; None where the screen has none.
-    control, baseline_media
-        Labels of unperturbed cells and of the medium without stimulus.
-    perturbation_type
-        "knockout", "CRISPRi" or "CRISPRa", where no column states it.
-    size_factor_key
-        Column with the depth of each cell; default: its total counts over these genes.
-    categorical_covariate_keys, continuous_covariate_keys
-        Columns with further properties of cells.
-    source_registry
-        Registry of the manager of a screen seen before, to register more cells of it.
-
-    Raises
-    ------
-    ScreenError, CountError, UnknownLabelError, ConflictingTypesError
-        Naming the column, the value and the remedy.
-
-    Warns
-    -----
-    ScreenWarning
-        About what the screen cannot tell.
+    The other arguments, errors and warnings are those of :meth:`pyrocell.PyroCell.setup_anndata`.
     """
     args = {
         "layer": layer,
