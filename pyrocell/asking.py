@@ -23,6 +23,7 @@ from pyrocell.registration import ScreenManager
 from pyrocell.screen import Screen
 from pyrocell.steady_screen import steady_state_screen
 from pyrocell.testability import testability
+from pyrocell.threads import on_few_threads
 
 if TYPE_CHECKING:
     import arviz as az
@@ -59,6 +60,7 @@ class Answers:
         """
         return testability(self.screen)
 
+    @on_few_threads
     def perturbation_effects(
         self,
         perturbations: Sequence[str] | None = None,
@@ -95,6 +97,7 @@ class Answers:
             names, media, time, n_samples, credible_level, _progress(progress_bar)
         )
 
+    @on_few_threads
     def batch_effects(self, n_samples: int = 200, credible_level: float = 0.9) -> pd.DataFrame:
         """η of every batch and gene: batch, gene, mean, sd, lower, upper (natural log)."""
         if len(self.screen.batches) == 1:
@@ -104,6 +107,7 @@ class Answers:
             )
         return self._queries.batch_effects(n_samples, credible_level)
 
+    @on_few_threads
     def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:
         """Gain of each perturbation on each medium's response: 0 blocked, 1 untouched."""
         if not self.screen.media:
@@ -113,6 +117,7 @@ class Answers:
             )
         return self._queries.media_gains(n_samples, credible_level)
 
+    @on_few_threads
     def predict(
         self,
         conditions: Protocol | pd.DataFrame,
@@ -206,6 +211,7 @@ class Answers:
             progress=_progress(progress_bar),
         )
 
+    @on_few_threads
     def counterfactual(
         self,
         adata: AnnData | None = None,
@@ -234,6 +240,7 @@ class Answers:
             target["time"] = self.screen.times[-1] if time is None else time
         return answers.counterfactual(self._queries, cells, obs, target, n_samples, credible_level)
 
+    @on_few_threads
     def get_latent_representation(
         self, adata: AnnData | None = None, batch_size: int = 2048
     ) -> np.ndarray:
@@ -241,6 +248,7 @@ class Answers:
         cells, _ = self._cells_of(adata)
         return self._queries.latent(cells, batch_size)
 
+    @on_few_threads
     def get_normalized_expression(
         self,
         adata: AnnData | None = None,
@@ -253,6 +261,7 @@ class Answers:
         values = self._queries.normalised(cells, batch_size, library_size, batch_corrected)
         return pd.DataFrame(values, index=obs.index, columns=self.screen.genes)
 
+    @on_few_threads
     def posterior_predictive_check(
         self, n_samples: int = 50, n_cells: int = 5000, credible_level: float = 0.99
     ) -> pd.DataFrame:
@@ -261,6 +270,7 @@ class Answers:
             self.posterior, self._cells, self.screen.genes, n_samples, n_cells, credible_level
         )
 
+    @on_few_threads
     def get_marginal_ll(
         self, adata: AnnData | None = None, n_mc_samples: int = 100, batch_size: int = 512
     ) -> pd.Series:
@@ -269,6 +279,7 @@ class Answers:
         values = importance_log_likelihood(self.posterior, cells, n_mc_samples, batch_size)
         return pd.Series(values, index=obs.index, name="log_likelihood")
 
+    @on_few_threads
     def posterior_samples(
         self, n: int = 200, sites: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import warnings
@@ -24,11 +23,11 @@ from torch import Tensor, nn
 
 from pyrocell.batches import CellData, batch_loader
 from pyrocell.errors import NonFiniteError
+from pyrocell.threads import few_threads
 
 __all__ = ["ElboPlan", "TrainingConfig", "held_out_elbo", "train"]
 
 _BATCH_SIZE = 512
-_FEW_GENES = 1000
 
 
 @dataclass(frozen=True)
@@ -278,7 +277,7 @@ def train(
             pyro.validation_enabled(False),
         ):
             trainer = pl.Trainer(**(options | trainer_kwargs))
-            with _seeded(seed, trainer.strategy.root_device), _threads(model.n_genes):
+            with _seeded(seed, trainer.strategy.root_device), few_threads(model.n_genes):
                 _fit(trainer, plan, loaders)
     finally:
         model.n_cells = n_cells
@@ -296,18 +295,6 @@ def train(
             stacklevel=3,
         )
     return pd.DataFrame(plan.history).set_index("epoch") if plan.history else pd.DataFrame()
-
-
-@contextmanager
-def _threads(n_genes: int) -> Iterator[None]:
-    """One thread for a small screen, unless the user has set a number: more wait for each other."""
-    before = torch.get_num_threads()
-    if n_genes < _FEW_GENES and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _accelerator(name: str) -> str:

@@ -1,0 +1,59 @@
+"""Small screens run on one thread: on several, each waits for the others, many times as long."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyrocell.threads import few_threads
+
+ANSWERS = {
+    "perturbation_effects": {"n_samples": 2},
+    "batch_effects": {"n_samples": 2},
+    "media_gains": {"n_samples": 2},
+    "predict": {"n_samples": 2},
+    "counterfactual": {"n_samples": 2},
+    "get_latent_representation": {},
+    "get_normalized_expression": {},
+    "posterior_predictive_check": {"n_samples": 2},
+    "get_marginal_ll": {"n_mc_samples": 2},
+    "posterior_samples": {"n": 2},
+    "to_arviz": {"n": 2},
+}
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Two threads, and a user who has set no number."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_every_answer_runs_on_one_thread_and_gives_the_others_back(
+    fitted, two_threads, monkeypatch, answer
+):
+    seen = set()
+    draw = fitted.module.guide.globals
+
+    def globals_() -> dict:
+        seen.add(torch.get_num_threads())
+        return draw()
+
+    monkeypatch.setattr(fitted.module.guide, "globals", globals_)
+    options = ANSWERS[answer]
+    if answer == "predict":
+        options = options | {"conditions": fitted.screen.conditions.head(2).drop(columns="n_cells")}
+    getattr(fitted, answer)(**options)
+    assert seen == {1} and torch.get_num_threads() == 2
+
+
+def test_many_genes_and_a_number_set_by_the_user_are_left_alone(two_threads, monkeypatch):
+    with few_threads(1000):
+        assert torch.get_num_threads() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with few_threads(10):
+        assert torch.get_num_threads() == 2
