@@ -7,7 +7,8 @@ not on the number of cells.
 
     python benchmarks/mechanistic.py
 
-prints how many conditions hold in each layout, and how well scores without a model tell them apart.
+prints how many conditions hold in each layout, how many are near the border, and how well estimates
+without a model tell them apart.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anchors import anchors
 from anndata import AnnData
+from common import report
+from joblib import Parallel, delayed
 from mechanistic_grnlab import Grnlab
 from mechanistic_harissa import Harissa
-from mechanistic_truth import truth_table
+from mechanistic_truth import BLOCKED, REGION, truth_table
 from networks import CASCADE, REGULATORS, draw_network
+
+from pyrocell.metrics import auroc
 
 __all__ = ["LAYOUTS", "SIMULATORS", "Layout", "screens"]
 
@@ -72,7 +78,7 @@ SOME = ("R1", "A1", "A3", "B1", *REGULATORS[:5], "T1", "V1", "V2", "V3")
 LAYOUTS = {
     "silent": Layout(MANY, (10.0,)),
     "media": Layout(MANY, (16.0,), stimulus=5.0),
-    "time": Layout(SOME, (2.5, 4.0, 6.0, 9.0), stimulus=1.5),
+    "time": Layout(SOME, (2.0, 3.0, 4.5, 11.0), stimulus=1.0),
     "late": Layout(SOME, (7.5, 9.0, 11.5, 16.0), stimulus=6.0),
     "drift": Layout(("U2", "U4", "V1", "V2"), (2.0, 5.0, 10.0), controls=2, drift=True),
 }
@@ -155,11 +161,57 @@ def _cells(plan: Layout, cells: int, rng: np.random.Generator, draw) -> tuple:
     return np.concatenate(means), pd.concat(labels, ignore_index=True)
 
 
+def anchored(simulator: str, layout: str, seed: int, cells: int) -> dict:
+    """Truth of a screen beside estimates without a model."""
+    adata, truth = screens(simulator, layout, seed, cells)
+    table = truth[truth["last"]].merge(anchors(adata), how="left")
+    return {"simulator": simulator, "layout": layout, "seed": seed, "table": table}
+
+
+def summary(tables: list[dict]) -> pd.DataFrame:
+    """Conditions that hold or do not, pooled over seeds, and what anchors make of them."""
+    table = pd.concat(
+        [t["table"].assign(simulator=t["simulator"], layout=t["layout"]) for t in tables]
+    )
+    rows = []
+    for key, part in table.groupby(["simulator", "layout", "assumption", "media"], sort=False):
+        limit = BLOCKED if key[2] == "no_response" else REGION
+        rows.append(
+            dict(zip(["simulator", "layout", "assumption", "media"], key))
+            | {
+                "holds": int(part["holds"].sum()),
+                "fails": int((~part["holds"]).sum()),
+                "near": int(part["size"].between(0.7 * limit, 1.4 * limit).sum()),
+                "auroc": auroc(part["holds"], -part["estimate"]),
+                "errors": float(((part["estimate"] < limit) != part["holds"]).mean()),
+                "rmse": float(
+                    np.sqrt(((part["estimate"].clip(lower=0) - part["size"]) ** 2).mean())
+                ),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.parse_args()
+    parser.add_argument("--seeds", type=int, default=1, help="networks; eight times as many drift")
+    parser.add_argument("--cells", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    jobs = [
+        (simulator, layout, seed, args.cells)
+        for simulator in SIMULATORS
+        for layout, plan in LAYOUTS.items()
+        for seed in range(args.seeds * (8 if plan.drift else 1))
+    ]
+    found = summary(Parallel(n_jobs=args.jobs)(delayed(anchored)(*job) for job in jobs))
+    print(found.round(3).to_string(index=False))
+    figures: dict[str, dict] = {name: {} for name in SIMULATORS}
+    for row in found.to_dict("records"):
+        name = f"{row['layout']}, {row['assumption']}, {row['media']}"
+        figures[row["simulator"]][name] = {k: row[k] for k in ("holds", "fails", "auroc", "errors")}
+    report("mechanistic", seeds=args.seeds, cells=args.cells, **figures)
 
 
 if __name__ == "__main__":

@@ -77,11 +77,11 @@ class Harissa:
         at = self.network.at
         a1 = at("A1")[0]
         self.inter[at(STIMULUS)[0], a1] = self.inter[at("R1")[0], a1] = 7.0
-        self.basal[a1] = -9.5
+        self.basal[a1] = -11.5
         for i in at("A2", "A3", "B1", "B2"):
             upstream = self.inter[:, i] != 0
             self.inter[upstream, i] += 3.0
-            self.basal[i] = -5.5
+            self.basal[i] = -6.5
         # Responders: low if the branches activate them, high if they are repressed.
         branches = self.inter[at("B1", "B2")].sum(axis=0)
         for i in at(*RESPONDERS):
