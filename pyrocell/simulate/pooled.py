@@ -42,9 +42,9 @@ def screen(settings: ScreenSettings | None = None, *, seed: int = 0, **changes: 
         batch. `.uns["truth"]` holds, ready for h5ad, `effect` (K × G) at `reference_time`,
         `silent`, `on_target`, `gain` (K × J), `blocked`, `media_effect` (J × G), `eta` (B × G),
         `omega`, `drift`, `loading` of the programmes, `log_rate` (perturbations, then media),
-        `log_decay` where set, `base_log_rate`, `dispersion`, the `conditions` with the `shift` of each against rest
-        (C × G, own genes included), and of the cells `bias`, `resting_loading`, `expression`,
-        `z`, `library`.
+        `log_decay` where set, `base_log_rate`, `dispersion`, the `conditions` with the `shift` of
+        each against rest (C × G, own genes included), and of the cells `bias`, `resting_loading`,
+        `expression`, `z`, `library`.
 
     Raises
     ------
