@@ -1,0 +1,203 @@
+"""Log expression of every condition, free of any prior on effects: a likelihood of contrasts.
+
+The counts T of gene g in condition c have the mean D_c exp(β_c), with D_c = Σ_b E_cb exp(η_b) from
+the depths E of its cells by batch. Given η, log(T / D) is β up to a known bias and variance; η is a
+random effect with the width that the fitted model found, Gauss-Newton around the estimate. What a
+posterior would shrink stays unshrunk here, so that the same numbers can be set against any prior on
+the effects: the evidence for "nothing moved" and the evidence for "something did".
+
+Cells vary together along the axes of their resting state, so the errors of genes are correlated: a
+group with q = Σℓ² / (Σℓ)² (1/n for cells of equal size) has the covariance q D_z' D_z beyond the
+diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.special import polygamma
+
+__all__ = ["ConditionLevels", "Contrast", "condition_levels"]
+
+_ROUNDS = 10
+_POOLED = 5.0  # counts by which the level that sets a variance leans towards the pooled one
+_NARROWEST = 1e-3
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A contrast of conditions, in natural-log fold change.
+
+    Attributes
+    ----------
+    value, variance
+        (G,) estimate and the variance of its sampling error.
+    spread
+        Σ a² q over its conditions: weight of the loading's covariance.
+    """
+
+    value: np.ndarray
+    variance: np.ndarray
+    spread: float
+
+
+@dataclass(frozen=True)
+class ConditionLevels:
+    """Levels of all conditions; see the module.
+
+    Attributes
+    ----------
+    value, variance
+        (C, G) β and the variance of its sampling error.
+    per_cell
+        (C,) q, inverse number of cells.
+    share
+        (C, B) share of each batch in a condition's depth.
+    eta_covariance
+        (G, B, B) of the error of η.
+    expected
+        (C, G) counts expected at the pooled level: which genes can be judged, whatever they show.
+    """
+
+    value: np.ndarray
+    variance: np.ndarray
+    per_cell: np.ndarray
+    share: np.ndarray
+    eta_covariance: np.ndarray
+    expected: np.ndarray
+
+    def contrast(self, weights: Mapping[int, float]) -> Contrast:
+        """Σ_c a_c β_c, for weights by row of `Screen.conditions`; zeros for none."""
+        rows, a = _arrays(weights)
+        return Contrast(
+            a @ self.value[rows], a**2 @ self.variance[rows], float(a**2 @ self.per_cell[rows])
+        )
+
+    def batch_variance(self, weights: Mapping[int, float]) -> np.ndarray:
+        """(G,) variance that the error of η adds to a contrast."""
+        rows, a = _arrays(weights)
+        share = a @ self.share[rows]  # (B,)
+        return np.einsum("b,gbd,d->g", share, self.eta_covariance, share)
+
+
+def condition_levels(
+    counts: sp.csr_matrix,
+    size: np.ndarray,
+    condition: np.ndarray,
+    batch: np.ndarray,
+    eta_sd: np.ndarray,
+) -> ConditionLevels:
+    """Estimate the levels of all conditions.
+
+    Parameters
+    ----------
+    counts
+        (N, G) CSR counts.
+    size
+        (N,) size factors.
+    condition, batch
+        (N,) codes.
+    eta_sd
+        (G,) standard deviation of batch noise.
+    """
+    n_conditions, n_batches = condition.max() + 1, batch.max() + 1
+    groups = _Groups.of(counts, size, condition * n_batches + batch, n_conditions * n_batches)
+    poisson, extra = groups.variance()
+    shape = (n_conditions, n_batches)
+    depth, squares = groups.depth.reshape(shape), groups.squares.reshape(shape)
+    total = groups.total.reshape(*shape, -1)
+    summed, rate = total.sum(1), total.sum((0, 1)) / depth.sum()
+    per_cell = np.divide(squares, depth**2, out=np.zeros(shape), where=depth > 0)
+    q = squares.sum(1) / depth.sum(1) ** 2  # (C,)
+    eta = np.zeros((n_batches, total.shape[-1]))
+    precision = np.maximum(eta_sd, _NARROWEST) ** -2
+    for _ in range(_ROUNDS if n_batches > 1 else 1):
+        within = np.einsum("cb,bg->cg", depth, np.exp(eta))  # D, (C, G)
+        level = np.log((summed + _POOLED) / (within + _POOLED / rate))
+        information = np.zeros((total.shape[-1], n_batches, n_batches))
+        gradient = -precision[:, None] * eta.T
+        for c in range(n_conditions):
+            mine = np.flatnonzero(depth[c])
+            scaled = depth[c, mine, None] * np.exp(eta[mine])
+            mean = scaled * np.exp(level[c])
+            weight = 1 / (poisson / mean + extra * per_cell[c, mine, None])  # (b, G)
+            relative = weight / weight.sum(0)
+            left = (total[c, mine] - scaled * (summed[c] / within[c])) / mean
+            left = left - (relative * left).sum(0)
+            gradient[:, mine] += (weight * left).T
+            block = -np.einsum("bg,dg->gbd", weight, relative)
+            i = np.arange(len(mine))
+            block[:, i, i] += weight.T
+            information[:, mine[:, None], mine] += block
+        i = np.arange(n_batches)
+        information[:, i, i] += precision[:, None]
+        step = np.linalg.solve(information, gradient[..., None])[..., 0].T
+        eta = np.clip(eta + np.clip(step, -0.5, 0.5), -3, 3)
+        if np.abs(step).max() < 1e-6:
+            break
+    within = np.einsum("cb,bg->cg", depth, np.exp(eta))
+    smooth = within * (summed + _POOLED) / (within + _POOLED / rate)
+    relative_variance = poisson / smooth + extra * q[:, None]
+    return ConditionLevels(
+        value=np.log((summed + poisson / 2) / within) + extra * q[:, None] / 2,
+        variance=polygamma(1, np.maximum(1 / relative_variance, 0.5)),  # of a log-gamma variable
+        per_cell=q,
+        share=depth / depth.sum(1, keepdims=True),
+        eta_covariance=np.linalg.inv(information),
+        expected=rate * depth.sum(1)[:, None],
+    )
+
+
+def _arrays(weights: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    n = len(weights)
+    return np.fromiter(weights, int, n), np.fromiter(weights.values(), float, n)
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Sums over the cells of each (condition, batch).
+
+    `cells`, `depth` Σℓ, `squares` Σℓ² are (M,); `total` Σx, `square_sum` Σx², `cross` Σxℓ (M, G).
+    """
+
+    cells: np.ndarray
+    depth: np.ndarray
+    squares: np.ndarray
+    total: np.ndarray
+    square_sum: np.ndarray
+    cross: np.ndarray
+
+    @classmethod
+    def of(cls, counts: sp.csr_matrix, size: np.ndarray, group: np.ndarray, n: int) -> _Groups:
+        counts = sp.csr_matrix(counts, dtype=np.float64)
+        member = sp.csr_matrix((np.ones(len(size)), (group, np.arange(len(size)))), (n, len(size)))
+        dense = lambda matrix: np.asarray((member @ matrix).todense())  # noqa: E731
+        return cls(
+            cells=np.bincount(group, minlength=n),
+            depth=member @ size,
+            squares=member @ size**2,
+            total=dense(counts),
+            square_sum=dense(counts.multiply(counts).tocsr()),
+            cross=dense(sp.csr_matrix(sp.diags(size) @ counts)),
+        )
+
+    def variance(self) -> tuple[np.ndarray, np.ndarray]:
+        """f and k, (G,) each, of the variance f μ + k μ² of a cell's count; moments, pooled.
+
+        Squares of means are taken over pairs of different cells: the square of a mean of few cells
+        is too large by its own variance, and k would come out too small.
+        """
+        some = self.cells > 1
+        n, depth, squares = (x[some, None] for x in (self.cells, self.depth, self.squares))
+        total, square_sum, cross = (x[some] for x in (self.total, self.square_sum, self.cross))
+        rate, left = total / depth, 1 - 1 / n
+        seen = (square_sum - 2 * rate * cross + rate**2 * squares).sum(0)
+        first = (total * left).sum(0)
+        pairs = np.maximum(total**2 - square_sum, 0) / np.maximum(depth**2 - squares, 1e-12)
+        second = (pairs * squares * left).sum(0)
+        poisson = np.divide(seen, first, out=np.ones_like(first), where=first > 0).clip(0.05, 1)
+        extra = np.divide(seen - first, second, out=np.zeros_like(first), where=second > 0)
+        return poisson, np.maximum(extra, 0)
