@@ -49,7 +49,9 @@ def test_every_function_draws_into_the_axes_it_is_given(fitted, effects):
         "layout": (fitted.screen,),
         "prediction": (fitted.predict(conditions, n_samples=5),),
     }
-    assert set(calls) | {"predictive_check", "steady_screen"} == set(pyrocell.pl.__all__)
+    elsewhere = {"assumption_map", "prior_posterior", "response_curves"}
+    several = {"predictive_check", "steady_screen"}
+    assert set(calls) | several | elsewhere == set(pyrocell.pl.__all__)
     for name, arguments in calls.items():
         _, ax = plt.subplots()
         assert getattr(pyrocell.pl, name)(*arguments, ax=ax) is ax

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pyrocell.plotting.assumptions import (
+    assumption_map,
+    prior_posterior,
+    response_curves,
+)
 from pyrocell.plotting.checks import history, predictive_check
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
 from pyrocell.plotting.predictions import prediction
@@ -9,6 +14,7 @@ from pyrocell.plotting.screens import latent, layout
 from pyrocell.plotting.steady import steady_screen
 
 __all__ = [
+    "assumption_map",
     "batch_effects",
     "effect_intervals",
     "effects",
@@ -18,5 +24,7 @@ __all__ = [
     "layout",
     "prediction",
     "predictive_check",
+    "prior_posterior",
+    "response_curves",
     "steady_screen",
 ]
