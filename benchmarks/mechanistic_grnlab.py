@@ -12,7 +12,7 @@ from networks import CASCADE, DRIFT, SIGNALS, Network
 
 __all__ = ["Grnlab"]
 
-CLONES = 8
+CLONES = 5
 CLONE_SD = 0.25  # of log production, gene by gene
 BURN_IN = 80.0
 GRID = 0.5  # of the times that can be asked for

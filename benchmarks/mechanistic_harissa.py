@@ -23,9 +23,9 @@ BURN_IN = 30.0
 BANK = 1500  # resting cells from which all others start
 HALF = 100  # cells in each half of a reference population
 GRID = 0.25  # of the integral over time
-WEIGHT = 6.0  # log-odds of the promoter at full regulator protein, per unit of strength
+WEIGHT = 8.0  # log-odds of the promoter at full regulator protein, per unit of strength
 DRIFT_AT_REST, FULL_DRIFT = -3.0, 5.0  # log-odds of the drifting signal, and what is added at most
-LEAK = 0.02  # bursts without regulators, of those at most
+LEAK = 0.05  # bursts without regulators, of those at most
 
 
 @cache
@@ -59,7 +59,7 @@ class Harissa:
         fast = network.at("R1", *CASCADE)
         self.d[1, fast] = 1 / np.exp(rng.uniform(-0.7, 0.5, len(fast)))  # signalling is quick
         self.d[1, network.at(DRIFT)] = 1 / 6
-        most = np.exp(rng.normal(np.log(2.5), 0.3, n))
+        most = np.exp(rng.normal(np.log(4.0), 0.3, n))  # bursts per mRNA lifetime
         self.a = np.stack([LEAK * most, most, np.full(n, 0.02)])
         self.inter = WEIGHT * network.strength
         self.basal = rng.uniform(-0.5, 1.0, n)
@@ -76,12 +76,12 @@ class Harissa:
         """Keep the cascade off at rest, and let each step carry the stimulus on."""
         at = self.network.at
         a1 = at("A1")[0]
-        self.inter[at(STIMULUS)[0], a1] = self.inter[at("R1")[0], a1] = 7.0
-        self.basal[a1] = -11.5
+        self.inter[at(STIMULUS)[0], a1] = self.inter[at("R1")[0], a1] = 9.5
+        self.basal[a1] = -14.0
         for i in at("A2", "A3", "B1", "B2"):
             upstream = self.inter[:, i] != 0
-            self.inter[upstream, i] += 3.0
-            self.basal[i] = -6.5
+            self.inter[upstream, i] += 6.0
+            self.basal[i] = -7.0
         # Responders: low if the branches activate them, high if they are repressed.
         branches = self.inter[at("B1", "B2")].sum(axis=0)
         for i in at(*RESPONDERS):
