@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from pyrocell import datasets, metrics, report, simulate
 from pyrocell import plotting as pl
+from pyrocell.assume import ASSUMPTIONS, Assume
 from pyrocell.model import PyroCell
 from pyrocell.operators import Media, Perturb, Protocol, Wait
 from pyrocell.priors import Priors
@@ -21,6 +22,8 @@ __version__ = version("pyrocell")
 sys.modules[f"{__name__}.pl"] = pl  # so that `from pyrocell.pl import effects` works as in scanpy
 
 __all__ = [
+    "ASSUMPTIONS",
+    "Assume",
     "Media",
     "Perturb",
     "Priors",

@@ -14,12 +14,13 @@ from pyrocell.batches import CellData
 from pyrocell.errors import ProtocolError, ScreenError
 from pyrocell.generative import GenerativeModel
 from pyrocell.layout import content_names
+from pyrocell.levels import ConditionLevels, condition_levels
 from pyrocell.operators import Media, Perturb, Protocol, Wait
 from pyrocell.posterior import summarise
 from pyrocell.queries import Queries
 from pyrocell.screen import Screen
 
-__all__ = ["counterfactual", "labelled", "predict", "protocol_frame"]
+__all__ = ["counterfactual", "labelled", "levels", "predict", "protocol_frame"]
 
 
 def protocol_frame(protocol: Protocol, screen: Screen) -> pd.DataFrame:
@@ -87,6 +88,21 @@ def predict(
     out = _summarised(draws, obs, screen, credible_level)
     out.uns["size_factor"] = size_factor
     return out
+
+
+def levels(queries: Queries, n_samples: int) -> list[ConditionLevels]:
+    """Levels of all conditions under draws of the scale of batch noise."""
+    data, screen = queries.data, queries.screen
+    if data.conditions is not None:
+        raise ScreenError("the cells have conditions that this model was not built for")
+    size = np.exp(data.log_size.astype(float))
+    scales = [np.ones(len(screen.genes))]  # of no consequence in one batch
+    if len(screen.batches) > 1:
+        scales = list(queries.posterior.samples(n_samples, ["eta.scale"])["eta.scale"])
+    return [
+        condition_levels(data.counts, size, data.condition, data.batch, scale.astype(float))
+        for scale in scales
+    ]
 
 
 def counterfactual(

@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 
 from pyrocell import answers
 from pyrocell._compat import inference_data
+from pyrocell.assume import Assume
+from pyrocell.assumptions import assumption_table
 from pyrocell.batches import CellData
 from pyrocell.criticism import importance_log_likelihood, posterior_predictive_check
 from pyrocell.errors import ScreenError
@@ -59,6 +61,64 @@ class Answers:
         `pyrocell.testability`.
         """
         return testability(self.screen)
+
+    @on_few_threads
+    def assumptions(
+        self,
+        region: float = 0.05,
+        prior: float = 0.5,
+        concentration: float = 20.0,
+        assume: Sequence[Assume] = (),
+        n_samples: int = 4,
+        min_count: float = 5.0,
+        min_cells: float = 10.0,
+        credible_level: float = 0.9,
+        progress_bar: bool = False,
+    ) -> pd.DataFrame:
+        """Whether the assumptions of the screen hold, each with a posterior.
+
+        Parameters
+        ----------
+        region
+            Region of practical equivalence: a change whose root mean square over genes (natural-log
+            fold change, own gene left out) is below it counts as none.
+        prior, concentration
+            Mean and weight of the Beta prior over the share of conditions for which an assumption
+            holds; `no_response` takes its mean from the prior of the gain.
+        assume
+            What is held of chosen conditions: 1 imposes, 0 excludes, between is a prior. What the
+            model was trained under is taken as given.
+        n_samples
+            Draws of the batch noise's scale over which evidence is averaged.
+        min_count, min_cells
+            Counts that a gene needs, at the pooled rate, in every condition compared, and cells
+            that a condition needs; where there are too few, the data say nothing.
+        credible_level
+            Of `lower` and `upper`.
+
+        Returns
+        -------
+        DataFrame with a row per assumption, perturbation and medium: testable and reason (see
+        :meth:`testability`), prior, posterior (that it holds; the prior, to the last digit, where
+        the layout cannot test it), p_rope (the same with sizes log-uniform and no prior share),
+        log_bayes_factor (for holding), mcse (of posterior), size (root mean square, or slope on the
+        controls' response for `no_response`) with lower and upper, n_genes.
+        """
+        given = [*(Assume(**a) for a in self.module.config.assume), *assume]
+        return assumption_table(
+            self.screen,
+            answers.levels(self._queries, n_samples),
+            self._queries.axes_of_state(),
+            self.module.priors,
+            region=region,
+            prior=prior,
+            concentration=concentration,
+            min_count=min_count,
+            min_cells=min_cells,
+            credible_level=credible_level,
+            assume=given,
+            progress=_progress(progress_bar),
+        )
 
     @on_few_threads
     def perturbation_effects(

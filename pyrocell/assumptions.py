@@ -63,6 +63,7 @@ def assumption_table(
     prior: float,
     concentration: float,
     min_count: float,
+    min_cells: float,
     credible_level: float,
     assume: Sequence[Assume] = (),
     progress: Callable[[Iterable], Iterator] = iter,
@@ -87,7 +88,7 @@ def assumption_table(
     answers: list[list[_Answer]] = [[] for _ in rows]
     groups = _groups(screen, rows)
     for levels, members in progress([(levels, m) for levels in draws for m in groups]):
-        group = _Group(screen, levels, loading, [rows[i] for i in members], min_count)
+        group = _Group(screen, levels, loading, [rows[i] for i in members], min_count, min_cells)
         if rows[members[0]].assumption == "no_response":
             found = group.slopes(priors, credible_level)
         else:
@@ -152,6 +153,7 @@ class _Group:
         loading: np.ndarray,
         rows: list[Comparison],
         min_count: float,
+        min_cells: float,
     ) -> None:
         about_control = rows[0].perturbation == screen.control
         self.parts = [
@@ -167,6 +169,7 @@ class _Group:
         self.spread = np.array([c.spread for c in own])
         for k, row in enumerate(rows):
             judged = levels.expected[list(row.weights)].min(0) >= min_count
+            judged &= levels.per_cell[list(row.weights)].max() * min_cells <= 1
             carried = screen.genotype[list(row.weights)].any(0)
             targets = screen.target[carried]
             judged[targets[targets >= 0]] = False
@@ -212,7 +215,9 @@ class _Group:
                 answers.append(_Answer())
                 continue
             contrast = self._against_level(k, genes)
-            log = log_size_evidence(contrast, sizes, self.loading[:, genes], *self._axes(k, genes))
+            log, realised = log_size_evidence(
+                contrast, sizes, self.loading[:, genes], *self._axes(k, genes)
+            )
             factor = log_mean_exp(log[inside]) - log_mean_exp(log[~inside])
             flat = _normalised(log + np.log(steps))  # log-uniform over all sizes, no indicator
             whole = _normalised(log + np.log(weights))
@@ -220,7 +225,7 @@ class _Group:
                 _Answer(
                     float(factor),
                     float(flat[inside].sum()),
-                    *_summary(sizes, whole, credible_level),
+                    *_summary(realised, whole, credible_level),
                     int(genes.sum()),
                 )
             )
@@ -307,6 +312,8 @@ def _normalised(log: np.ndarray) -> np.ndarray:
 
 
 def _summary(grid: np.ndarray, p: np.ndarray, level: float) -> tuple[float, float, float]:
+    order = np.argsort(grid)
+    grid, p = grid[order], p[order]
     tail, total = (1 - level) / 2, p.cumsum()
     lower, upper = (grid[min(np.searchsorted(total, q), len(grid) - 1)] for q in (tail, 1 - tail))
     return float(grid @ p), float(lower), float(upper)

@@ -15,6 +15,7 @@ without it an error of a few percent in v, over thousands of genes, would pass f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ NOISE_SD = 0.1  # of the log variance of the noise
 _NODES = np.array([-1.22474487, 0.0, 1.22474487])  # Gauss-Hermite, three nodes
 _NODE_WEIGHTS = np.array([1 / 6, 2 / 3, 1 / 6])
 _ROUNDS = 5
-_SHARED = 0.8  # most of a gene's noise that the axes of cell state may explain
+_SHARED = 0.6  # most of a gene's noise that the axes of cell state may explain
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,14 @@ def log_size_evidence(contrast: Noisy, sizes: np.ndarray, *axes: np.ndarray) -> 
         differ, those in which other conditions do.
     """
 
-    def at(noisy: Noisy) -> np.ndarray:
+    def at(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
         value = np.broadcast_to(noisy.value, (len(sizes), len(noisy.value)))
         parts = [_sparse(value, noisy.own[None], noisy.factor, sizes**2, q) for q in SHARES]
         parts += [_along(noisy, sizes, directions) for directions in axes]
-        return log_mean_exp(np.stack(parts))
+        return _mixed(parts, np.full(len(parts), 1 / len(parts)))
 
-    return _over_noise(contrast, at)
+    log, square = _over_noise(contrast, at)
+    return log, np.sqrt(square)
 
 
 def log_slope_evidence(
@@ -113,13 +115,13 @@ def log_slope_evidence(
     known, error = kept * reference, kept * reference_variance
     grid, scale = (a.ravel() for a in np.meshgrid(slopes, sizes, indexing="ij"))
 
-    def at(noisy: Noisy) -> np.ndarray:
+    def at(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
         value = noisy.value - grid[:, None] * known
         own = noisy.own + grid[:, None] ** 2 * error
         parts = [_sparse(value, own, noisy.factor, scale**2, q) for q in (1.0, 0.1)]
-        return log_mean_exp(np.stack(parts))
+        return _mixed(parts, np.array([0.5, 0.5]))
 
-    both = _over_noise(response, at).reshape(len(slopes), len(sizes))
+    both = _over_noise(response, at)[0].reshape(len(slopes), len(sizes))
     return log_mean_exp(both.T)
 
 
@@ -162,21 +164,37 @@ def without_common(
         log += np.log(weights)
         posterior = np.exp(log - log.max(1, keepdims=True))
         posterior /= posterior.sum(1, keepdims=True)
-        typical = np.nanmean(np.where(seen, variances, np.nan), axis=1)
+        typical = np.where(seen, variances, 0).sum(1) / np.maximum(seen.sum(1), 1)
+        typical = np.maximum(typical, 1e-12)
         moving = 1 / (posterior / (typical[:, None] + sizes**2)).sum(1) - typical
         moving = np.maximum(moving, 0.0)
     return level, 1 / others
 
 
-def _over_noise(contrast: Noisy, at) -> np.ndarray:
-    values = np.stack([at(contrast.at(NOISE_SD * np.sqrt(2) * node)) for node in _NODES])
-    return log_mean_exp(values, _NODE_WEIGHTS)
+def _over_noise(
+    contrast: Noisy, at: Callable[[Noisy], tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average over the level of the noise."""
+    nodes = NOISE_SD * np.sqrt(2) * _NODES
+    return _mixed([at(contrast.at(node)) for node in nodes], _NODE_WEIGHTS)
+
+
+def _mixed(
+    parts: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log evidence of a mixture, and the mean square expected under it."""
+    logs, squares = (np.stack(each) for each in zip(*parts, strict=True))
+    log = log_mean_exp(logs, weights)
+    return log, (weights[:, None] * np.exp(logs - log) * squares).sum(0)
 
 
 def _sparse(
     value: np.ndarray, own: np.ndarray, factor: np.ndarray, square: np.ndarray, share: float
-) -> np.ndarray:
-    """Log evidence (S,) for values (S, G) of which a share of genes moves with mean square s²."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log evidence for values (S, G) of which a share of genes moves with mean square s², (S,).
+
+    And the mean square that the effects then have.
+    """
     wide = own + (square / share)[:, None]
     d, g = factor.shape
     pairs = (factor[:, None] * factor).reshape(d * d, g).T  # (G, d²)
@@ -189,11 +207,14 @@ def _sparse(
         f = np.linalg.solve(information, ((weight * value) @ factor.T)[..., None])[..., 0]
         if share == 1:
             break
-    still, moved = _two_logs(value - f @ factor, own, wide)
+    left = value - f @ factor
+    still, moved = _two_logs(left, own, wide)
     per_gene = moved
     if share < 1:
         per_gene = np.logaddexp(np.log1p(-share) + still, np.log(share) + moved)
-    return per_gene.sum(1) - 0.5 * (f**2).sum(1) - 0.5 * np.linalg.slogdet(information)[1]
+    log = per_gene.sum(1) - 0.5 * (f**2).sum(1) - 0.5 * np.linalg.slogdet(information)[1]
+    kept = 1 - own / wide
+    return log, (p * (kept**2 * left**2 + kept * own)).mean(1)
 
 
 def _two_logs(value: np.ndarray, own: np.ndarray, wide: np.ndarray) -> tuple:
@@ -205,17 +226,24 @@ def _odds(log_odds: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(log_odds, -50, 50)))
 
 
-def _along(noisy: Noisy, sizes: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Log evidence (S,) of an effect along given axes, and a little in all directions."""
+def _along(noisy: Noisy, sizes: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same for an effect along given axes, and a little in all directions."""
     unit = axes / np.sqrt((axes**2).sum(0).mean())
-    out = []
+    d, out = len(noisy.factor), []
     for s in sizes:
         diagonal = noisy.own + ISOTROPIC * s**2
-        factor = np.vstack([noisy.factor, np.sqrt(1 - ISOTROPIC) * s * unit])
+        along = np.sqrt(1 - ISOTROPIC) * s * unit
+        factor = np.vstack([noisy.factor, along])
         scaled = factor / diagonal
         inner = np.eye(len(factor)) + scaled @ factor.T
         projected = scaled @ noisy.value
-        quadratic = (noisy.value**2 / diagonal).sum()
-        quadratic -= projected @ np.linalg.solve(inner, projected)
-        out.append(-0.5 * (np.log(diagonal).sum() + np.linalg.slogdet(inner)[1] + quadratic))
-    return np.array(out)
+        score = np.linalg.solve(inner, projected)
+        quadratic = (noisy.value**2 / diagonal).sum() - projected @ score
+        log = -0.5 * (np.log(diagonal).sum() + np.linalg.slogdet(inner)[1] + quadratic)
+        kept = 1 - noisy.own / diagonal
+        effect = score[d:] @ along + kept * (noisy.value - score @ factor)
+        error = np.linalg.inv(inner)[d:, d:]
+        spread = kept * noisy.own + (1 - kept) ** 2 * ((error @ along) * along).sum(0)
+        out.append((log, (effect**2 + spread).mean()))
+    logs, squares = zip(*out, strict=True)
+    return np.array(logs), np.array(squares)

@@ -41,6 +41,10 @@ class GenerativeModel(ScreenMap):
             values |= self._noise_sites()
             values |= self._operator_sites()
             values |= self._residual_sites(values)
+            if self.imposed is not None:
+                change = self.imposed_change(values)
+                normal = dist.Normal(change, self.priors.assumed_sd).to_event(2)
+                pyro.sample("assumed", normal, obs=torch.zeros_like(change))
         return values
 
     def _view_sites(self) -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ __all__ = ["ConditionLevels", "Contrast", "condition_levels"]
 _ROUNDS = 10
 _POOLED = 5.0  # counts by which the level that sets a variance leans towards the pooled one
 _NARROWEST = 1e-3
+_KURTOSIS = 8.0  # variance of log k times degrees of freedom
+_RAREST = 1e-12  # a gene without counts
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def condition_levels(
     shape = (n_conditions, n_batches)
     depth, squares = groups.depth.reshape(shape), groups.squares.reshape(shape)
     total = groups.total.reshape(*shape, -1)
-    summed, rate = total.sum(1), total.sum((0, 1)) / depth.sum()
+    summed = total.sum(1)
+    rate = np.maximum(total.sum((0, 1)) / depth.sum(), _RAREST)
     per_cell = np.divide(squares, depth**2, out=np.zeros(shape), where=depth > 0)
     q = squares.sum(1) / depth.sum(1) ** 2  # (C,)
     eta = np.zeros((n_batches, total.shape[-1]))
@@ -140,15 +143,31 @@ def condition_levels(
             break
     within = np.einsum("cb,bg->cg", depth, np.exp(eta))
     smooth = within * (summed + _POOLED) / (within + _POOLED / rate)
-    relative_variance = poisson / smooth + extra * q[:, None]
+    per_count = np.einsum("cb,bg->cg", squares, np.exp(2 * eta)) / within**2  # 1 / cells that count
+    relative_variance = poisson / smooth + extra * per_count
     return ConditionLevels(
-        value=np.log((summed + poisson / 2) / within) + extra * q[:, None] / 2,
+        value=np.log((summed + poisson / 2) / within) + extra * per_count / 2,
         variance=polygamma(1, np.maximum(1 / relative_variance, 0.5)),  # of a log-gamma variable
         per_cell=q,
         share=depth / depth.sum(1, keepdims=True),
         eta_covariance=np.linalg.inv(information),
         expected=rate * depth.sum(1)[:, None],
     )
+
+
+def _moderated(extra: np.ndarray, freedom: int) -> np.ndarray:
+    """Overdispersion (G,) shrunk towards the genes' median, as far as few cells make it vary.
+
+    Of counts with heavy tails log k is known to about √(8 / freedom). A gene whose k came out small
+    by luck would pass for one that moves.
+    """
+    positive = extra > 0
+    if not positive.any():
+        return extra
+    log = np.log(np.maximum(extra, 0.1 * np.median(extra[positive])))
+    middle, error = np.median(log[positive]), _KURTOSIS / max(freedom, 1)
+    spread = max(float(np.var(log[positive])) - error, 0.0)
+    return np.where(positive, np.exp(middle + (log - middle) * spread / (spread + error)), 0.0)
 
 
 def _arrays(weights: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -200,4 +219,4 @@ class _Groups:
         second = (pairs * squares * left).sum(0)
         poisson = np.divide(seen, first, out=np.ones_like(first), where=first > 0).clip(0.05, 1)
         extra = np.divide(seen - first, second, out=np.zeros_like(first), where=second > 0)
-        return poisson, np.maximum(extra, 0)
+        return poisson, _moderated(np.maximum(extra, 0), (self.cells[some] - 1).sum())

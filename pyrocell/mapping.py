@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyrocell.assume import Assume
 from pyrocell.decoder import Curvature
+from pyrocell.imposed import imposed_contrasts
 from pyrocell.layout import batch_content
 from pyrocell.noise import content_effect, contrast_matrix
 from pyrocell.operators import ResponseParameters, decay_rate, respond
@@ -96,6 +98,7 @@ class ScreenMap(nn.Module):
             ),
         }.items():
             self.register_buffer(name, value, persistent=False)
+        self.imposed = imposed_contrasts(screen, [Assume(**a) for a in self.config.assume])
         own = torch.zeros(self.n_perturbations, self.n_genes)
         measured = self.target >= 0
         own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
@@ -244,6 +247,16 @@ class ScreenMap(nn.Module):
             extra = values["P.interaction"][rows.clamp_min(0)]
             out = out + extra * (rows >= 0)[:, None]
         return out
+
+    def imposed_change(self, values: dict[str, Tensor]) -> Tensor:
+        """What the assumptions imposed hold to be zero, (contrasts, G), log-fold change."""
+        conditions, contrast, genes = (
+            Conditions(*(x.to(self.loading.device) for x in part))
+            if isinstance(part, Conditions)
+            else part.to(self.loading)
+            for part in self.imposed
+        )
+        return genes * (contrast @ self.shift(values, conditions))
 
     def cell_shift(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD
 from pyrocell.asking import Answers
+from pyrocell.assume import Assume
 from pyrocell.batches import CellData
 from pyrocell.errors import ModelFileError, ScreenError
 from pyrocell.module import ScreenModule
@@ -24,7 +25,7 @@ from pyrocell.queries import Queries
 from pyrocell.registration import ScreenManager, cell_tensors, register
 from pyrocell.screen import Screen
 from pyrocell.storage import read_model, write_model
-from pyrocell.structure import ModelConfig
+from pyrocell.structure import ModelConfig, check_options
 from pyrocell.training import TrainingConfig, train
 
 __all__ = ["PyroCell"]
@@ -62,6 +63,9 @@ class PyroCell(Answers, BaseModelClass):
         in it; "linear": it does not.
     priors
         Prior scales, in units of natural-log fold change.
+    assume
+        Assumptions to train under, such as ``[Assume.steady("POU5F1")]``: the loss terms of eqs. 9
+        and 14. `assumptions()` then takes them as given.
 
     Attributes
     ----------
@@ -93,6 +97,7 @@ class PyroCell(Answers, BaseModelClass):
         dropout: str = "curve",
         decoder: str = "curved",
         priors: Priors | None = None,
+        assume: Sequence[Assume] = (),
     ):
         super().__init__(adata)
         self.screen = self.adata_manager.screen
@@ -111,8 +116,9 @@ class PyroCell(Answers, BaseModelClass):
             content_dependent_noise=content_dependent_noise,
             dropout=dropout,
             decoder=decoder,
+            assume=tuple(asdict(a) for a in assume),
         )
-        _check_options(config)
+        check_options(config)
         self._hold(
             ScreenModule.from_counts(
                 self._cells.counts, self._cells.log_size, self.screen, config, priors or Priors()
@@ -373,22 +379,6 @@ class PyroCell(Answers, BaseModelClass):
         model.is_trained_, model._seed, model.history_ = trained, seed, history
         module.eval()
         return model
-
-
-def _check_options(config: ModelConfig) -> None:
-    """Raise unless the shape of the model is one that there is."""
-    choices = {
-        "dynamics": ("relaxation",),
-        "likelihood": ("zinb", "nb"),
-        "dropout": ("curve", "cell"),
-        "decoder": ("curved", "linear"),
-    }
-    for name, known in choices.items():
-        if (value := getattr(config, name)) not in known:
-            raise ScreenError(f'{name}="{value}" is not one of {", ".join(known)}')
-    for name, least in (("n_latent", 1), ("n_response", 0), ("n_hidden", 1)):
-        if (value := getattr(config, name)) < least:
-            raise ScreenError(f"{name}={value} must be at least {least}")
 
 
 def _treatments(screen: Screen) -> pd.DataFrame:

@@ -53,6 +53,8 @@ class Priors:
         root of a time unit) and a part proportional to the low-rank effect.
     process_noise_spread
         Spread of their logarithms around those medians.
+    assumed_sd
+        Log-fold change per gene that an imposed assumption still leaves room for.
     baseline_sd
         Log relative expression of controls around the pooled estimate.
     dispersion_loc, dispersion_sd
@@ -88,6 +90,7 @@ class Priors:
     process_noise_sd: float = 0.05
     process_noise_effect: float = 0.22
     process_noise_spread: float = 0.1
+    assumed_sd: float = 0.02
     baseline_sd: float = 2.0
     dispersion_loc: float = 1.0
     dispersion_sd: float = 1.5

@@ -99,6 +99,14 @@ class Queries:
         level = torch.log_softmax(values["V.baseline"] + shift, -1)
         return level[1:] - level[:1]
 
+    def axes_of_state(self) -> np.ndarray:
+        """Loading of z, (d, G), in the gauge of what counts can show."""
+        loading = self.model.loading.detach()
+        if self.model.config.composition:
+            baseline = self.posterior.mean()["V.baseline"].detach()
+            loading = centre(loading, torch.softmax(baseline, -1))
+        return loading.cpu().numpy().astype(float)
+
     def batch_effects(self, n_samples: int, credible_level: float) -> pd.DataFrame:
         """η of each batch and gene; expression-weighted mean over genes zero (softmax gauge)."""
         draws = np.stack([e for e in self.eta_draws(n_samples)])

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Conditions", "ModelConfig", "ScreenStatistics", "gather_nodes", "number_arms"]
+from pyrocell.errors import ScreenError
+
+__all__ = [
+    "Conditions",
+    "ModelConfig",
+    "ScreenStatistics",
+    "check_options",
+    "gather_nodes",
+    "number_arms",
+]
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,23 @@ class ModelConfig:
     content_dependent_noise: bool = False
     dropout: str = "curve"
     decoder: str = "curved"
+    assume: Sequence[dict] = ()  # fields of each `Assume`
+
+
+def check_options(config: ModelConfig) -> None:
+    """Raise unless the shape of the model is one that there is."""
+    choices = {
+        "dynamics": ("relaxation",),
+        "likelihood": ("zinb", "nb"),
+        "dropout": ("curve", "cell"),
+        "decoder": ("curved", "linear"),
+    }
+    for name, known in choices.items():
+        if (value := getattr(config, name)) not in known:
+            raise ScreenError(f'{name}="{value}" is not one of {", ".join(known)}')
+    for name, least in (("n_latent", 1), ("n_response", 0), ("n_hidden", 1)):
+        if (value := getattr(config, name)) < least:
+            raise ScreenError(f"{name}={value} must be at least {least}")
 
 
 class ScreenStatistics(NamedTuple):
