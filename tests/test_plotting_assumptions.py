@@ -127,7 +127,7 @@ def test_media_of_an_assumption_stand_together_whatever_the_order_of_rows(table)
     assert len(columns) == 6 and sum(a != b for a, b in itertools.pairwise(kinds)) == 3
 
 
-def test_prior_and_posterior_are_the_table_s_least_probable_on_top(table):
+def test_prior_and_posterior_are_the_table_s_least_steady_on_top(table):
     left, right = pyrocell.pl.prior_posterior(table, "steady_vs_control", "IFNG")
     assert names(left, "y") == ["A", "C", "B"]  # B cannot be tested
     prior, posterior = left.collections[1], left.collections[2]
@@ -140,8 +140,9 @@ def test_prior_and_posterior_are_the_table_s_least_probable_on_top(table):
     assert right.lines[0].get_xdata()[0] == 0.1
 
 
-def test_a_slope_is_held_against_one_half(table):
-    _, right = pyrocell.pl.prior_posterior(table, "no_response")
+def test_a_slope_is_held_against_one_half_blocked_on_top(table):
+    left, right = pyrocell.pl.prior_posterior(table, "no_response")
+    assert names(left, "y") == ["C", "A", "B"]  # B cannot be tested
     assert right.lines[0].get_xdata()[0] == 0.5
 
 

@@ -130,7 +130,10 @@ def prior_posterior(
     region: float = 0.05,
     axes: Sequence[Axes] | None = None,
 ) -> np.ndarray:
-    """Prior against posterior of each condition, least probable on top, and the size behind it.
+    """Prior against posterior of each condition, and the size behind it.
+
+    On top is what one looks for: the condition that is least probably steady or silent, or most
+    probably blocked.
 
     Parameters
     ----------
@@ -160,7 +163,8 @@ def prior_posterior(
             f"the layout can test {assumption} for none of {len(rows)} conditions, so there is no "
             f"posterior to draw; for {rows['perturbation'].iloc[0]}: {rows['reason'].iloc[0]}"
         )
-    rows = rows.sort_values(["testable", "posterior"], ascending=[False, True], kind="stable")
+    slope = assumption == "no_response"
+    rows = rows.sort_values(["testable", "posterior"], ascending=[False, not slope], kind="stable")
     testable = rows["testable"].to_numpy(bool)
     if axes is None:
         height = 1.2 + rows_height(len(rows))
@@ -184,7 +188,6 @@ def prior_posterior(
 
     forest(right, rows.assign(mean=rows["size"]), names.tolist(), colors.tolist())
     right.set_yticklabels([])
-    slope = assumption == "no_response"
     right.axvline(_BLOCKED if slope else region, color="black", linewidth=0.8, linestyle="--")
     if slope:
         right.set_xlabel("slope on the controls' response; dashed: ½")
