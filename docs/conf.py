@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -38,6 +39,9 @@ nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_output_stderr = "remove"
+# Its screen is not part of the package; without it the tutorial is shown, not run.
+if "PYROCELL_STIMULATION_SCREEN" not in os.environ:
+    nb_execution_excludepatterns = ["**/stimulation.ipynb"]
 
 autosummary_generate = True
 autodoc_member_order = "bysource"
