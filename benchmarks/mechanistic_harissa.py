@@ -19,8 +19,8 @@ from scipy.special import expit
 
 __all__ = ["Harissa"]
 
-BURN_IN = 30.0
-BANK = 1500  # resting cells from which all others start
+BURN_IN, SPREAD = 30.0, 12.0  # of a few cells, then of many that start from them
+FOUNDERS, BANK = 200, 1000  # resting cells, from which all others start
 HALF = 100  # cells in each half of a reference population
 GRID = 0.25  # of the integral over time
 WEIGHT = 8.0  # log-odds of the promoter at full regulator protein, per unit of strength
@@ -65,10 +65,10 @@ class Harissa:
         self.basal = rng.uniform(-0.5, 1.0, n)
         self.basal[network.at(DRIFT)] = DRIFT_AT_REST
         self._tune_cascade()
-        start = np.full((BANK, n), 0.3)
-        resting = self._advance(
-            None, 0.0, np.array([BURN_IN]), np.zeros_like(start), start, at_rest=True
-        )
+        start = np.zeros((FOUNDERS, n)), np.full((FOUNDERS, n), 0.3)
+        founders = self._advance(None, 0.0, np.array([BURN_IN]), *start, at_rest=True)
+        start = (state[np.arange(BANK) % FOUNDERS, 0] for state in founders)
+        resting = self._advance(None, 0.0, np.array([SPREAD]), *start, at_rest=True)
         self.bank = tuple(state[:, 0] for state in resting)
         self._held: dict[tuple, np.ndarray] = {}
 
@@ -99,7 +99,10 @@ class Harissa:
         return mrna[:, 0, SIGNALS:]
 
     def expected(self, knockout: str | None, stimulus: float | None, times: tuple) -> np.ndarray:
-        """(2, times, genes) expected mRNA, from each of two independent populations."""
+        """(2, times, genes) expected mRNA, from each of two independent populations.
+
+        A lost gene that reaches no other has its own resting value: nobody compares it.
+        """
         nothing = np.zeros(len(self.network.names), bool)
         by_knockout = self.network.reached_from(knockout) if knockout else nothing
         by_stimulus = self.network.reached_from(STIMULUS) if stimulus is not None else nothing
@@ -111,7 +114,7 @@ class Harissa:
             (~by_knockout & by_stimulus, (None, stimulus)),
             (by_knockout & by_stimulus, (knockout, stimulus)),
         ):
-            if genes.any():
+            if genes[np.array(self.network.names) != knockout].any():
                 out[..., genes] = self._reference(*cause, times)[..., genes]
         return out[..., SIGNALS:]
 
