@@ -312,10 +312,13 @@ def _normalised(log: np.ndarray) -> np.ndarray:
 
 
 def _summary(grid: np.ndarray, p: np.ndarray, level: float) -> tuple[float, float, float]:
+    """Mean and equal-tailed interval; the probability of a point is spread up to its neighbours."""
     order = np.argsort(grid)
     grid, p = grid[order], p[order]
-    tail, total = (1 - level) / 2, p.cumsum()
-    lower, upper = (grid[min(np.searchsorted(total, q), len(grid) - 1)] for q in (tail, 1 - tail))
+    between = (grid[1:] + grid[:-1]) / 2
+    edges = np.concatenate([grid[:1], between, grid[-1:]])
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    lower, upper = np.interp(tails, np.concatenate([[0.0], p.cumsum()]), edges)
     return float(grid @ p), float(lower), float(upper)
 
 
