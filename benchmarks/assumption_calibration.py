@@ -23,15 +23,15 @@ import pyrocell
 from pyrocell.metrics import auroc, brier, expected_calibration_error
 
 REGION = 0.05
-OWN = {  # layout: settings, cells, seeds
-    "silent": [(20, 301), (20, 302), (100, 303), (100, 304), (100, 305), (500, 306)],
-    "time": [(100, 311), (100, 312)],
+OWN = {  # layout: cells of a condition, and seed
+    "silent": [(20, 301), (100, 303), (100, 304), (300, 306)],
+    "time": [(100, 311)],
     "drift": [(100, 321), (100, 322), (100, 323), (100, 324)],
 }
 MECHANISTIC = {
-    "silent": [(100, 1), (100, 2), (100, 3), (20, 4)],
-    "time": [(100, 1), (100, 2)],
-    "late": [(100, 1), (100, 2)],
+    "silent": [(100, 1), (100, 2), (20, 4)],
+    "time": [(100, 1)],
+    "late": [(100, 1)],
     "drift": [(100, seed) for seed in range(1, 7)],
 }
 COLUMNS = ["simulator", "layout", "cells", "seed"]
@@ -169,7 +169,8 @@ def main() -> None:
     figures: dict = {}
     main_cells = table[(table.cells == 100)]
     for (simulator, assumption), part in main_cells.groupby(["simulator", "assumption"]):
-        part = part[part.layout == "silent"] if assumption == "silent_at_baseline" else part
+        if assumption == "silent_at_baseline" and (part.layout == "silent").any():
+            part = part[part.layout == "silent"]
         figures.setdefault(simulator, {})[assumption] = scores(part)
     for (simulator, assumption, layout), part in main_cells.groupby(
         ["simulator", "assumption", "layout"]
