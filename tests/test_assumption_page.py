@@ -41,6 +41,7 @@ def test_the_code_on_the_page_runs_as_it_stands(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
 def test_a_knockout_that_doubles_one_gene_of_a_thousand_is_called_silent():
     """The limit that the page states: the gene's own effect shows it, the posterior does not."""
     adata = pyrocell.simulate.screen(
