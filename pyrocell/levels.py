@@ -6,6 +6,9 @@ random effect with the width that the fitted model found, Gauss-Newton around th
 posterior would shrink stays unshrunk here, so that the same numbers can be set against any prior on
 the effects: the evidence for "nothing moved" and the evidence for "something did".
 
+A cell counts in proportion to its depth, but no more than `DEEPEST` times the usual one: very deep
+cells are few, are often two cells or of another kind, and would decide what a condition looks like.
+
 Cells vary together along the axes of their resting state, so the errors of genes are correlated: a
 group with q = Σℓ² / (Σℓ)² (1/n for cells of equal size) has the covariance q D_z' D_z beyond the
 diagonal.
@@ -22,6 +25,7 @@ from scipy.special import polygamma
 
 __all__ = ["ConditionLevels", "Contrast", "condition_levels"]
 
+DEEPEST = 2.0  # weight of a cell at most, in units of the median depth
 _ROUNDS = 10
 _POOLED = 5.0  # counts by which the level that sets a variance leans towards the pooled one
 _NARROWEST = 1e-3
@@ -106,7 +110,9 @@ def condition_levels(
         (G,) standard deviation of batch noise.
     """
     n_conditions, n_batches = condition.max() + 1, batch.max() + 1
-    groups = _Groups.of(counts, size, condition * n_batches + batch, n_conditions * n_batches)
+    weight = np.minimum(1.0, DEEPEST * np.median(size) / size)
+    group = condition * n_batches + batch
+    groups = _Groups.of(counts, size, weight, group, n_conditions * n_batches)
     poisson, extra = groups.variance()
     shape = (n_conditions, n_batches)
     depth, squares = groups.depth.reshape(shape), groups.squares.reshape(shape)
@@ -115,6 +121,7 @@ def condition_levels(
     rate = np.maximum(total.sum((0, 1)) / depth.sum(), _RAREST)
     per_cell = np.divide(squares, depth**2, out=np.zeros(shape), where=depth > 0)
     q = squares.sum(1) / depth.sum(1) ** 2  # (C,)
+    plain = groups.plain.reshape(shape).sum(1) / depth.sum(1)  # of Poisson noise, 1 without weights
     eta = np.zeros((n_batches, total.shape[-1]))
     precision = np.maximum(eta_sd, _NARROWEST) ** -2
     for _ in range(_ROUNDS if n_batches > 1 else 1):
@@ -126,14 +133,14 @@ def condition_levels(
             mine = np.flatnonzero(depth[c])
             scaled = depth[c, mine, None] * np.exp(eta[mine])
             mean = scaled * np.exp(level[c])
-            weight = 1 / (poisson / mean + extra * per_cell[c, mine, None])  # (b, G)
-            relative = weight / weight.sum(0)
+            known = 1 / (poisson * plain[c] / mean + extra * per_cell[c, mine, None])  # (b, G)
+            relative = known / known.sum(0)
             left = (total[c, mine] - scaled * (summed[c] / within[c])) / mean
             left = left - (relative * left).sum(0)
-            gradient[:, mine] += (weight * left).T
-            block = -np.einsum("bg,dg->gbd", weight, relative)
+            gradient[:, mine] += (known * left).T
+            block = -np.einsum("bg,dg->gbd", known, relative)
             i = np.arange(len(mine))
-            block[:, i, i] += weight.T
+            block[:, i, i] += known.T
             information[:, mine[:, None], mine] += block
         i = np.arange(n_batches)
         information[:, i, i] += precision[:, None]
@@ -144,9 +151,9 @@ def condition_levels(
     within = np.einsum("cb,bg->cg", depth, np.exp(eta))
     smooth = within * (summed + _POOLED) / (within + _POOLED / rate)
     per_count = np.einsum("cb,bg->cg", squares, np.exp(2 * eta)) / within**2  # 1 / cells that count
-    relative_variance = poisson / smooth + extra * per_count
+    relative_variance = poisson * plain[:, None] / smooth + extra * per_count
     return ConditionLevels(
-        value=np.log((summed + poisson / 2) / within) + extra * per_count / 2,
+        value=np.log((summed + poisson * plain[:, None] / 2) / within) + extra * per_count / 2,
         variance=polygamma(1, np.maximum(1 / relative_variance, 0.5)),  # of a log-gamma variable
         per_cell=q,
         share=depth / depth.sum(1, keepdims=True),
@@ -177,30 +184,42 @@ def _arrays(weights: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Groups:
-    """Sums over the cells of each (condition, batch).
+    """Sums over the cells of each (condition, batch), with weights w.
 
-    `cells`, `depth` Σℓ, `squares` Σℓ² are (M,); `total` Σx, `square_sum` Σx², `cross` Σxℓ (M, G).
+    `cells`, `depth` Σwℓ, `squares` Σ(wℓ)² and `plain` Σw²ℓ are (M,); `total` Σwx, `square_sum`
+    Σ(wx)², `cross` Σw²xℓ and `first` Σw²x (M, G).
     """
 
     cells: np.ndarray
     depth: np.ndarray
     squares: np.ndarray
+    plain: np.ndarray
     total: np.ndarray
     square_sum: np.ndarray
     cross: np.ndarray
+    first: np.ndarray
 
     @classmethod
-    def of(cls, counts: sp.csr_matrix, size: np.ndarray, group: np.ndarray, n: int) -> _Groups:
+    def of(
+        cls,
+        counts: sp.csr_matrix,
+        size: np.ndarray,
+        weight: np.ndarray,
+        group: np.ndarray,
+        n: int,
+    ) -> _Groups:
         counts = sp.csr_matrix(counts, dtype=np.float64)
         member = sp.csr_matrix((np.ones(len(size)), (group, np.arange(len(size)))), (n, len(size)))
-        dense = lambda matrix: np.asarray((member @ matrix).todense())  # noqa: E731
+        dense = lambda by: np.asarray((member @ sp.diags(by) @ counts).todense())  # noqa: E731
         return cls(
             cells=np.bincount(group, minlength=n),
-            depth=member @ size,
-            squares=member @ size**2,
-            total=dense(counts),
-            square_sum=dense(counts.multiply(counts).tocsr()),
-            cross=dense(sp.csr_matrix(sp.diags(size) @ counts)),
+            depth=member @ (weight * size),
+            squares=member @ (weight * size) ** 2,
+            plain=member @ (weight**2 * size),
+            total=dense(weight),
+            square_sum=np.asarray((member @ sp.diags(weight**2) @ counts.power(2)).todense()),
+            cross=dense(weight**2 * size),
+            first=dense(weight**2),
         )
 
     def variance(self) -> tuple[np.ndarray, np.ndarray]:
@@ -212,9 +231,10 @@ class _Groups:
         some = self.cells > 1
         n, depth, squares = (x[some, None] for x in (self.cells, self.depth, self.squares))
         total, square_sum, cross = (x[some] for x in (self.total, self.square_sum, self.cross))
+        first = self.first[some]
         rate, left = total / depth, 1 - 1 / n
         seen = (square_sum - 2 * rate * cross + rate**2 * squares).sum(0)
-        first = (total * left).sum(0)
+        first = (first * left).sum(0)
         pairs = np.maximum(total**2 - square_sum, 0) / np.maximum(depth**2 - squares, 1e-12)
         second = (pairs * squares * left).sum(0)
         poisson = np.divide(seen, first, out=np.ones_like(first), where=first > 0).clip(0.05, 1)

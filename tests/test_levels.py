@@ -81,3 +81,17 @@ def test_genes_without_counts_have_no_information_and_no_infinity():
     levels = condition_levels(counts.tocsr(), size, condition, batch, np.full(GENES, 0.2))
     assert np.isfinite(levels.value).all() and np.isfinite(levels.variance).all()
     assert (levels.expected[:, 0] < 1e-6).all() and (levels.expected[:, 1] > 0).all()
+
+
+def test_a_few_very_deep_cells_of_another_kind_do_not_decide():
+    rng = np.random.default_rng(4)
+    counts, size, condition, batch, level = draw(rng, 100, 1)
+    counts = counts.toarray()
+    deep = np.flatnonzero(condition == 1)[:3]
+    other = np.exp(rng.normal(1.0, 1.0, GENES))
+    counts[deep], size[deep] = rng.poisson(20 * other, (3, GENES)), 20.0
+    levels = condition_levels(sp.csr_matrix(counts), size, condition, batch, np.ones(GENES))
+    contrast = levels.contrast({1: 1.0, 0: -1.0})
+    error = contrast.value - level[1] + level[0]
+    pooled = np.log(counts[condition == 1].sum(0) / size[condition == 1].sum()) - level[1]
+    assert (error**2).mean() < 0.25 * (pooled**2).mean()
