@@ -90,7 +90,7 @@ def log_size_evidence(contrast: Noisy, sizes: np.ndarray, *axes: np.ndarray) -> 
     def at(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
         value = np.broadcast_to(noisy.value, (len(sizes), len(noisy.value)))
         parts = [_sparse(value, noisy.own[None], noisy.factor, sizes**2, q) for q in SHARES]
-        parts += [_along(noisy, sizes, directions) for directions in axes]
+        parts += [_along(noisy, sizes, directions) for directions in axes if directions.any()]
         return _mixed(parts, np.full(len(parts), 1 / len(parts)))
 
     log, square = _over_noise(contrast, at)
