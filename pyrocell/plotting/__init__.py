@@ -7,6 +7,7 @@ from pyrocell.plotting.assumptions import (
     prior_posterior,
     response_curves,
 )
+from pyrocell.plotting.calibration import ecdf_difference, rank_histogram, reliability
 from pyrocell.plotting.checks import history, predictive_check
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
 from pyrocell.plotting.predictions import prediction
@@ -16,6 +17,7 @@ from pyrocell.plotting.steady import steady_screen
 __all__ = [
     "assumption_map",
     "batch_effects",
+    "ecdf_difference",
     "effect_intervals",
     "effects",
     "gains",
@@ -25,6 +27,8 @@ __all__ = [
     "prediction",
     "predictive_check",
     "prior_posterior",
+    "rank_histogram",
+    "reliability",
     "response_curves",
     "steady_screen",
 ]
