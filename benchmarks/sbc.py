@@ -1,9 +1,9 @@
 """Simulation-based calibration: screens drawn from the fitted model's own prior, fitted again.
 
 Two layouts of 12 perturbations, 50 genes, 40 cells per condition and 3 batches: one medium beyond
-baseline and one time; and no medium and three times. Learned widths and axes of cell state, at which
-screens are drawn, are those of a fit to a simulated screen. Printed for effects, gains, rates and η:
-coverage of 90% intervals, and whether ranks stay in the 95% band of the ECDF.
+baseline and one time; and no medium and three times. Learned widths and axes of cell state, at
+which screens are drawn, are those of a fit to a simulated screen. Printed for effects, gains, rates
+and η: coverage of 90% intervals, and whether ranks stay in the 95% band of the ECDF.
 
     python benchmarks/sbc.py --jobs 2
 """
