@@ -248,6 +248,8 @@ def _summary(sizes: np.ndarray, rms: np.ndarray, region: float) -> dict[str, flo
 
     inside = (sizes < region).astype(float)
     log = np.log(sizes)
+    half = log.shape[1] // 2
+    halves = log[:, : 2 * half].reshape(-1, half)  # r-hat of one chain: between its halves
     ess = float(az.ess(log, method="bulk"))
     if 0 < inside.mean() < 1:
         ess = min(ess, float(az.ess(inside, method="mean")))
@@ -258,7 +260,7 @@ def _summary(sizes: np.ndarray, rms: np.ndarray, region: float) -> dict[str, flo
         "probability": p,
         "mcse": float(np.sqrt(kept * (1 - kept) / ess)),
         "ess": ess,
-        "r_hat": float(az.rhat(log)),
+        "r_hat": float(az.rhat(halves)),
         "size": float(sizes.mean()),
         "lower": float(lower),
         "upper": float(upper),
