@@ -64,7 +64,7 @@ def test_every_site_of_the_model_page_has_named_dimensions(everything):
     table = re.findall(r"^\| (`.*?) \| \(", page, flags=re.MULTILINE)
     sites = {site for cell in table for site in re.findall(r"`([\w.]+)`", cell)}
     posterior = posterior_of(everything.to_arviz(2))
-    assert set(posterior) == sites - {"X.z", "x"}  # those of cells
+    assert set(posterior) == sites - {"X.z", "x", "assumed"}  # those of cells, and observed ones
     for site in posterior:
         for dim in posterior[site].dims[2:]:
             assert not dim.startswith(site), f"{site} has no named dimensions"
