@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pyrocell.assume import ASSUMPTIONS, Assume, check_assumed
+from pyrocell.assume import Assume, check_assumed
 from pyrocell.errors import ScreenError
 from pyrocell.evidence import (
     Noisy,
@@ -199,6 +199,11 @@ class _Group:
             np.mean(self.level_variance[k] / self.reference.variance)
         )
 
+    def _each(self, judge: Callable[[int, np.ndarray], _Answer]) -> list[_Answer]:
+        """Answer of every row, from the genes that can be judged."""
+        usable = np.isfinite(self.variance)
+        return [judge(k, genes) if genes.any() else _Answer() for k, genes in enumerate(usable)]
+
     # ------------------------------------------------------------------ sizes
     def sizes(self, region: float, credible_level: float) -> list[_Answer]:
         """P(RMS < region) and its Bayes factor, for every row."""
@@ -208,12 +213,8 @@ class _Group:
         weights = np.where(inside, 0.5 / inside.sum(), 0.5 / (~inside).sum())
         self._common(sizes, weights)
         steps = np.gradient(np.log(sizes))
-        answers = []
-        for k in range(len(self.value)):
-            genes = np.isfinite(self.variance[k])
-            if not genes.any():
-                answers.append(_Answer())
-                continue
+
+        def judge(k: int, genes: np.ndarray) -> _Answer:
             contrast = self._against_level(k, genes)
             log, realised = log_size_evidence(
                 contrast, sizes, self.loading[:, genes], *self._axes(k, genes)
@@ -221,15 +222,14 @@ class _Group:
             factor = log_mean_exp(log[inside]) - log_mean_exp(log[~inside])
             flat = _normalised(log + np.log(steps))  # log-uniform over all sizes, no indicator
             whole = _normalised(log + np.log(weights))
-            answers.append(
-                _Answer(
-                    float(factor),
-                    float(flat[inside].sum()),
-                    *_summary(realised, whole, credible_level),
-                    int(genes.sum()),
-                )
+            return _Answer(
+                float(factor),
+                float(flat[inside].sum()),
+                *_summary(realised, whole, credible_level),
+                int(genes.sum()),
             )
-        return answers
+
+        return self._each(judge)
 
     def _against_level(self, k: int, genes: np.ndarray) -> Noisy:
         spread = self.spread[k] + self._reference_spread(k)
@@ -271,12 +271,8 @@ class _Group:
         self._common(np.concatenate([[0.005], OWN_SIZES]), weights)
         blocked = SLOPES < HALF
         density = _gain_density(priors)
-        answers = []
-        for k in range(len(self.value)):
-            genes = np.isfinite(self.variance[k])
-            if not genes.any():
-                answers.append(_Answer())
-                continue
+
+        def judge(k: int, genes: np.ndarray) -> _Answer:
             response = Noisy(
                 self.value[k, genes],
                 self.variance[k, genes],
@@ -289,15 +285,14 @@ class _Group:
                 for side in (blocked, ~blocked)
             )
             posterior = _normalised(log + np.log(density))
-            answers.append(
-                _Answer(
-                    float(inside - outside),
-                    float(_normalised(log)[blocked].sum()),  # every slope alike
-                    *_summary(SLOPES, posterior, credible_level),
-                    int(genes.sum()),
-                )
+            return _Answer(
+                float(inside - outside),
+                float(_normalised(log)[blocked].sum()),  # every slope alike
+                *_summary(SLOPES, posterior, credible_level),
+                int(genes.sum()),
             )
-        return answers
+
+        return self._each(judge)
 
 
 def _between(low: float, high: float) -> np.ndarray:
@@ -348,9 +343,3 @@ def _with_shared_prior(log_factor: np.ndarray, mean: float, concentration: float
     total = np.logaddexp(odds, rest)
     weight = _normalised((a - 1) * share + (b - 1) * rest + total.sum(0))
     return np.exp(odds - total) @ weight
-
-
-# every name that a table may hold has its meaning in one place
-assert set(ASSUMPTIONS) == {
-    "necessary", "steady", "steady_vs_control", "silent_at_baseline", "no_response", "memory",
-}  # fmt: skip
