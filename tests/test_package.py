@@ -14,7 +14,7 @@ import pyrocell
 
 ROOT = Path(__file__).resolve().parents[1]
 # Import name, where it is not the name on the index.
-IMPORTED_AS = {"pyro-ppl": "pyro", "scikit-learn": "sklearn", "scvi-tools": "scvi"}
+IMPORTED_AS = {"pot": "ot", "pyro-ppl": "pyro", "scikit-learn": "sklearn", "scvi-tools": "scvi"}
 
 
 def declared() -> tuple[set[str], set[str]]:
