@@ -15,6 +15,7 @@ from pyrocell.assume import ASSUMPTIONS, Assume
 from pyrocell.model import PyroCell
 from pyrocell.operators import Media, Perturb, Protocol, Wait
 from pyrocell.priors import Priors
+from pyrocell.pseudobulk_ode import PseudobulkODE
 from pyrocell.screen import Screen
 from pyrocell.training import TrainingConfig
 
@@ -28,6 +29,7 @@ __all__ = [
     "Perturb",
     "Priors",
     "Protocol",
+    "PseudobulkODE",
     "PyroCell",
     "Screen",
     "TrainingConfig",

@@ -10,6 +10,7 @@ from pyrocell.plotting.assumptions import (
 from pyrocell.plotting.calibration import ecdf_difference, rank_histogram, reliability
 from pyrocell.plotting.checks import history, predictive_check
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
+from pyrocell.plotting.learning_curves import learning_curves
 from pyrocell.plotting.predictions import prediction
 from pyrocell.plotting.screens import latent, layout
 from pyrocell.plotting.steady import steady_screen
@@ -24,6 +25,7 @@ __all__ = [
     "history",
     "latent",
     "layout",
+    "learning_curves",
     "prediction",
     "predictive_check",
     "prior_posterior",
