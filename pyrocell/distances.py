@@ -29,6 +29,7 @@ from pyrocell.labels import suggestion
 
 __all__ = [
     "METHODS",
+    "default_entropy",
     "distance",
     "energy_distance",
     "matched_distance",
@@ -149,9 +150,9 @@ def sinkhorn_divergence(
     x, y, weights_x, weights_y
         As in `energy_distance`; one cell each is enough.
     entropy
-        Strength of the entropic term, in squared units of the features. When None, 10% of the mean
-        cost. Small: nearer to the transport itself, slower. Large: nearer to the squared difference
-        of the means.
+        Strength of the entropic term, in squared units of the features. Small: nearer to the
+        transport itself, slower. Large: nearer to the squared difference of the means. When None,
+        `default_entropy`.
 
     Returns
     -------
@@ -167,8 +168,7 @@ def sinkhorn_divergence(
     w, v = _populations(x, y, weights_x, weights_y, least=1)
     x, y, w, v = x[w > 0], y[v > 0], w[w > 0], v[v > 0]
     if entropy is None:
-        mean_cost = float(w.detach() @ (_norms(x, y).detach() ** 2) @ v.detach())
-        entropy = _ENTROPY * mean_cost or 1.0
+        entropy = default_entropy(x, y, w, v)
     if not entropy > 0:
         raise ValueError(f"entropy={entropy} must be positive")
     solve = _solver()
@@ -185,6 +185,14 @@ def sinkhorn_divergence(
         ).value
 
     return transport(x, y, w, v) - (transport(x, x, w, w) + transport(y, y, v, v)) / 2
+
+
+def default_entropy(
+    x: Tensor, y: Tensor, weights_x: Tensor | None = None, weights_y: Tensor | None = None
+) -> float:
+    """A tenth of the mean squared distance between two populations; 1 where all points coincide."""
+    w, v = _populations(x.detach(), y.detach(), weights_x, weights_y, least=1)
+    return _ENTROPY * float(w.detach() @ _norms(x, y).detach() ** 2 @ v.detach()) or 1.0
 
 
 def moment_distance(
