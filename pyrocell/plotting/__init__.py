@@ -12,6 +12,7 @@ from pyrocell.plotting.checks import history, predictive_check
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
 from pyrocell.plotting.learning_curves import learning_curves
 from pyrocell.plotting.predictions import prediction
+from pyrocell.plotting.pseudotime import retention, trajectory
 from pyrocell.plotting.screens import latent, layout
 from pyrocell.plotting.steady import steady_screen
 
@@ -32,5 +33,7 @@ __all__ = [
     "rank_histogram",
     "reliability",
     "response_curves",
+    "retention",
     "steady_screen",
+    "trajectory",
 ]
