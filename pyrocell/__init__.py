@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 
-from pyrocell import datasets, metrics, report, simulate
+from pyrocell import datasets, design, metrics, pseudotime, report, simulate
 from pyrocell import plotting as pl
 from pyrocell.assume import ASSUMPTIONS, Assume
 from pyrocell.model import PyroCell
@@ -35,8 +35,10 @@ __all__ = [
     "TrainingConfig",
     "Wait",
     "datasets",
+    "design",
     "metrics",
     "pl",
+    "pseudotime",
     "report",
     "simulate",
 ]

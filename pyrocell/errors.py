@@ -8,6 +8,7 @@ import warnings
 __all__ = [
     "ConflictingTypesError",
     "CountError",
+    "DesignError",
     "ModelFileError",
     "NonFiniteError",
     "ProtocolError",
@@ -41,6 +42,10 @@ class ProtocolError(PyrocellError, ValueError):
 
 class ConflictingTypesError(ProtocolError):
     """One gene is given two perturbation types in the same cell (paper, below eq. 1)."""
+
+
+class DesignError(PyrocellError, ValueError):
+    """A plan that no layout can meet, or a layout or noise level that makes no sense."""
 
 
 class NonFiniteError(PyrocellError, FloatingPointError):

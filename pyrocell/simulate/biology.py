@@ -126,6 +126,10 @@ def draw_biology(rng: np.random.Generator, settings: ScreenSettings, genes: Gene
         np.sort(rng.choice(settings.n_genes, k, replace=False)) if own_genes else np.full(k, -1)
     )
     on_target = np.full(k, settings.on_target or 0.0)
+    if settings.common_rms:
+        params.effect.add_(
+            torch.from_numpy(settings.common_rms * _effects(rng, settings, genes, 1)[0])
+        )
     return Biology(params, silent, blocked, drift, target, on_target)
 
 

@@ -53,8 +53,10 @@ def one_hot(index: np.ndarray, width: int) -> np.ndarray:
     return (index[:, None] == np.arange(width)).astype(float)
 
 
-def draw_layout(rng: np.random.Generator, settings: ScreenSettings) -> Layout:
-    """Cross perturbations, media and times, and spread their cells over batches."""
+def draw_layout(
+    rng: np.random.Generator, settings: ScreenSettings, cells: np.ndarray | None = None
+) -> Layout:
+    """Cross perturbations, media and times, and spread their cells over batches, if not given."""
     times = np.ones(1) if settings.times is None else np.asarray(settings.times, dtype=float)
     medium, perturbation, time = (
         axis.ravel()
@@ -63,6 +65,12 @@ def draw_layout(rng: np.random.Generator, settings: ScreenSettings) -> Layout:
             indexing="ij",
         )
     )  # fmt: skip
+    if cells is not None:
+        shape = (settings.media + 1, settings.n_perturbations + 1, len(times), settings.n_batches)
+        given = np.asarray(cells)
+        if given.shape != shape or given.min() < 0 or not np.issubdtype(given.dtype, np.integer):
+            raise ValueError(f"cells must be whole numbers ≥ 0 of shape {shape}")
+        return Layout(perturbation, medium, time, given.reshape(-1, settings.n_batches))
     n_cells = np.where(perturbation < 0, settings.controls, settings.n_cells_per_condition)
     spread = _evenly if settings.balanced else _unevenly
     return Layout(perturbation, medium, time, spread(rng, settings, perturbation, n_cells))

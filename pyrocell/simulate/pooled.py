@@ -23,7 +23,13 @@ LIBRARY_SD = 0.3  # of log library sizes
 CELLS_AT_ONCE = 4096
 
 
-def screen(settings: ScreenSettings | None = None, *, seed: int = 0, **changes: Any) -> AnnData:
+def screen(
+    settings: ScreenSettings | None = None,
+    *,
+    seed: int = 0,
+    cells: np.ndarray | None = None,
+    **changes: Any,
+) -> AnnData:
     """Draw a pooled screen: counts as a laboratory would get them, and the truth behind them.
 
     Parameters
@@ -32,6 +38,9 @@ def screen(settings: ScreenSettings | None = None, *, seed: int = 0, **changes: 
         What the screen should look like; the defaults of :class:`ScreenSettings` when None.
     seed
         The same seed and settings give the same screen.
+    cells
+        Whole numbers of cells, (1 + media, 1 + perturbations, times, batches), baseline and control
+        first, in place of the numbers of cells and `balanced` of the settings.
     **changes
         Any field of :class:`ScreenSettings`, as in ``screen(n_batches=6, balanced=False)``.
 
@@ -49,7 +58,7 @@ def screen(settings: ScreenSettings | None = None, *, seed: int = 0, **changes: 
     Raises
     ------
     ValueError
-        If a setting is out of its range.
+        If a setting is out of its range, or `cells` do not fit them.
 
     Notes
     -----
@@ -62,7 +71,7 @@ def screen(settings: ScreenSettings | None = None, *, seed: int = 0, **changes: 
     rng = np.random.default_rng(seed)
     genes = draw_genes(rng, settings)
     biology = draw_biology(rng, settings, genes)
-    layout = draw_layout(rng, settings)
+    layout = draw_layout(rng, settings, cells)
     eta, omega = draw_eta(rng, settings, genes, layout)
     shift = biology.shift(
         one_hot(layout.perturbation, settings.n_perturbations),

@@ -18,6 +18,7 @@ _RANGES = (
     ("n_batches", 1, math.inf),
     ("batch_sd", 0, math.inf),
     ("effect_rms", 0, math.inf),
+    ("common_rms", 0, math.inf),
     ("rank", 1, MOST_RANK),
     ("sparse_fraction", 0, 1),
     ("silent_fraction", 0, 1),
@@ -47,6 +48,9 @@ class ScreenSettings:
         B, and standard deviation of the free contrasts of η.
     effect_rms
         RMS over genes of the effect of each perturbation that is not silent, at the last time.
+    common_rms
+        RMS over genes of what all perturbed cells do beside, silent or not, such as a response to
+        being cut.
     rank, sparse_fraction, in_rank
         Effects are a mixture of `rank` programmes plus gene-level effects on a `sparse_fraction`
         of the genes, which no small rank holds; with `in_rank` the programmes alone.
@@ -109,6 +113,7 @@ class ScreenSettings:
     balanced: bool = True
     in_rank: bool = False
     content_effect_sd: float = 0.0
+    common_rms: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""

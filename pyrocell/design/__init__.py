@@ -1,0 +1,43 @@
+"""The next experiment: what a layout of perturbations, media, times and batches can tell.
+
+`score` says what error to expect of a layout, `aliasing` what it cannot tell from batch noise,
+`recommend` which layout to take, `cost_curve` what more lanes or controls would buy.
+"""
+
+from __future__ import annotations
+
+from pyrocell.design.curves import cost_curve
+from pyrocell.design.export import lane_map, plate_map, read_lane_map, whole
+from pyrocell.design.inflation import aliasing
+from pyrocell.design.layouts import Layout
+from pyrocell.design.noise import Noise
+from pyrocell.design.plan import Plan
+from pyrocell.design.planner import (
+    Recommendation,
+    controls_in_one_lane,
+    random_layout,
+    recommend,
+)
+from pyrocell.design.questions import KINDS, Arm
+from pyrocell.design.scoring import Score, compare, score
+
+__all__ = [
+    "KINDS",
+    "Arm",
+    "Layout",
+    "Noise",
+    "Plan",
+    "Recommendation",
+    "Score",
+    "aliasing",
+    "compare",
+    "controls_in_one_lane",
+    "cost_curve",
+    "lane_map",
+    "plate_map",
+    "random_layout",
+    "read_lane_map",
+    "recommend",
+    "score",
+    "whole",
+]
