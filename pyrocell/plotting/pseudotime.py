@@ -55,7 +55,7 @@ def trajectory(
     heat_map(ax, shown, "share of cells − controls'")
     apart = (wide["difference_lower"] > 0) | (wide["difference_upper"] < 0)
     rows, columns = np.nonzero(apart.loc[order].to_numpy())
-    ax.scatter(columns, rows, s=6, color="black", linewidths=0)
+    ax.scatter(columns, rows, s=12, color="black", edgecolors="white", linewidths=0.7)
     ax.set_xlabel("pseudotime, stretches with equally many controls")
     return ax
 

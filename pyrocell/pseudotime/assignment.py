@@ -17,7 +17,7 @@ from pyrocell.labels import control_suggestion, factorise, suggestion
 
 __all__ = ["assign_pseudotime", "pseudotime_stages"]
 
-_TIP = 0.95  # which of the root cells, by distance from the rest: the outermost are often doublets
+_TIP = 0.95  # which of the root cells, from the rest outwards: the outermost are often doublets
 _CONNECTED = 0.9994  # eigenvalues above belong to separate parts of the graph, as scanpy has it
 
 
@@ -282,9 +282,10 @@ def _tip(cells: AnnData, candidates: np.ndarray) -> int:
     value = cells.uns["diffmap_evals"]
     inside = (value < _CONNECTED) & (value > 0)
     place = cells.obsm["X_diffmap"][:, inside] * (value[inside] / (1 - value[inside]))
+    # On the line from the others to them: what is far away elsewhere is odd, not early.
     others = np.delete(place, candidates, axis=0).mean(axis=0)
-    distance = np.linalg.norm(place[candidates] - others, axis=1)
-    return int(candidates[np.argsort(distance)[round(_TIP * (len(candidates) - 1))]])
+    along = (place[candidates] - others) @ (np.median(place[candidates], axis=0) - others)
+    return int(candidates[np.argsort(along)[round(_TIP * (len(candidates) - 1))]])
 
 
 def _transfer(
