@@ -150,7 +150,7 @@ class PseudobulkODE:
         max_epochs: int = 500,
         learning_rate: float = 1e-3,
         steady_state_weight: float = 0.0,
-        steady: Sequence[str] | None = None,
+        steady: Sequence[str] | pd.DataFrame | None = None,
         held_out: pd.DataFrame | None = None,
         progress_bar: bool = False,
     ) -> pd.DataFrame:
@@ -170,7 +170,8 @@ class PseudobulkODE:
             w of eq. 9; 0 is eq. 5 alone.
         steady
             S of eq. 9: perturbation labels, the control's included, in every medium, each at its
-            last time not held out. Default: those of which nothing is held out.
+            last time not held out; or a table of conditions. Default: all labels of which nothing
+            is held out.
         held_out
             Conditions to leave out of the loss and to score at every epoch: a table with
             perturbation, time, and media if there are several.
@@ -187,6 +188,8 @@ class PseudobulkODE:
         ------
         UnknownLabelError
             If a label or condition is not in the screen.
+        ScreenError
+            If nothing is left to start from or to be steady.
         NonFiniteError
             If a seed's loss becomes NaN or infinite.
         """
@@ -195,7 +198,7 @@ class PseudobulkODE:
             raise ScreenError(f"seeds={listed(seeds)} must be one or more different numbers")
         if steady_state_weight < 0 or max_epochs < 0:
             raise ScreenError("steady_state_weight and max_epochs must not be below zero")
-        out = self._conditions(held_out)
+        out = self._conditions(held_out, "held_out")
         seen = np.setdiff1d(np.arange(len(self.levels)), out)
         pool = np.intersect1d(np.flatnonzero(self._is_start), seen)
         steady_at = self._steady(steady, seen) if steady_state_weight else np.zeros(0, int)
@@ -257,31 +260,35 @@ class PseudobulkODE:
         """(C,) bool: unperturbed cells in baseline medium."""
         return self.screen.is_control & (self.screen.exposure.sum(1) == 0)
 
-    def _conditions(self, table: pd.DataFrame | None) -> np.ndarray:
+    def _conditions(self, table: pd.DataFrame | None, argument: str) -> np.ndarray:
         """Indices of the measured conditions that a table names."""
         if table is None:
             return np.zeros(0, int)
-        _check_columns(table, "held_out")
+        _check_columns(table, argument)
         found = [self.screen.condition_of(**row) for row in table.to_dict("records")]
         return np.unique(np.array(found, int))
 
-    def _steady(self, labels: Sequence[str] | None, seen: np.ndarray) -> np.ndarray:
-        """S of eq. 9: conditions of these perturbations at their last time seen."""
+    def _steady(self, which: Sequence[str] | pd.DataFrame | None, seen: np.ndarray) -> np.ndarray:
+        """Conditions in S of eq. 9."""
         about = self.screen.conditions
-        if labels is None:
+        if isinstance(which, pd.DataFrame):
+            found = np.intersect1d(self._conditions(which, "steady"), seen)
+        else:
             missing = np.setdiff1d(np.arange(len(about)), seen)
             wanted = set(about["perturbation"]) - set(about["perturbation"][missing])
-        else:
-            labels = [labels] if isinstance(labels, str) else labels
-            wanted = {self.screen.label_of(self.screen.indices(label)) for label in labels}
-        candidates = about.loc[seen]
-        candidates = candidates[candidates["perturbation"].isin(wanted)]
-        if candidates.empty:
+            if which is not None:
+                labels = [which] if isinstance(which, str) else which
+                wanted = {self.screen.label_of(self.screen.indices(label)) for label in labels}
+            candidates = about.loc[seen]
+            candidates = candidates[candidates["perturbation"].isin(wanted)]
+            arms = candidates.groupby(["perturbation", "media"])
+            found = arms["time"].idxmax().to_numpy(int)
+        if not len(found):
             raise ScreenError(
                 "steady_state_weight is above zero and no condition is left to be steady; name "
-                "perturbations in steady="
+                "some that are not held out in steady="
             )
-        return candidates.groupby(["perturbation", "media"])["time"].idxmax().to_numpy()
+        return found
 
     def _loss(
         self, pool: np.ndarray, seen: np.ndarray, out: np.ndarray, steady: np.ndarray

@@ -164,6 +164,17 @@ def test_the_steady_term_is_counted_once_per_steady_condition():
     torch.testing.assert_close(task.total(loss, moved, 3.0), loss + 3.0 * 2 * moved)
 
 
+def test_steady_conditions_are_those_named_and_not_held_out(ode):
+    fit = {"seeds": [0], "max_epochs": 2, "steady_state_weight": 1.0, "held_out": HELD_OUT}
+    labels = ode.fit(**fit, steady=["A", "C"])  # A at day 3, C at day 4
+    table = pd.DataFrame({"perturbation": ["A", "C", "B"], "time": [3.0, 4.0, 4.0]})
+    pd.testing.assert_frame_equal(labels, ode.fit(**fit, steady=table))
+    rest = ode.fit(**fit, steady=["control", "C", "D", "E"])
+    pd.testing.assert_frame_equal(rest, ode.fit(**fit))
+    with pytest.raises(ScreenError, match="no condition is left to be steady"):
+        ode.fit(**fit, steady=HELD_OUT)
+
+
 def test_what_is_held_out_does_not_reach_the_fit(screen):
     changed = screen.copy()
     rows = (screen.obs["perturbation"].isin(["A", "B"]) & (screen.obs["time"] == 4)).to_numpy()
