@@ -154,6 +154,7 @@ _DIMS = {
     "M.residual": ("media", "time", "gene"),
     "W.log_rate_base": (),
     "W.log_rate": ("driver",),
+    "W.decay_ratio": ("perturbation",),
     "W.log_decay": ("perturbation",),
     "W.drift": ("own_axis",),
     "W.process_noise": ("part",),

@@ -11,10 +11,12 @@ All is summed in closed form; where the layout cannot test an assumption the pri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from scipy.special import gammaln
+from scipy.stats import gamma
 
 from pyrocell.assume import Assume, check_assumed
 from pyrocell.errors import ScreenError
@@ -38,14 +40,19 @@ SLOPES = np.linspace(-0.5, 2.5, 61) + 1e-9  # no point on the border
 OWN_SIZES = np.array([0.02, 0.05, 0.1, 0.2, 0.4])  # RMS of a response beside the controls'
 HALF = 0.5  # slope below which a response is called blocked
 _FOLDS, _FEWEST, _MOST_AXES = 5, 8, 8
+_LEAST_REACH = 3  # grid point outside the region that the largest size of a screen reaches
 _SHARES = np.linspace(0.0025, 0.9975, 200)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a likelihood says about one row; `n_genes` 0 where no gene can be judged."""
+    """What a likelihood says about one row; `n_genes` 0 where no gene can be judged.
+
+    `against`: log Bayes factor of every size outside the region against the inside, (sizes,).
+    """
 
     log_bayes_factor: float = 0.0
+    against: np.ndarray = field(default_factory=lambda: np.zeros(1))
     p_rope: float = np.nan
     size: float = np.nan
     lower: float = np.nan
@@ -110,14 +117,16 @@ def assumption_table(
     given = {i: a.probability for a in assume for i, row in enumerate(rows) if a.covers(row)}
     for i, probability in given.items():
         table.loc[i, "prior"] = probability
-    log_factor = np.array([_pooled(found) for found in answers])
+    against = [_pooled(found) for found in answers]
+    log_factor = np.array([-log_mean_exp(each) for each in against])
     spread = np.array([np.std([a.log_bayes_factor for a in found] or [0.0]) for found in answers])
     table["posterior"] = table["prior"]
     for _, members in table[table.testable].groupby(["assumption", "media"], sort=False):
         free = np.array([i for i in members.index if i not in given], dtype=int)
         if len(free):
             mean = table.loc[free[0], "prior"]
-            table.loc[free, "posterior"] = _with_shared_prior(log_factor[free], mean, concentration)
+            seen = [against[i] for i in free]
+            table.loc[free, "posterior"] = _with_shared_prior(seen, mean, concentration)
     for i, probability in given.items():
         if table.testable[i] and 0 < probability < 1:
             odds = np.log(probability / (1 - probability)) + log_factor[i]
@@ -216,16 +225,17 @@ class _Group:
 
         def judge(k: int, genes: np.ndarray) -> _Answer:
             contrast = self._against_level(k, genes)
-            log, realised = log_size_evidence(
+            log, square = log_size_evidence(
                 contrast, sizes, self.loading[:, genes], *self._axes(k, genes)
             )
-            factor = log_mean_exp(log[inside]) - log_mean_exp(log[~inside])
+            moving = log[~inside] - log_mean_exp(log[inside])  # against not moving, (sizes,)
             flat = _normalised(log + np.log(steps))  # log-uniform over all sizes, no indicator
             whole = _normalised(log + np.log(weights))
             return _Answer(
-                float(factor),
+                -float(log_mean_exp(moving)),
+                moving,
                 float(flat[inside].sum()),
-                *_summary(realised, whole, credible_level),
+                *_realised(square, whole, credible_level),
                 int(genes.sum()),
             )
 
@@ -287,6 +297,7 @@ class _Group:
             posterior = _normalised(log + np.log(density))
             return _Answer(
                 float(inside - outside),
+                np.array([outside - inside]),
                 float(_normalised(log)[blocked].sum()),  # every slope alike
                 *_summary(SLOPES, posterior, credible_level),
                 int(genes.sum()),
@@ -317,6 +328,23 @@ def _summary(grid: np.ndarray, p: np.ndarray, level: float) -> tuple[float, floa
     return float(grid @ p), float(lower), float(upper)
 
 
+def _realised(moments: np.ndarray, p: np.ndarray, level: float) -> tuple[float, float, float]:
+    """Mean and equal-tailed interval of a root mean square, each mean square being a Gamma.
+
+    `moments` are the first and second of the mean square at every point of a grid, (2, S), and `p`
+    the point's probability.
+    """
+    mean, second = moments
+    shape = mean**2 / np.maximum(second - mean**2, 1e-9 * mean**2)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.sqrt(mean.min()) / 10, 3 * np.sqrt(mean.max())
+    grid = np.exp(np.linspace(np.log(low), np.log(high), 400))
+    below = gamma.cdf(grid[:, None] ** 2, shape, scale=mean / shape) @ p
+    lower, upper = np.interp(tails, below, grid)
+    root = np.sqrt(mean / shape) * np.exp(gammaln(shape + 0.5) - gammaln(shape))  # its mean
+    return float(root @ p), float(lower), float(upper)
+
+
 def _gain_density(priors: Priors) -> np.ndarray:
     parts = zip(priors.gain_weights, priors.gain_locs, priors.gain_scales, strict=True)
     density = sum(w / s * np.exp(-0.5 * ((SLOPES - m) / s) ** 2) for w, m, s in parts)
@@ -328,18 +356,30 @@ def _blocked_prior(priors: Priors) -> float:
     return float(_gain_density(priors)[SLOPES < HALF].sum())
 
 
-def _pooled(answers: list[_Answer]) -> float:
-    """Log Bayes factor of evidence averaged over draws of the noise's parameters."""
-    if not answers:
-        return 0.0
-    return float(log_mean_exp(np.array([a.log_bayes_factor for a in answers])[:, None])[0])
+def _pooled(answers: list[_Answer]) -> np.ndarray:
+    """Log Bayes factors against the region, averaged over draws of the noise's parameters."""
+    return log_mean_exp(np.stack([a.against for a in answers])) if answers else np.zeros(1)
 
 
-def _with_shared_prior(log_factor: np.ndarray, mean: float, concentration: float) -> np.ndarray:
-    """Posteriors of rows whose prior share π ~ Beta is learned from all of them, exactly."""
-    share, rest = np.log(_SHARES), np.log1p(-_SHARES)
+def _with_shared_prior(
+    against: Sequence[np.ndarray], mean: float, concentration: float
+) -> np.ndarray:
+    """Posteriors of rows that share a prior, learned from all of them, exactly.
+
+    Shared are the share π ~ Beta for which the assumption holds, and how far the others move:
+    log-uniform between two sizes, every pair of which is as likely at first, the larger at least
+    three times the region. So rows whose cells could only have shown an effect larger than any in
+    the screen learn nothing from not showing it.
+    """
+    each = np.exp(np.clip(np.stack(np.broadcast_arrays(*against)), -700, 700))  # (rows, sizes)
+    n = each.shape[1]
+    low, high = np.triu_indices(n)
+    low, high = (at[high >= min(_LEAST_REACH, n - 1)] for at in (low, high))
+    total = np.concatenate([np.zeros((len(each), 1)), each.cumsum(1)], 1)
+    moving = (total[:, high + 1] - total[:, low]) / (high - low + 1)  # (rows, intervals)
+    moving = np.log(np.maximum(moving, 1e-300))[:, None]
+    share, rest = np.log(_SHARES)[:, None], np.log1p(-_SHARES)[:, None]
+    whole = np.logaddexp(share, rest + moving)  # (rows, shares, intervals)
     a, b = mean * concentration, (1 - mean) * concentration
-    odds = share + log_factor[:, None]  # (rows, shares)
-    total = np.logaddexp(odds, rest)
-    weight = _normalised((a - 1) * share + (b - 1) * rest + total.sum(0))
-    return np.exp(odds - total) @ weight
+    weight = _normalised((a - 1) * share + (b - 1) * rest + whole.sum(0))
+    return (np.exp(share - whole) * weight).sum((1, 2))

@@ -73,8 +73,10 @@ def log_mean_exp(values: np.ndarray, weights: np.ndarray | None = None) -> np.nd
     return most + np.log((weights.reshape(shape) * np.exp(values - most)).sum(0))
 
 
-def log_size_evidence(contrast: Noisy, sizes: np.ndarray, *axes: np.ndarray) -> np.ndarray:
-    """Log evidence of every root mean square, up to a constant, (S,).
+def log_size_evidence(
+    contrast: Noisy, sizes: np.ndarray, *axes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log evidence of every root mean square, up to a constant, and what is realised under it.
 
     Parameters
     ----------
@@ -85,6 +87,11 @@ def log_size_evidence(contrast: Noisy, sizes: np.ndarray, *axes: np.ndarray) -> 
     axes
         Sets of directions (q, G) along which conditions may move: those in which cells at rest
         differ, those in which other conditions do.
+
+    Returns
+    -------
+    (S,) log evidence, and (2, S) first and second moment of the mean square that the contrast then
+    has over its genes: s² is the width it is drawn with, the genes at hand have their own.
     """
 
     def at(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
@@ -93,8 +100,7 @@ def log_size_evidence(contrast: Noisy, sizes: np.ndarray, *axes: np.ndarray) -> 
         parts += [_along(noisy, sizes, directions) for directions in axes if directions.any()]
         return _mixed(parts, np.full(len(parts), 1 / len(parts)))
 
-    log, square = _over_noise(contrast, at)
-    return log, np.sqrt(square)
+    return _over_noise(contrast, at)
 
 
 def log_slope_evidence(
@@ -182,10 +188,11 @@ def _over_noise(
 def _mixed(
     parts: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log evidence of a mixture, and the mean square expected under it."""
-    logs, squares = (np.stack(each) for each in zip(*parts, strict=True))
+    """Log evidence of a mixture, and the moments of the mean square under it."""
+    logs, moments = (np.stack(each) for each in zip(*parts, strict=True))
     log = log_mean_exp(logs, weights)
-    return log, (weights[:, None] * np.exp(logs - log) * squares).sum(0)
+    share = weights[:, None] * np.exp(logs - log)
+    return log, (share[:, None] * moments).sum(0)
 
 
 def _sparse(
@@ -193,7 +200,7 @@ def _sparse(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log evidence for values (S, G) of which a share of genes moves with mean square s², (S,).
 
-    And the mean square that the effects then have.
+    And the moments of the mean square that the effects then have, (2, S).
     """
     wide = own + (square / share)[:, None]
     d, g = factor.shape
@@ -214,7 +221,16 @@ def _sparse(
         per_gene = np.logaddexp(np.log1p(-share) + still, np.log(share) + moved)
     log = per_gene.sum(1) - 0.5 * (f**2).sum(1) - 0.5 * np.linalg.slogdet(information)[1]
     kept = 1 - own / wide
-    return log, (p * (kept**2 * left**2 + kept * own)).mean(1)
+    centre, error = (kept * left) ** 2, kept * own
+    square = p * (centre + error)  # (S, G)
+    fourth = p * (centre**2 + 6 * centre * error + 3 * error**2)
+    slope = 2 * (p * kept**2 * left) @ factor.T  # of the sum of squares in the shared factors
+    shared = (slope * np.linalg.solve(information, slope[..., None])[..., 0]).sum(1)
+    return log, _moments(square.mean(1), (fourth - square**2).sum(1) + shared, g)
+
+
+def _moments(mean: np.ndarray, variance_of_sum: np.ndarray, n_genes: int) -> np.ndarray:
+    return np.stack([mean, mean**2 + variance_of_sum / n_genes**2])
 
 
 def _two_logs(value: np.ndarray, own: np.ndarray, wide: np.ndarray) -> tuple:
@@ -229,7 +245,8 @@ def _odds(log_odds: np.ndarray) -> np.ndarray:
 def _along(noisy: Noisy, sizes: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same for an effect along given axes, and a little in all directions."""
     unit = axes / np.sqrt((axes**2).sum(0).mean())
-    d, out = len(noisy.factor), []
+    g = len(noisy.value)
+    logs, means, variances = [], [], []
     for s in sizes:
         diagonal = noisy.own + ISOTROPIC * s**2
         along = np.sqrt(1 - ISOTROPIC) * s * unit
@@ -239,11 +256,14 @@ def _along(noisy: Noisy, sizes: np.ndarray, axes: np.ndarray) -> tuple[np.ndarra
         projected = scaled @ noisy.value
         score = np.linalg.solve(inner, projected)
         quadratic = (noisy.value**2 / diagonal).sum() - projected @ score
-        log = -0.5 * (np.log(diagonal).sum() + np.linalg.slogdet(inner)[1] + quadratic)
+        logs.append(-0.5 * (np.log(diagonal).sum() + np.linalg.slogdet(inner)[1] + quadratic))
+        # the effect is kept·value + score·turn + noise of variance kept·own
         kept = 1 - noisy.own / diagonal
-        effect = score[d:] @ along + kept * (noisy.value - score @ factor)
-        error = np.linalg.inv(inner)[d:, d:]
-        spread = kept * noisy.own + (1 - kept) ** 2 * ((error @ along) * along).sum(0)
-        out.append((log, (effect**2 + spread).mean()))
-    logs, squares = zip(*out, strict=True)
-    return np.array(logs), np.array(squares)
+        turn = np.vstack([-kept * noisy.factor, (1 - kept) * along])
+        effect, error = kept * noisy.value + score @ turn, kept * noisy.own
+        root = np.linalg.solve(np.linalg.cholesky(inner), turn)  # root'root: error through scores
+        means.append((effect**2 + error + (root**2).sum(0)).mean())
+        both = root @ root.T
+        trace = (error**2).sum() + 2 * (root**2 @ error).sum() + (both**2).sum()
+        variances.append(4 * ((effect**2) @ error + ((root @ effect) ** 2).sum()) + 2 * trace)
+    return np.array(logs), _moments(np.array(means), np.array(variances), g)

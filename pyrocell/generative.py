@@ -113,8 +113,11 @@ class GenerativeModel(ScreenMap):
             values["W.log_rate"] = _sample(
                 "W.log_rate", base.expand(k + j), p.log_rate_spread * one
             )
-            loc = one.new_full((k,), p.log_decay_loc + per_time)
-            values["W.log_decay"] = _sample("W.log_decay", loc, p.log_decay_sd * one)
+            loc = one.new_full((k,), p.decay_ratio_loc)
+            ratio = dist.LogNormal(loc, p.decay_ratio_sd).to_event(1)
+            values["W.decay_ratio"] = pyro.sample("W.decay_ratio", ratio)
+            decay = self.log_decay(values)
+            values["W.log_decay"] = pyro.deterministic("W.log_decay", decay, event_dim=1)
         if self.has_drift:
             values["W.drift"] = _sample(
                 "W.drift", one.new_zeros(self.config.n_response), p.drift_sd * one

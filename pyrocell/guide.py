@@ -83,10 +83,11 @@ class Guide(GuideParameters):
         unit = lower + torch.eye(lower.shape[-1], device=lower.device)
         return getattr(self, f"{name}_log_scale").exp()[..., None] * unit
 
-    def _effect(self, drawn: Tensor) -> Tensor:
+    def _effect(self, drawn: Tensor, rates: dict[str, Tensor]) -> Tensor:
         """e in units of its prior's width, so that an axis nobody needs is pruned by its width.
 
-        Along the axes of z it gives back what baseline and η were drawn to be there.
+        Along the axes of z it gives back what baseline and η were drawn to be there, and in size
+        what the rates were drawn to change.
         """
         model, d = self.model, self.model.config.n_latent
         width = model.log_effect_scale.exp()
@@ -95,10 +96,22 @@ class Guide(GuideParameters):
         back = self.effect_cells @ self._along_state(drawn) / (self.effect_value + precision)
         back = back.index_copy(0, self.joined, self.joined_axes @ back[self.joined])
         loc = self.effect_loc * width
+        if rates:
+            loc = self._same_response(rates)[:, None] * loc
         loc = torch.cat([loc[:, :d] - back, loc[:, d:]], 1)
         chol = width[:, None] * self._triangular("effect")
         normal = dist.MultivariateNormal(loc, scale_tril=chol)
         return pyro.sample("P.effect", normal.to_event(1))
+
+    def _same_response(self, rates: dict[str, Tensor]) -> Tensor:
+        """Factor on effects that brings a response of drawn rates nearest to the centre's, (K,).
+
+        Least squares over the measured times, weighted by cells.
+        """
+        model = self.model
+        cells = self.cells_at_time[: model.n_perturbations]
+        centre, drawn = (model.onset(v) for v in (self._centre(), rates))  # (K, T)
+        return (cells * centre * drawn).sum(1) / (cells * drawn.square()).sum(1).clamp_min(1e-6)
 
     def _along_state(self, drawn: Tensor) -> Tensor:
         """What was drawn of each batch (B, G) on the axes of z, Fisher-weighted, (B, d)."""
@@ -152,20 +165,29 @@ class Guide(GuideParameters):
 
     def _operator_sites(self, drawn: Tensor) -> dict[str, Tensor]:
         model = self.model
-        values = {
-            "P.effect": self._effect(drawn),
+        values = self._rate_sites() if model.has_time else {}
+        values |= {
+            "P.effect": self._effect(drawn, values),
             "P.on_target": self._normal("P.on_target", "on_target"),
         }
         if model.n_media:
             ratio = self.control_log_ratio.exp()[:, None]
             values["M.effect"] = self._media_effect(self.media_effect_loc * ratio)
-        if model.has_time:
-            values["W.log_rate_base"] = self._normal("W.log_rate_base", "rate_base")
-            values["W.log_rate"] = self._normal("W.log_rate", "rate")
-            values["W.log_decay"] = self._normal("W.log_decay", "decay")
         if model.has_drift:
             values["W.drift"] = self._normal("W.drift", "drift")
         return values
+
+    def _rate_sites(self) -> dict[str, Tensor]:
+        """Rates in the order common, driver, product: what one takes the next gives back."""
+        base = self._normal("W.log_rate_base", "rate_base")
+        moved = self.rate_along_base * (base - self.rate_base_loc)
+        normal = dist.Normal(self.rate_loc + moved, self.rate_log_scale.exp())
+        rate = pyro.sample("W.log_rate", normal.to_event(1))
+        moved = self.decay_along_rate * (rate - self.rate_loc)[: len(self.decay_loc)]
+        ratio = dist.LogNormal(self.decay_loc + moved, self.decay_log_scale.exp())
+        values = {"W.log_rate_base": base, "W.log_rate": rate}
+        values["W.decay_ratio"] = pyro.sample("W.decay_ratio", ratio.to_event(1))
+        return values | {"W.log_decay": self.model.log_decay(values)}
 
     def _residual_sites(self, values: dict[str, Tensor], drawn: Tensor) -> dict[str, Tensor]:
         model, out = self.model, {}
@@ -265,7 +287,6 @@ class Guide(GuideParameters):
             "P.on_target": "on_target",
             "W.log_rate": "rate",
             "W.log_rate_base": "rate_base",
-            "W.log_decay": "decay",
             "W.drift": "drift",
             "P.residual": "P_residual",
             "M.residual": "M_residual",
@@ -277,6 +298,9 @@ class Guide(GuideParameters):
             if hasattr(self, f"{name}_loc")
         }
         centre["P.effect"] = self.effect_loc * model.log_effect_scale.exp()
+        if model.has_time:
+            centre["W.decay_ratio"] = self.decay_loc.exp()
+            centre["W.log_decay"] = model.log_decay(centre)
         if model.n_media:
             ratio = self.control_log_ratio.exp()
             centre["M.effect"] = self.media_effect_loc * ratio[:, None]

@@ -83,12 +83,7 @@ class GuideParameters(nn.Module):
             self.control_log_error = nn.Parameter(self._control_error(model, screen, start).log())
             self.gain_kept = nn.Parameter(torch.ones(k, j))
         if model.has_time:
-            per_time, width = -math.log(model.reference_time), torch.tensor(0.2)
-            rate = torch.tensor(model.priors.log_rate_loc + per_time)
-            self._gaussian("rate_base", rate, width)
-            self._gaussian("rate", rate.expand(k + j), width)
-            decay = torch.tensor(model.priors.log_decay_loc + per_time)
-            self._gaussian("decay", decay.expand(k), width)
+            self._rates(model, per_node)
         if model.has_drift:
             self._gaussian("drift", torch.zeros(config.n_response), torch.tensor(0.05))
         if config.n_covariates:
@@ -109,6 +104,18 @@ class GuideParameters(nn.Module):
                 self._residual("M", cells[k:], per_node[k:], relative, prior)
         if len(model.several):
             self._joint(model, screen, relative)
+
+    def _rates(self, model: GenerativeModel, cells: Tensor) -> None:
+        """Rates: each driver's given the common one, each product's given its driver's."""
+        p, k, n = model.priors, model.n_perturbations, len(cells)
+        rate = torch.tensor(p.log_rate_loc - math.log(model.reference_time))
+        width = torch.tensor(0.5)
+        self._gaussian("rate_base", rate, width)
+        self._gaussian("rate", rate.expand(n), width)
+        self._gaussian("decay", torch.full((k,), p.decay_ratio_loc), width)
+        self.rate_along_base = nn.Parameter(torch.full((n,), 0.5))
+        self.decay_along_rate = nn.Parameter(torch.zeros(k))
+        self.register_buffer("cells_at_time", cells, persistent=False)  # (K + J, T)
 
     def _shared_cells(self, model: GenerativeModel, screen: Screen) -> None:
         """Cells by perturbation and batch, along the principal axes of who shares cells with whom.

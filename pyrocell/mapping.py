@@ -13,7 +13,7 @@ from pyrocell.decoder import Curvature
 from pyrocell.imposed import imposed_contrasts
 from pyrocell.layout import batch_content
 from pyrocell.noise import content_effect, contrast_matrix
-from pyrocell.operators import ResponseParameters, decay_rate, respond
+from pyrocell.operators import ResponseParameters, bounded_rate, respond
 from pyrocell.operators.perturbation import on_target_shift
 from pyrocell.operators.waiting import relative_curve, relative_onset
 from pyrocell.priors import Priors
@@ -123,6 +123,10 @@ class ScreenMap(nn.Module):
             eta = eta + content_effect(self.content, values["eta.content"])
         return eta
 
+    def log_decay(self, values: dict[str, Tensor]) -> Tensor:
+        """log μ of each perturbed gene's product, (K,): never slower than the response itself."""
+        return values["W.log_rate"][: self.n_perturbations] + values["W.decay_ratio"]
+
     def axes(self, values: dict[str, Tensor]) -> Tensor:
         """Loadings of (y_z, y_r), (..., d + r, G); the own part's rows have unit RMS over genes."""
         own = values["V.loading"]
@@ -186,14 +190,20 @@ class ScreenMap(nn.Module):
         response = (effect @ self.axes(values))[:, None]
         if not self.has_time:
             return response
-        times, reference = self._walk_times()[None], self.reference_time
-        rate = values["W.log_rate"].exp()[:, None]  # (K + J, 1)
         if operator == "P":
-            decay = decay_rate(self.response_parameters(values))[:, None]
-            curve = relative_onset(rate[: len(effect)], decay, times, reference)  # (K, T)
+            curve = self.onset(values)  # (K, T)
         else:
-            curve = relative_curve(rate[self.n_perturbations :], times, reference)  # (J, T)
+            rate = values["W.log_rate"][self.n_perturbations :].exp()[:, None]
+            curve = relative_curve(rate, self._walk_times()[None], self.reference_time)  # (J, T)
         return curve[..., None] * response
+
+    def onset(self, values: dict[str, Tensor]) -> Tensor:
+        """Response of each perturbation alone at the measured times, 1 at the reference, (K, T)."""
+        rate, decay = (
+            bounded_rate(log_rate, self.reference_time)[:, None]
+            for log_rate in (values["W.log_rate"][: self.n_perturbations], values["W.log_decay"])
+        )
+        return relative_onset(rate, decay, self._walk_times()[None], self.reference_time)
 
     def _walk_times(self) -> Tensor:
         first = self.duration.min()

@@ -37,8 +37,9 @@ class Priors:
     log_rate_loc, log_rate_sd, log_rate_spread
         Global log relaxation rate times the reference time (the mean of the measured times, so that
         hours and days give the same model), and the spread of drivers around it.
-    log_decay_loc, log_decay_sd
-        log rate at which the product of a perturbed gene is lost, times the reference time.
+    decay_ratio_loc, decay_ratio_sd
+        Log-normal prior of log(μ/λ): by how much the product of a perturbed gene is lost faster
+        than cells respond. Onset is symmetric in the two rates, so λ is the slower one.
     turnover_loc, turnover_sd
         log turnover rate of a started cascade, used where both orders were run.
     drift_sd
@@ -76,11 +77,11 @@ class Priors:
     gain_weights: tuple[float, float, float] = (0.15, 0.6, 0.25)
     gain_locs: tuple[float, float, float] = (0.0, 1.0, 0.7)
     gain_scales: tuple[float, float, float] = (0.15, 0.15, 0.6)
-    log_rate_loc: float = 0.55
+    log_rate_loc: float = 0.1
     log_rate_sd: float = 1.0
     log_rate_spread: float = 1.0
-    log_decay_loc: float = 0.9
-    log_decay_sd: float = 1.0
+    decay_ratio_loc: float = 0.0
+    decay_ratio_sd: float = 0.8
     turnover_loc: float = -1.0
     turnover_sd: float = 1.0
     drift_sd: float = 0.2

@@ -18,7 +18,7 @@ from pyrocell.errors import ModelFileError
 
 __all__ = ["read_model", "write_model"]
 
-_FORMAT = 3  # 1: effects in other units; 2: no decay of products
+_FORMAT = 4  # 1: effects in other units; 2: no decay of products; 3: rates in any order
 _TENSORS, _SETTINGS, _HISTORY = "model.safetensors", "model.json", "history.csv"
 
 

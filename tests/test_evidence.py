@@ -148,7 +148,32 @@ def test_the_size_that_an_effect_had_is_that_of_the_effect_not_of_its_law(q):
     effect = (0.6 * axes[0]) if q == 0 else np.where(np.arange(200) < 3, 2.0, 0.0)
     seen = Noisy(effect + rng.normal(0, 0.1, 200), np.full(200, 0.01), np.zeros((1, 200)))
     sizes = np.exp(np.linspace(np.log(0.01), np.log(3), 40))
-    log, realised = log_size_evidence(seen, sizes, axes)
+    log, moments = log_size_evidence(seen, sizes, axes)
     p = np.exp(log - log.max())
     # noise of .1 in three genes of 2 is 3% of their root mean square
+    realised = np.sqrt(moments[0])
     assert p @ realised / p.sum() == pytest.approx(np.sqrt((effect**2).mean()), rel=0.05)
+
+
+@pytest.mark.parametrize("law", ["all", "few", "along"])
+def test_the_spread_of_the_realised_size_is_that_of_its_errors(law, monkeypatch):
+    rng, (n, g) = np.random.default_rng(8), (150, 60)
+    axes, factor = rng.standard_normal((2, g)), 0.05 * rng.standard_normal((2, g))
+    monkeypatch.setattr(evidence, "NOISE_SD", 0.0)
+    monkeypatch.setattr(evidence, "SHARES", {"all": (1.0,), "few": (0.1,), "along": ()}[law])
+    score, size = [], 0.2
+    for _ in range(n):
+        if law == "along":
+            unit = axes / np.sqrt((axes**2).sum(0).mean())
+            part = rng.standard_normal(2) @ unit * np.sqrt(1 - evidence.ISOTROPIC)
+            effect = size * (part + np.sqrt(evidence.ISOTROPIC) * rng.standard_normal(g))
+        else:
+            share = {"all": 1.0, "few": 0.1}[law]
+            effect = rng.normal(0, size / np.sqrt(share), g) * (rng.random(g) < share)
+        seen = effect + rng.normal(0, 0.15, g) + rng.standard_normal(2) @ factor
+        noisy = Noisy(seen, 0.15**2 + (factor**2).sum(0), factor)
+        given = (axes,) if law == "along" else ()
+        mean, second = log_size_evidence(noisy, np.array([size]), *given)[1][:, 0]
+        score.append(((effect**2).mean() - mean) / np.sqrt(second - mean**2))
+    # 150 standardised errors: their mean has a standard error of .08, their spread of .06
+    assert abs(np.mean(score)) < 0.25 and np.std(score) == pytest.approx(1, abs=0.2)

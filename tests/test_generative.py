@@ -21,6 +21,7 @@ CONTRACT = {
     "M.effect": (1, N_AXES),
     "M.gain": (3, 1),
     "W.log_rate": (4,),
+    "W.decay_ratio": (3,),
     "W.log_decay": (3,),
     "W.drift": (2,),
     "eta.free": (1, N_GENES),
@@ -28,6 +29,7 @@ CONTRACT = {
     "V.dispersion": (N_GENES,),
     "V.gate": (N_GENES, 2),
 }
+DETERMINISTIC = ("eta", "W.log_decay")
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +77,7 @@ def test_only_cells_are_in_a_plate_and_only_x_is_observed(everything):
     for name, node in sample_sites(trace).items():
         plates = [frame.name for frame in node["cond_indep_stack"]]
         assert plates == (["cells"] if name in ("X.z", "x") else []), name
-        deterministic = isinstance(node["fn"], dist.Delta) or name == "eta"
+        deterministic = isinstance(node["fn"], dist.Delta) or name in DETERMINISTIC
         assert node["is_observed"] == (name == "x" or deterministic), name
 
 
@@ -181,7 +183,7 @@ def test_predictive_draws_latents_and_counts(everything):
     arguments = everything.module_arguments(dense=True)
     latent = Predictive(module.model, guide=module.guide, num_samples=3)(**arguments)
     assert latent["eta"].shape[-2:] == (2, N_GENES) and latent["x"].shape[0] == 3
-    posterior = {k: v for k, v in latent.items() if k not in ("x", "eta")}
+    posterior = {k: v for k, v in latent.items() if k not in ("x", *DETERMINISTIC)}
     drawn = Predictive(module.model, posterior)(**(arguments | {"x": None}))["x"]
     assert drawn.shape == (3, everything.adata.n_obs, N_GENES)
     assert (drawn >= 0).all() and (drawn == drawn.round()).all()

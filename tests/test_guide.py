@@ -43,7 +43,7 @@ def latent_sites(callable_, arguments) -> dict[str, torch.Tensor]:
     return {
         name: node["value"]
         for name, node in trace.nodes.items()
-        if node["type"] == "sample" and name not in ("cells", "x", "eta")
+        if node["type"] == "sample" and name not in ("cells", "x", "eta", "W.log_decay")
     }
 
 
@@ -165,7 +165,7 @@ def test_effects_of_a_combination_share_what_they_give_back(make_screen, build):
     guide._along_state = lambda drawn: along
     guide.effect_loc.data.zero_()
     guide.effect_log_scale.data.fill_(-20.0)
-    drawn = guide._effect(along)[:, :d]
+    drawn = guide._effect(along, {})[:, :d]
     cells = torch.as_tensor(condition_cells(built.screen))  # (C, B)
     genotype, width = model.genotype, model.log_effect_scale[0].exp()
     shared = genotype.T @ (cells.sum(1, keepdim=True) * genotype)

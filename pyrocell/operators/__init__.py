@@ -13,6 +13,7 @@ from pyrocell.operators.protocol import (
 )
 from pyrocell.operators.response import (
     ResponseParameters,
+    bounded_rate,
     condition_rate,
     counterfactual,
     decay_rate,
@@ -37,6 +38,7 @@ __all__ = [
     "Protocol",
     "ResponseParameters",
     "Wait",
+    "bounded_rate",
     "condition_rate",
     "counterfactual",
     "decay_rate",

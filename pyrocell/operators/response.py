@@ -35,6 +35,7 @@ from pyrocell.state import State
 
 __all__ = [
     "ResponseParameters",
+    "bounded_rate",
     "condition_rate",
     "counterfactual",
     "decay_rate",
@@ -117,7 +118,7 @@ def condition_rate(genotype: Tensor, exposure: Tensor, params: ResponseParameter
     log_rate = torch.where(
         count > 0, total / count.clamp(min=1), params.base_log_rate.unsqueeze(-1)
     )
-    return _bounded(log_rate, params.reference_time).unsqueeze(-1)
+    return bounded_rate(log_rate, params.reference_time).unsqueeze(-1)
 
 
 def decay_rate(params: ResponseParameters) -> Tensor:
@@ -125,10 +126,11 @@ def decay_rate(params: ResponseParameters) -> Tensor:
     if params.log_decay is None:
         n_perturbations = params.effect.shape[-2]
         return params.effect.new_full((n_perturbations,), FASTEST / params.reference_time)
-    return _bounded(params.log_decay, params.reference_time)
+    return bounded_rate(params.log_decay, params.reference_time)
 
 
-def _bounded(log_rate: Tensor, reference_time: float) -> Tensor:
+def bounded_rate(log_rate: Tensor, reference_time: float) -> Tensor:
+    """exp of a log rate, kept within 1e-6 and 1e6 per reference time."""
     offset = math.log(reference_time)
     return log_rate.clamp(math.log(SLOWEST) - offset, math.log(FASTEST) - offset).exp()
 
