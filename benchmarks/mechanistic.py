@@ -80,7 +80,7 @@ LAYOUTS = {
     "media": Layout(MANY, (16.0,), stimulus=5.0),
     "time": Layout(SOME, (2.0, 3.0, 4.5, 11.0), stimulus=1.0),
     "late": Layout(SOME, (7.5, 9.0, 11.5, 16.0), stimulus=6.0),
-    "drift": Layout(("U2", "U4", "V1", "V2"), (2.0, 5.0, 10.0), controls=2, drift=True),
+    "drift": Layout(("U2", "U4", "V1", "V2"), (2.0, 5.0, 10.0), controls=6, drift=True),
 }
 
 
