@@ -17,9 +17,15 @@ _FEW_GENES = 1000
 
 @contextmanager
 def few_threads(n_genes: int) -> Iterator[None]:
-    """One thread for a small screen, unless the user has set a number: more wait for each other."""
+    """One thread for a small screen, or the number that the user has set: more wait for each other.
+
+    That number is set again: numba's parallel functions, such as scanpy's, raise it in silence.
+    """
     before = torch.get_num_threads()
-    if n_genes < _FEW_GENES and "OMP_NUM_THREADS" not in os.environ:
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if asked.isdigit():
+        torch.set_num_threads(max(1, int(asked)))
+    elif n_genes < _FEW_GENES:
         torch.set_num_threads(1)
     try:
         yield

@@ -17,6 +17,7 @@ from pyrocell.counts import count_matrix
 from pyrocell.distances import default_entropy, distance, median_bandwidth
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.labels import control_suggestion, factorise, listed, suggestion
+from pyrocell.threads import few_threads
 
 __all__ = ["distribution_distance"]
 
@@ -115,7 +116,8 @@ def distribution_distance(
             features[1][where[1][_key(against)]] if against in there - {condition} else None,
         ]
         row = dict(zip(columns, condition))
-        rows.append(row | measure.row(*groups, n_splits, max_cells, [seed, i]))
+        with few_threads(features[1].shape[1]):
+            rows.append(row | measure.row(*groups, n_splits, max_cells, [seed, i]))
     table = pd.DataFrame(rows)
     table.attrs["options"] = measure.options
     return table
