@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from functools import partialmethod
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -312,6 +316,17 @@ def test_what_cannot_be_fitted_is_refused(screen):
         unfitted.fit(held_out=pd.DataFrame({"perturbation": "control", "time": [1.0, 2.0, 3, 4]}))
     with pytest.raises(NonFiniteError, match="seed 0 is not finite at epoch"):
         unfitted.fit([0], 5, learning_rate=float("1e30"))
+
+
+def test_the_code_on_the_page_runs_as_it_stands(monkeypatch):
+    page = Path(__file__).parents[1] / "docs" / "proof_of_principle.md"
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    fit = pyrocell.PseudobulkODE.fit
+    monkeypatch.setattr(pyrocell.PseudobulkODE, "fit", partialmethod(fit, max_epochs=2))
+    exec(block, {})
+    plt.close("all")
 
 
 # ---------------------------------------------------------------------- the figure
