@@ -156,6 +156,7 @@ _DIMS = {
     "W.log_rate": ("driver",),
     "W.decay_ratio": ("perturbation",),
     "W.log_decay": ("perturbation",),
+    "W.field": ("field_feature", "axis"),
     "W.drift": ("own_axis",),
     "W.process_noise": ("part",),
     "W.gene_scale": ("gene",),

@@ -121,7 +121,7 @@ def quantities_of(model: GenerativeModel) -> dict[str, Quantity]:
         own["eta"] = _eta
     if model.n_media:
         own["gain"] = lambda _, values: values["M.gain"]
-    if model.has_time:
+    if model.has_rates:
         own["log_rate"] = lambda _, values: values["W.log_rate"]
     return own
 

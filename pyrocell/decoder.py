@@ -23,7 +23,7 @@ class Curvature(nn.Module):
     Parameters
     ----------
     n_latent
-        Axes d of resting state.
+        Axes d of resting state, or of whatever else bends.
     """
 
     def __init__(self, n_latent: int):

@@ -15,6 +15,7 @@ __all__ = [
     "PyrocellError",
     "ScreenError",
     "ScreenWarning",
+    "StiffFieldError",
     "UnknownLabelError",
     "warn",
 ]
@@ -62,6 +63,10 @@ class NonFiniteError(PyrocellError, FloatingPointError):
     def __init__(self, message: str, site: str = "") -> None:
         super().__init__(message)
         self.site = site
+
+
+class StiffFieldError(PyrocellError, FloatingPointError):
+    """The field of a neural ODE ran away, or was too fast for its steps."""
 
 
 class ModelFileError(PyrocellError, ValueError):

@@ -105,7 +105,7 @@ class GenerativeModel(ScreenMap):
                 "M.effect", one.new_zeros(j, self.n_axes), p.media_effect_sd * one
             )
             values["M.gain"] = pyro.sample("M.gain", self.gain_prior().to_event(2))
-        if self.has_time:
+        if self.has_rates:
             per_time = -math.log(self.reference_time)
             loc = one.new_tensor(p.log_rate_loc + per_time)
             base = _sample("W.log_rate_base", loc, p.log_rate_sd * one)
@@ -118,6 +118,9 @@ class GenerativeModel(ScreenMap):
             values["W.decay_ratio"] = pyro.sample("W.decay_ratio", ratio)
             decay = self.log_decay(values)
             values["W.log_decay"] = pyro.deterministic("W.log_decay", decay, event_dim=1)
+        if self.has_field:
+            scale = self.field.log_scale.exp().expand(-1, self.n_axes)
+            values["W.field"] = _sample("W.field", torch.zeros_like(scale), scale)
         if self.has_drift:
             values["W.drift"] = _sample(
                 "W.drift", one.new_zeros(self.config.n_response), p.drift_sd * one

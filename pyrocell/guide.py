@@ -77,6 +77,12 @@ class Guide(GuideParameters):
             return pyro.sample(site, LowRankRow(rows))
         return pyro.sample(site, rows)
 
+    def _weights(self, site: str, name: str) -> Tensor:
+        """Weights of features in units of their prior's width, as an effect in its own."""
+        width = getattr(self.model, name).log_scale.exp()
+        loc, scale = getattr(self, f"{name}_loc"), getattr(self, f"{name}_log_scale").exp()
+        return pyro.sample(site, dist.Normal(loc * width, scale * width).to_event(2))
+
     def _triangular(self, name: str) -> Tensor:
         """Cholesky factor, its rows in units of their diagonal: steps are relative to the width."""
         lower = getattr(self, f"{name}_lower").tril(-1)
@@ -96,7 +102,7 @@ class Guide(GuideParameters):
         back = self.effect_cells @ self._along_state(drawn) / (self.effect_value + precision)
         back = back.index_copy(0, self.joined, self.joined_axes @ back[self.joined])
         loc = self.effect_loc * width
-        if rates:
+        if self.model.has_rates:
             loc = self._same_response(rates)[:, None] * loc
         loc = torch.cat([loc[:, :d] - back, loc[:, d:]], 1)
         chol = width[:, None] * self._triangular("effect")
@@ -142,9 +148,7 @@ class Guide(GuideParameters):
         if config.n_covariates:
             values["V.covariate"] = self._low_rank("V.covariate", "covariate")
         if config.decoder == "curved":
-            width = self.model.curvature.log_scale.exp()  # in its units, as an effect in its own
-            loc, scale = self.curvature_loc * width, self.curvature_log_scale.exp() * width
-            values["V.curvature"] = pyro.sample("V.curvature", dist.Normal(loc, scale).to_event(2))
+            values["V.curvature"] = self._weights("V.curvature", "curvature")
         return values
 
     def _noise_sites(self) -> dict[str, Tensor]:
@@ -165,7 +169,9 @@ class Guide(GuideParameters):
 
     def _operator_sites(self, drawn: Tensor) -> dict[str, Tensor]:
         model = self.model
-        values = self._rate_sites() if model.has_time else {}
+        values = self._rate_sites() if model.has_rates else {}
+        if model.has_field:
+            values["W.field"] = self._weights("W.field", "field")
         values |= {
             "P.effect": self._effect(drawn, values),
             "P.on_target": self._normal("P.on_target", "on_target"),
@@ -298,7 +304,9 @@ class Guide(GuideParameters):
             if hasattr(self, f"{name}_loc")
         }
         centre["P.effect"] = self.effect_loc * model.log_effect_scale.exp()
-        if model.has_time:
+        if model.has_field:
+            centre["W.field"] = self.field_loc * model.field.log_scale.exp()
+        if model.has_rates:
             centre["W.decay_ratio"] = self.decay_loc.exp()
             centre["W.log_decay"] = model.log_decay(centre)
         if model.n_media:

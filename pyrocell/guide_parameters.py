@@ -82,8 +82,11 @@ class GuideParameters(nn.Module):
             self.control_log_ratio = nn.Parameter(torch.zeros(j))
             self.control_log_error = nn.Parameter(self._control_error(model, screen, start).log())
             self.gain_kept = nn.Parameter(torch.ones(k, j))
-        if model.has_time:
+        if model.has_rates:
             self._rates(model, per_node)
+        if model.has_field:
+            zeros = torch.zeros(len(model.field.offset), model.n_axes)
+            self._gaussian("field", zeros, torch.tensor(0.5))
         if model.has_drift:
             self._gaussian("drift", torch.zeros(config.n_response), torch.tensor(0.05))
         if config.n_covariates:

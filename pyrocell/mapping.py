@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,8 +14,14 @@ from pyrocell.decoder import Curvature
 from pyrocell.imposed import imposed_contrasts
 from pyrocell.layout import batch_content
 from pyrocell.noise import content_effect, contrast_matrix
-from pyrocell.operators import ResponseParameters, bounded_rate, respond
+from pyrocell.operators import (
+    ResponseParameters,
+    bounded_rate,
+    bounded_weight,
+    respond,
+)
 from pyrocell.operators.perturbation import on_target_shift
+from pyrocell.operators.response import FASTEST
 from pyrocell.operators.waiting import relative_curve, relative_onset
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
@@ -57,6 +64,8 @@ class ScreenMap(nn.Module):
         self.loading = nn.Parameter(statistics.loading.clone())  # (d, G)
         if config.decoder == "curved":
             self.curvature = Curvature(config.n_latent)
+        if self.has_field:
+            self.field = Curvature(2 * self.n_axes)
         if config.dropout == "cell":
             self.gate_loading = nn.Parameter(torch.zeros_like(statistics.loading))
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
@@ -81,7 +90,9 @@ class ScreenMap(nn.Module):
         self.has_time = len(screen.times) > 1
         self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0
         drift = screen.aliased[screen.aliased.contrast == "time"]
-        self.has_drift = self.has_time and bool(drift.estimable.all())
+        self.has_rates = self.has_time and self.config.dynamics != "none"
+        self.has_field = self.has_time and self.config.dynamics == "node"
+        self.has_drift = self.has_rates and bool(drift.estimable.all())
         for name, value in {
             "several": several.nonzero()[:, 0],
             "genotype": genotype,
@@ -138,7 +149,8 @@ class ScreenMap(nn.Module):
         """Parameters of P, M and W in the form that the operators take."""
         k, j = self.n_perturbations, self.n_media
         one = self.loading.new_ones(())
-        base = values.get("W.log_rate_base", one.new_zeros(()))
+        at_once = one.new_tensor(math.log(FASTEST / self.reference_time))
+        base = values.get("W.log_rate_base", at_once)
         return ResponseParameters(
             effect=values["P.effect"],
             media_effect=values.get("M.effect", one.new_zeros(0, self.n_axes)),
@@ -148,7 +160,14 @@ class ScreenMap(nn.Module):
             base_log_rate=base,
             reference_time=self.reference_time,
             log_decay=values.get("W.log_decay"),
+            field=self._field(values) if self.has_field else None,
         )
+
+    def _field(self, values: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """h(y, Δ) of eq. 25: zero at rest with its slope, contractive if so configured."""
+        direction = self.field.direction[: self.n_axes]
+        weight = bounded_weight(values["W.field"], direction, self.config.lipschitz)
+        return lambda y, drive: self.field(torch.cat([y, drive], -1)) @ weight
 
     def step_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
         """Prior standard deviation of the residual's steps, (K or J, T - 1, G).
@@ -190,20 +209,25 @@ class ScreenMap(nn.Module):
         response = (effect @ self.axes(values))[:, None]
         if not self.has_time:
             return response
-        if operator == "P":
-            curve = self.onset(values)  # (K, T)
-        else:
-            rate = values["W.log_rate"][self.n_perturbations :].exp()[:, None]
-            curve = relative_curve(rate, self._walk_times()[None], self.reference_time)  # (J, T)
+        curve = self.onset(values) if operator == "P" else self._growth(values)  # (K or J, T)
         return curve[..., None] * response
 
     def onset(self, values: dict[str, Tensor]) -> Tensor:
         """Response of each perturbation alone at the measured times, 1 at the reference, (K, T)."""
+        if not self.has_rates:
+            return self.loading.new_ones(self.n_perturbations, self.n_times)
         rate, decay = (
             bounded_rate(log_rate, self.reference_time)[:, None]
             for log_rate in (values["W.log_rate"][: self.n_perturbations], values["W.log_decay"])
         )
         return relative_onset(rate, decay, self._walk_times()[None], self.reference_time)
+
+    def _growth(self, values: dict[str, Tensor]) -> Tensor:
+        """The same of each medium alone, (J, T)."""
+        if not self.has_rates:
+            return self.loading.new_ones(self.n_media, self.n_times)
+        rate = values["W.log_rate"][self.n_perturbations :].exp()[:, None]
+        return relative_curve(rate, self._walk_times()[None], self.reference_time)
 
     def _walk_times(self) -> Tensor:
         first = self.duration.min()

@@ -44,7 +44,11 @@ class PyroCell(Answers, BaseModelClass):
         Axes r of the response's own, beside those of z. 0: a response moves cells only along axes
         on which cells differ anyway.
     dynamics
-        How a response unfolds in time: "relaxation".
+        How a response unfolds in time: "relaxation" to a plateau in closed form; "node", a neural
+        ODE of production and decay beside it (eq. 25); "none", all at once (App. D.1).
+    lipschitz
+        Of the neural ODE: bound on the slope of production in the response. Below 1 two solutions
+        always approach each other (App. B.2); None: no bound.
     likelihood
         "zinb" (dropout as a curve in the log mean) or "nb".
     n_hidden
@@ -98,6 +102,7 @@ class PyroCell(Answers, BaseModelClass):
         decoder: str = "curved",
         priors: Priors | None = None,
         assume: Sequence[Assume] = (),
+        lipschitz: float | None = 0.9,
     ):
         super().__init__(adata)
         self.screen = self.adata_manager.screen
@@ -107,6 +112,7 @@ class PyroCell(Answers, BaseModelClass):
             n_latent=n_latent,
             n_response=n_response,
             dynamics=dynamics,
+            lipschitz=lipschitz,
             likelihood=likelihood,
             n_hidden=n_hidden,
             gene_residual=gene_residual,

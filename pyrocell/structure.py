@@ -28,6 +28,7 @@ class ModelConfig:
     n_latent: int = 10
     n_response: int = 8
     dynamics: str = "relaxation"
+    lipschitz: float | None = 0.9
     likelihood: str = "zinb"
     gene_residual: bool = True
     interactions: bool = False
@@ -43,7 +44,7 @@ class ModelConfig:
 def check_options(config: ModelConfig) -> None:
     """Raise unless the shape of the model is one that there is."""
     choices = {
-        "dynamics": ("relaxation",),
+        "dynamics": ("none", "relaxation", "node"),
         "likelihood": ("zinb", "nb"),
         "dropout": ("curve", "cell"),
         "decoder": ("curved", "linear"),
@@ -54,6 +55,8 @@ def check_options(config: ModelConfig) -> None:
     for name, least in (("n_latent", 1), ("n_response", 0), ("n_hidden", 1)):
         if (value := getattr(config, name)) < least:
             raise ScreenError(f"{name}={value} must be at least {least}")
+    if config.lipschitz is not None and not config.lipschitz > 0:
+        raise ScreenError(f"lipschitz={config.lipschitz} must be above zero, or None for no bound")
 
 
 class ScreenStatistics(NamedTuple):

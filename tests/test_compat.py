@@ -54,7 +54,8 @@ def everything(make_screen, build):
     adata.obs["donor"] = rng.choice(["d1", "d2"], len(adata))
     adata.obs["age"] = rng.random(len(adata))
     covariates = {"categorical_covariate_keys": "donor", "continuous_covariate_keys": "age"}
-    model = build(adata, covariates, interactions=True, content_dependent_noise=True)
+    options = {"interactions": True, "content_dependent_noise": True, "dynamics": "node"}
+    model = build(adata, covariates, **options)
     model.train(max_epochs=1, progress_bar=False)
     return model
 

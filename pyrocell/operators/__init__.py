@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyrocell.operators.field import bounded_weight
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import on_target_shift, perturb
 from pyrocell.operators.protocol import (
@@ -19,6 +20,7 @@ from pyrocell.operators.response import (
     decay_rate,
     forward,
     inverse,
+    let_wait,
     respond,
 )
 from pyrocell.operators.waiting import (
@@ -39,6 +41,7 @@ __all__ = [
     "ResponseParameters",
     "Wait",
     "bounded_rate",
+    "bounded_weight",
     "condition_rate",
     "counterfactual",
     "decay_rate",
@@ -46,6 +49,7 @@ __all__ = [
     "forward",
     "gain_limit",
     "inverse",
+    "let_wait",
     "on_target_shift",
     "onset_curve",
     "perturb",

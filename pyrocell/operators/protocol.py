@@ -19,8 +19,7 @@ from pyrocell.errors import (
 from pyrocell.labels import perturbation_type, split_label, suggestion
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
-from pyrocell.operators.response import ResponseParameters, flow
-from pyrocell.operators.waiting import wait
+from pyrocell.operators.response import ResponseParameters, let_wait
 from pyrocell.state import State
 
 __all__ = ["Media", "Perturb", "Protocol", "Step", "Wait", "run"]
@@ -235,7 +234,7 @@ def run(
                 state = expose(state, _one_hot(position, n_media, effect), limit)
             case Wait():
                 duration = state.y.new_full(state.genotype.shape[:-1], step.time)
-                state = wait(state, duration, *flow(state, params))
+                state = let_wait(state, duration, params)
     return state
 
 

@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from pyrocell.errors import ProtocolError
+from pyrocell.operators.field import Field, deviate, step_times
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
 from pyrocell.operators.waiting import (
+    driven,
     onset_curve,
     reference_curve,
     relative_curve,
     relative_onset,
-    rewind,
     wait,
 )
 from pyrocell.state import State
@@ -42,6 +43,7 @@ __all__ = [
     "flow",
     "forward",
     "inverse",
+    "let_wait",
     "respond",
 ]
 
@@ -71,6 +73,8 @@ class ResponseParameters:
         measured times (design: value and rate then decorrelate).
     log_decay
         log μ, rate at which the product of each perturbed gene is lost; shape (K,). None: at once.
+    field
+        h(y, Δ), production beyond the drive (eq. 25); None: none, and W has a closed form.
 
     Raises
     ------
@@ -86,6 +90,7 @@ class ResponseParameters:
     base_log_rate: Tensor
     reference_time: float = 1.0
     log_decay: Tensor | None = None
+    field: Field | None = None
 
     def __post_init__(self) -> None:
         """Refuse a reference time at which every response is zero."""
@@ -152,7 +157,8 @@ def respond(
     Returns
     -------
     State
-        At ``duration == reference_time`` its response is genotype @ effect + gain @ media_effect.
+        At ``duration == reference_time`` its response is genotype @ effect + gain @ media_effect,
+        and what a field adds.
 
     Notes
     -----
@@ -161,11 +167,24 @@ def respond(
     """
     gain = exposure * gain_limit(genotype, params.gain)  # (C, J)
     rate, decay = condition_rate(genotype, exposure, params), decay_rate(params)
-    t, reference = duration.unsqueeze(-1), params.reference_time
-    onset = genotype * relative_onset(rate, decay.unsqueeze(-2), t, reference)  # (C, K)
-    grown = gain * relative_curve(rate, t, reference)  # (C, J)
+    reference = params.reference_time
+
+    def linear(t: Tensor) -> Tensor:  # (..., C) to (..., C, D)
+        t = t.unsqueeze(-1)
+        onset = genotype * relative_onset(rate, decay.unsqueeze(-2), t, reference)  # (..., C, K)
+        grown = gain * relative_curve(rate, t, reference)  # (..., C, J)
+        return onset @ params.effect + grown @ params.media_effect
+
+    y = linear(duration)
+    if params.field is not None:
+        times = step_times(duration)
+        _, drive, _, media_drive, *_ = _flow(genotype, exposure, params)
+        dose = genotype * reference_curve(decay.unsqueeze(-2), times.unsqueeze(-1))
+        pull = driven(dose, drive) + driven(gain, media_drive)
+        y = y + deviate(linear(times), pull, rate, duration, params.field)
+    t = duration.unsqueeze(-1)
     return State(
-        y=onset @ params.effect + grown @ params.media_effect,
+        y=y,
         genotype=genotype,
         dose=genotype * reference_curve(decay.unsqueeze(-2), t),
         exposure=exposure,
@@ -191,14 +210,15 @@ def forward(
     """
     perturbed = perturb(state, genotype)
     stimulated = expose(perturbed, exposure, gain_limit(perturbed.genotype, params.gain))
-    return wait(stimulated, duration, *flow(stimulated, params))
+    return let_wait(stimulated, duration, params)
 
 
 def inverse(state: State, duration: Tensor, params: ResponseParameters) -> State:
     """F⁻¹ (eq. 6): the unperturbed cells in baseline medium from which `state` came.
 
     Rewinds W over the duration, then takes off the media and perturbations that the state records.
-    Rounding grows by exp(λ t): what has relaxed for long has forgotten where it came from.
+    Rounding, and the error of the steps where there is a field, grow by exp(λ t): what has relaxed
+    for long has forgotten where it came from.
 
     Parameters
     ----------
@@ -209,7 +229,7 @@ def inverse(state: State, duration: Tensor, params: ResponseParameters) -> State
     params
         The biology.
     """
-    before = rewind(state, duration, *flow(state, params))
+    before = let_wait(state, -duration, params)
     return replace(
         before,
         genotype=torch.zeros_like(before.genotype),
@@ -229,13 +249,35 @@ def counterfactual(
     return forward(inverse(state, duration, params), genotype, exposure, duration, params)
 
 
+def let_wait(state: State, duration: Tensor, params: ResponseParameters) -> State:
+    """W: leave cells for a duration (C,), in closed form or, with a field, beside it (eqs. 3, 25).
+
+    Raises
+    ------
+    StiffFieldError
+        If the field ran away.
+    """
+    drive = flow(state, params)
+    after = wait(state, duration, *drive)
+    if params.field is None:
+        return after
+    path = [wait(state, t, *drive) for t in step_times(duration)]
+    pull = [driven(x.dose, drive[1]) + driven(x.gain, drive[3]) for x in path]
+    linear = torch.stack([x.y for x in path])
+    moved = deviate(linear, torch.stack(pull), drive[0], duration, params.field)
+    return replace(after, y=after.y + moved)
+
+
 def flow(state: State, params: ResponseParameters) -> tuple[Tensor, ...]:
     """What ``wait`` needs after the duration, for what cells carry and have met."""
-    rate, decay = condition_rate(state.genotype, state.exposure, params), decay_rate(params)
+    return _flow(state.genotype, state.exposure, params)
+
+
+def _flow(genotype: Tensor, exposure: Tensor, params: ResponseParameters) -> tuple[Tensor, ...]:
+    rate, decay = condition_rate(genotype, exposure, params), decay_rate(params)
     reference = rate.new_tensor(params.reference_time)
     set_in = onset_curve(rate, decay.unsqueeze(-2), reference)  # (C, K)
     reached = reference_curve(rate, reference)  # (C, 1)
     drive = params.effect.unsqueeze(-3) / set_in.unsqueeze(-1)  # (C, K, D)
     media_drive = params.media_effect.unsqueeze(-3) / reached.unsqueeze(-1)  # (C, J, D)
-    limit = gain_limit(state.genotype, params.gain)
-    return rate, drive, decay, media_drive, limit, params.turnover
+    return rate, drive, decay, media_drive, gain_limit(genotype, params.gain), params.turnover

@@ -31,6 +31,7 @@ from pyrocell.state import State
 
 __all__ = [
     "average_decay",
+    "driven",
     "onset_curve",
     "reference_curve",
     "relative_curve",
@@ -186,9 +187,9 @@ def wait(
     """
     t = duration.unsqueeze(-1)  # (C, 1)
     limit = state.exposure * limit  # a medium not met has no cascade
-    plateau = _driven(state.genotype, drive) + _driven(limit, media_drive)  # (C, D)
-    on_the_way = _driven(state.dose - state.genotype, drive, _carry_over(rate, decay, t))
-    on_the_way = on_the_way + _driven(
+    plateau = driven(state.genotype, drive) + driven(limit, media_drive)  # (C, D)
+    on_the_way = driven(state.dose - state.genotype, drive, _carry_over(rate, decay, t))
+    on_the_way = on_the_way + driven(
         state.gain - limit, media_drive, _carry_over(rate, turnover, t)
     )
     return replace(
@@ -213,7 +214,7 @@ def rewind(
     return wait(state, -duration, rate, drive, decay, media_drive, limit, turnover)
 
 
-def _driven(level: Tensor, drive: Tensor, carried: Tensor | float = 1.0) -> Tensor:
+def driven(level: Tensor, drive: Tensor, carried: Tensor | float = 1.0) -> Tensor:
     """Σ_n level[c, n] carried[c, n, d] drive[c, n, d]; (C, D)."""
     return (level.unsqueeze(-1) * carried * drive).sum(-2)
 
