@@ -24,7 +24,7 @@ from pyrocell.levels import condition_levels
 from pyrocell.screen import Screen
 
 OPTIONS = {"region": 0.05, "prior": 0.5, "concentration": 20.0, "min_count": 5.0, "min_cells": 10.0}
-SHUFFLES = range(3000, 3010)
+SHUFFLES = range(4000, 4010)
 LATE = ("POU5F1", "PRDM14", "RUNX1T1")  # knockouts that still move between days 4 and 5
 PATHWAY = ("ZAP70", "LAT", "LCK")
 
