@@ -1,4 +1,4 @@
-"""Command line: `pyrocell fit` on a file of counts, `pyrocell demo` on the embedded screen.
+"""Command line: `pyrocell fit` on counts, `demo` on the embedded screen, `design` of the next one.
 
 The summary goes to standard output; progress, warnings and errors go to standard error.
 """
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from anndata import AnnData, read_h5ad
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import pyrocell
+from pyrocell.cli_design import add_design
+from pyrocell.cli_input import natural, positive, read_cells, say
 from pyrocell.errors import PyrocellError, ScreenWarning
 
 __all__ = ["main"]
@@ -55,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _plain_warnings():
             arguments.command(arguments)
     except (PyrocellError, MisconfigurationException, OSError) as error:
-        _say(f"pyrocell: error: {' '.join(_as_options(str(error)).split())}")
+        say(f"pyrocell: error: {' '.join(_as_options(str(error)).split())}")
         return 2
     except KeyboardInterrupt:
-        _say("pyrocell: interrupted")
+        say("pyrocell: interrupted")
         return 130
     return 0
 
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--quick", action="store_true", help="a few epochs, to see that it runs")
     demo.set_defaults(command=_demo)
+    add_design(commands)
     return parser
 
 
@@ -156,14 +158,14 @@ def _add_fit(commands: Any) -> None:
     number = {"metavar": "N"}
     model.add_argument(
         "--n-latent",
-        type=_positive,
+        type=positive,
         default=10,
         help="axes of resting state (%(default)s)",
         **number,
     )
     model.add_argument(
         "--n-response",
-        type=_natural,
+        type=natural,
         default=8,
         help="further axes of response (%(default)s)",
         **number,
@@ -172,10 +174,10 @@ def _add_fit(commands: Any) -> None:
         "--likelihood", choices=("zinb", "nb"), default="zinb", help="of counts (%(default)s)"
     )
     model.add_argument(
-        "--max-epochs", type=_positive, help="by the number of cells if not given", **number
+        "--max-epochs", type=positive, help="by the number of cells if not given", **number
     )
     model.add_argument(
-        "--seed", type=_natural, default=0, help="same seed, same result (%(default)s)", **number
+        "--seed", type=natural, default=0, help="same seed, same result (%(default)s)", **number
     )
     model.add_argument(
         "--accelerator",
@@ -186,22 +188,10 @@ def _add_fit(commands: Any) -> None:
     fit.set_defaults(command=_fit)
 
 
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number ≥ 0')
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not _natural(text):
-        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number ≥ 1')
-    return int(text)
-
-
 def _fit(arguments: argparse.Namespace) -> None:
     pyrocell.report.check_target(arguments.output, arguments.force, arguments.tables)
-    _say(f"reading {arguments.file}")
-    adata = _read(arguments.file)
+    say(f"reading {arguments.file}")
+    adata = read_cells(arguments.file)
     setup = {name: getattr(arguments, name) for name in _SETUP}
     for kind in _COVARIATES:
         setup[f"{kind}_covariate_keys"] = getattr(arguments, f"{kind}_covariate_key")
@@ -210,15 +200,6 @@ def _fit(arguments: argparse.Namespace) -> None:
     model = pyrocell.PyroCell(adata, **{name: getattr(arguments, name) for name in names})
     _train(model, arguments.max_epochs, arguments.accelerator, arguments.seed)
     _report(model, arguments.output, arguments.force, arguments.tables)
-
-
-def _read(file: Path) -> AnnData:
-    if not file.is_file():
-        raise PyrocellError(f"{file} is not a file")
-    try:
-        return read_h5ad(file)
-    except Exception as error:  # whatever a file that is no h5ad makes its readers raise
-        raise PyrocellError(f"{file} cannot be read as .h5ad: {error}") from error
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -256,7 +237,7 @@ def _train(
         for name, n in parts.items()
         if n
     ]
-    _say("fitting " + ", ".join(counted))
+    say("fitting " + ", ".join(counted))
     start = time.monotonic()
     model.train(
         max_epochs,
@@ -265,7 +246,7 @@ def _train(
         progress_bar=False,
         callbacks=[_Progress()],
     )
-    _say(f"fitted in {time.monotonic() - start:.0f} s")
+    say(f"fitted in {time.monotonic() - start:.0f} s")
 
 
 class _Progress(pl.Callback):
@@ -299,12 +280,12 @@ class _Progress(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the rewritten line."""
         if self.terminal:
-            _say("")
+            say("")
 
 
 def _report(model: pyrocell.PyroCell, output: Path, overwrite: bool, tables: str = "csv") -> None:
     report = pyrocell.report.write(
-        model, output, overwrite=overwrite, tables=tables, say=lambda step: _say(f"writing {step}")
+        model, output, overwrite=overwrite, tables=tables, say=lambda step: say(f"writing {step}")
     )
     print(report.text)
     print(f"Written to {output}:\n{_CONTENTS.format(output)}", flush=True)
@@ -320,7 +301,7 @@ def _plain_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        warnings.showwarning = lambda message, *_, **__: _say(
+        warnings.showwarning = lambda message, *_, **__: say(
             f"warning: {_as_options(str(message))}"
         )
         yield
@@ -334,10 +315,6 @@ def _as_options(text: str) -> str:
         return f"--{name}" + {"None": " ''", '"': ' "', "": ""}[found[2]]
 
     return _ARGUMENT.sub(option, text)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

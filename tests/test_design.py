@@ -375,6 +375,7 @@ def test_noise_is_read_off_a_fitted_model(fitted):
     assert (np.diff(noise.cell_variance) > 0).all()
     for name in ("batch_sd", "effect_sd", "gain_sd", "change_sd", "media_sd", "drift_sd"):
         assert (getattr(noise, name) > 0).all()
+    assert list(noise.to_frame()["cell_variance"]) == list(noise.cell_variance)
     stated = design.Noise.from_model(fitted, n_samples=20, batch_sd=0.7)
     assert (stated.batch_sd == 0.7).all()
     layout = design.Layout.from_screen(fitted.screen)

@@ -207,3 +207,24 @@ def test_a_pseudobulk_of_many_cells_recovers_effects_and_eta():
 def test_settings_out_of_range_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         screen(SMALL, **changes)
+
+
+def test_a_screen_has_the_cells_that_it_is_given():
+    cells = np.random.default_rng(0).integers(0, 6, (2, 7, 1, 3))
+    adata = screen(SMALL, media=1, cells=cells)
+    n = pd.crosstab([adata.obs["media"], adata.obs["perturbation"]], adata.obs["batch"])
+    assert len(adata) == cells.sum()
+    np.testing.assert_array_equal(n.loc["baseline"].loc["control"], cells[0, 0, 0])
+    np.testing.assert_array_equal(n.loc["medium0"].loc["target5"], cells[1, 6, 0])
+    same = screen(SMALL, media=1).uns["truth"]
+    pd.testing.assert_frame_equal(adata.uns["truth"]["effect"], same["effect"])
+    with pytest.raises(ValueError, match="whole numbers"):
+        screen(SMALL, cells=cells)
+
+
+def test_all_perturbed_cells_share_the_common_effect():
+    plain = screen(SMALL, silent_fraction=1.0).uns["truth"]["effect"]
+    common = screen(SMALL, silent_fraction=1.0, common_rms=0.2).uns["truth"]["effect"]
+    assert not plain.to_numpy().any()
+    assert np.sqrt((common.iloc[0] ** 2).mean()) == pytest.approx(0.2)
+    assert (common == common.iloc[0]).all(axis=None)

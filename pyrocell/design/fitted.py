@@ -109,6 +109,7 @@ def _responses(model: PyroCell, n_samples: int, rms: Callable) -> dict[str, obje
     read: dict[str, object] = {}
     if n_media:
         read["media_sd"] = rms(squares[1 : 1 + n_media])
-    if len(arms) > 1 + n_media:
+    times = screen.aliased[screen.aliased["contrast"] == "time"]
+    if len(times) and times["estimable"].all():  # else the fit knows nothing of drift
         read["drift_sd"] = rms(squares[1 + n_media :])
     return read

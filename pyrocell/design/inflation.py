@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["aliasing", "contrast_weights", "inflation"]
 
-_NAMED = 8  # batches that a reason spells out
+_NAMED = 4  # batches that a reason spells out
 
 
 def contrast_weights(layout: Layout) -> tuple[pd.DataFrame, sp.csr_array]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from pyrocell.design.fitted import CLASSES, fitted_noise
 from pyrocell.errors import DesignError
@@ -148,6 +149,11 @@ class Noise:
         batches. Sizes are root mean squares over the genes of a class, E[x²] under the posterior.
         """
         return cls(**{**fitted_noise(model, n_samples, frozenset(stated)), **stated})
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per class of genes, its share first."""
+        names = ["share", *(f.name for f in fields(self) if f.name != "share")]
+        return pd.DataFrame({name: getattr(self, name) for name in names})
 
     def per_well(self, cells: float, well_sd: float) -> Noise:
         """Noise of an arrayed screen, whose layouts count wells: plates are the batches (App. C.2).

@@ -190,7 +190,8 @@ def _legalised(problem: Problem, drawn: np.ndarray, sure: np.ndarray) -> np.ndar
     held, safe = (np.bincount(key, x.sum(0), len(wanted)) for x in (mixed, sure))
     short, spare = np.maximum(wanted - held, 0), np.maximum(safe - wanted, 0)
     step = np.where(short > 0, short / np.maximum(short + spare, 1e-12), 0).max()
-    return mixed + step * (sure - mixed)
+    mixed = mixed + step * (sure - mixed)
+    return mixed / mixed.sum(1, keepdims=True)  # a full lane breaks nothing that a part of it meets
 
 
 def controls_in_one_lane(plan: Plan, layout: Layout) -> Layout:
@@ -229,7 +230,7 @@ def _impossible(plan: Plan, noise: Noise) -> str:
         remedies.append(f"lanes={lanes} (now {plan.lanes})")
     for name in ("min_cells", "min_controls"):
         value = getattr(plan, name)
-        if value and (most := _largest(plan, noise, name)):
+        if value and (most := _largest(plan, noise, name)) >= 1:
             remedies.append(f"{name}={most:g} (now {value:g})")
     asked = f"min_cells={plan.min_cells:g} of {len(plan.names)} perturbations and control in "
     asked += f"{len(plan.arms)} combinations of medium and time, min_controls="
@@ -242,16 +243,14 @@ def _impossible(plan: Plan, noise: Noise) -> str:
     )
 
 
-def _largest(plan: Plan, noise: Noise, name: str) -> float | None:
-    """Largest value of a field that some layout meets, by bisection; None if not even 0 does."""
+def _largest(plan: Plan, noise: Noise, name: str) -> float:
+    """Largest whole value of a field that some layout meets, by bisection; 0 if none does."""
 
     def possible(value: float) -> bool:
         return Problem(plan.at(**{name: value}), noise, None).legal() is not None
 
     low, high = 0.0, float(getattr(plan, name))
-    if not possible(low):
-        return None
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if possible(middle) else (low, middle)
-    return float(np.floor(low * (1 + 1e-6))) if low >= 1 else low
+    return float(np.floor(low * (1 + 1e-6)))

@@ -9,6 +9,7 @@ from pyrocell.plotting.assumptions import (
 )
 from pyrocell.plotting.calibration import ecdf_difference, rank_histogram, reliability
 from pyrocell.plotting.checks import history, predictive_check
+from pyrocell.plotting.design import cost_curve, lane_map, layout_graph
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
 from pyrocell.plotting.learning_curves import learning_curves
 from pyrocell.plotting.predictions import prediction
@@ -19,13 +20,16 @@ from pyrocell.plotting.steady import steady_screen
 __all__ = [
     "assumption_map",
     "batch_effects",
+    "cost_curve",
     "ecdf_difference",
     "effect_intervals",
     "effects",
     "gains",
     "history",
+    "lane_map",
     "latent",
     "layout",
+    "layout_graph",
     "learning_curves",
     "prediction",
     "predictive_check",
