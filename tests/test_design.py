@@ -244,6 +244,13 @@ def test_the_recommendation_is_compared_with_what_labs_do():
     assert apart.cells.sum() <= found.layout.cells.sum() + 1e-6
 
 
+def test_random_layouts_are_legal_where_a_lane_can_be_filled_in_hundreds_of_ways():
+    plan = design.Plan(10, ["baseline", "A", "B"], [1, 2, 3], lanes=9, arms_per_lane=3)
+    layout = design.random_layout(plan, 0)
+    assert len(plan.contents) == 84 and not plan.violations(layout)
+    np.testing.assert_allclose(layout.cells.sum((0, 1)), plan.cells_per_lane)
+
+
 def test_hundreds_of_perturbations_cost_no_more_than_a_few():
     plan = design.Plan(500, ["baseline", "IFNG"], lanes=24, hashing=False, min_controls=100)
     found = design.recommend(plan)

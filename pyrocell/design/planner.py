@@ -31,7 +31,8 @@ class Recommendation:
         The layout and its `score`.
     gap
         By how much the error could at most be lowered, as a fraction, by any layout that meets the
-        plan. The search stops at a bound, not at a guess.
+        plan. The search stops at a bound, not at a guess; where hundreds of sets of media and times
+        could share a lane, time may run out before the bound is close.
     comparison
         `compare` of it with the median of nine random legal layouts and with controls in a lane of
         their own.
@@ -93,6 +94,11 @@ def recommend(
         if problem.legal() is None:
             raise DesignError(_impossible(plan, noise))
         raise DesignError(f"seconds={seconds:g} is too short to find a layout; allow more")
+    bound = found.bound
+    if bound < (1 - tolerance) * found.value:  # many contents: what if all could share a lane?
+        free = plan.at(hashing=True, arms_per_lane=None, apart=(), libraries_per_lane=None)
+        loose = solve(Problem(free, noise, targets), tolerance, seconds)
+        bound = min(max(bound, loose.bound if loose else 0.0), found.value)
     layout = plan.layout(_lanes(problem, found.lanes, found.cells))
     others = {}
     if compared:
@@ -102,7 +108,7 @@ def recommend(
     return Recommendation(
         layout=layout,
         score=score(layout, noise, targets),
-        gap=float(1 - np.sqrt(found.bound / found.value)),
+        gap=float(1 - np.sqrt(bound / found.value)),
         comparison=compare({"recommended": layout, **others}, noise, targets),
         plan=plan,
         noise=noise,
@@ -150,6 +156,7 @@ def random_layout(plan: Plan, seed: int) -> Layout:
     share = legal[:size] / np.maximum(lanes, 1)[problem.content]
     sure = np.stack([np.where(problem.content == t, share, 0) for t in of_lane])  # (lanes, S)
     drawn = np.stack([_drawn(problem, t, rng) for t in of_lane])
+    sure = np.where(sure.any(1, keepdims=True), sure, drawn)  # a lane may be legal and empty
     cells = _legalised(problem, drawn, sure)
     cube = np.stack([problem.cube(row).numpy().sum(-1) for row in cells], -1)
     every = np.concatenate([cube[:1], cube[1:][plan.library_of]])
