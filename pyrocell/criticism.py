@@ -47,7 +47,7 @@ def posterior_predictive_check(
             logits = model.resting_logits(values, z) + shift
             replicated[s] = _statistics(model.view(values, logits, args["log_size"], z).sample())
     tail = 50 * (1 - credible_level)
-    lower, upper = np.percentile(replicated, [tail, 100 - tail], axis=0)
+    lower, upper = np.percentile(replicated, [tail, 100 - tail], axis=0, method="weibull")
     tables = [
         pd.DataFrame(
             {

@@ -39,3 +39,8 @@ class Curvature(nn.Module):
         """φ of states z (n, d), (n, H)."""
         along, offset = z @ self.direction, self.offset
         return softplus(along + offset) - softplus(offset) - offset.sigmoid() * along
+
+    def slope(self, z: Tensor) -> Tensor:
+        """∂φ/∂z of states z (n, d), (n, d, H)."""
+        bend = (z @ self.direction + self.offset).sigmoid() - self.offset.sigmoid()
+        return self.direction * bend[:, None]

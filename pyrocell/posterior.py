@@ -87,7 +87,8 @@ def summarise(draws: np.ndarray, credible_level: float = 0.9) -> dict[str, np.nd
     if not 0 < credible_level < 1:
         raise ScreenError(f"credible_level={credible_level} must be between 0 and 1, such as 0.9")
     tail = 50 * (1 - credible_level)
-    lower, upper = np.percentile(draws, [tail, 100 - tail], axis=0)
+    # an interval between order statistics of n draws holds one more draw with just this probability
+    lower, upper = np.percentile(draws, [tail, 100 - tail], axis=0, method="weibull")
     above = (draws > 0).mean(0)
     return {
         "mean": draws.mean(0),

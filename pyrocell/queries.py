@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrocell.batches import CellData
 from pyrocell.errors import ScreenError
+from pyrocell.local_posterior import draw_own_state, drawn_loading
 from pyrocell.noise import centre
 from pyrocell.operators import Protocol, run
 from pyrocell.posterior import Posterior, check_draws, summarise
@@ -306,15 +307,16 @@ class Queries:
         """
         check_draws(n_samples)
         conditions, _, unseen = self.conditions(frame)
-        n_genes = len(self.screen.genes)
+        n_genes, mean_count = len(self.screen.genes), self.posterior.guide.mean_count
         block = max(1, _BLOCK_BYTES // (4 * n_samples * n_genes))
         for start in range(0, len(cells), block):
             rows = np.arange(start, min(start + block, len(cells)))
             args = {k: v.to(self.model.loading.device) for k, v in cells.rows(rows).items()}
             draws = np.empty((n_samples, len(rows), n_genes), np.float32)
             for s, values in enumerate(self.posterior.draws(n_samples)):
-                with torch.no_grad():
-                    z = self._resting_state(values, args, s, cells.conditions)
+                theta = values["V.dispersion"]
+                with torch.no_grad(), drawn_loading(self.model, mean_count, theta, s):
+                    z = draw_own_state(self.posterior.guide, values, args, s, cells.conditions)
                     shift = self._shift(values, conditions, unseen, s)
                     if self.model.n_batches > 1:
                         shift = shift + values["eta"][args["batch"]]

@@ -114,3 +114,12 @@ def test_what_cannot_be_summarised_is_refused_by_name(fitted):
     for level in (0.0, 1.0, 95):
         with pytest.raises(ScreenError, match=f"credible_level={level}"):
             fitted.batch_effects(n_samples=3, credible_level=level)
+
+
+@pytest.mark.parametrize("n", [30, 50, 200])
+def test_intervals_of_few_draws_hold_their_share_of_new_ones(n):
+    rng = np.random.default_rng(n)
+    found = summarise(rng.standard_normal((n, 20_000)), 0.9)
+    new = rng.standard_normal(20_000)
+    held = ((found["lower"] <= new) & (new <= found["upper"])).mean()
+    assert held == pytest.approx(0.9, abs=0.007)  # three standard errors
