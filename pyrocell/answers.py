@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from pyrocell.batches import CellData
 from pyrocell.errors import ProtocolError, ScreenError
+from pyrocell.events import EVENTS
 from pyrocell.generative import GenerativeModel
 from pyrocell.layout import content_names
 from pyrocell.levels import ConditionLevels, condition_levels
@@ -46,8 +47,20 @@ def protocol_frame(protocol: Protocol, screen: Screen) -> pd.DataFrame:
         "media": media[0] if media else screen.baseline_media,
     }
     if screen.times:
-        row["time"] = protocol.duration
+        row |= {"time": protocol.duration} | _event_times(protocol)
     return pd.DataFrame([row])
+
+
+def _event_times(protocol: Protocol) -> dict[str, float]:
+    """When a protocol first perturbs, and first changes the medium, where not at its start."""
+    found: dict[str, float] = {}
+    clock = 0.0
+    for step in protocol.steps:
+        if isinstance(step, Wait):
+            clock += step.time
+        else:
+            found.setdefault("perturbed_at" if isinstance(step, Perturb) else "exposed_at", clock)
+    return {event: time for event, time in found.items() if time > 0}
 
 
 def _usual_order(protocol: Protocol) -> bool:
@@ -79,7 +92,9 @@ def predict(
         )
     frame = conditions.reset_index(drop=True)
     draws = queries.predict(frame, n_samples, size_factor, progress, order)
-    names = [" | ".join(map(str, row)) for row in frame.itertuples(index=False)]
+    # a protocol's one row is named by where it ends, so that orders can be compared
+    named = frame if order is None else frame.drop(columns=list(EVENTS), errors="ignore")
+    names = [" | ".join(map(str, row)) for row in named.itertuples(index=False)]
     if return_draws:
         coords = {"condition": names, "gene": list(screen.genes)}
         return xr.DataArray(draws, dims=("draw", "condition", "gene"), coords=coords)
@@ -151,6 +166,7 @@ _DIMS = {
     "P.interaction": ("arm", "gene"),
     "M.effect": ("media", "axis"),
     "M.gain": ("perturbation", "media"),
+    "M.turnover": ("media",),
     "M.residual": ("media", "time", "gene"),
     "W.log_rate_base": (),
     "W.log_rate": ("driver",),

@@ -118,6 +118,10 @@ class GenerativeModel(ScreenMap):
             values["W.decay_ratio"] = pyro.sample("W.decay_ratio", ratio)
             decay = self.log_decay(values)
             values["W.log_decay"] = pyro.deterministic("W.log_decay", decay, event_dim=1)
+        if self.has_turnover:
+            loc = self.log_turnover_centre(values).expand(j)
+            turnover = dist.LogNormal(loc, p.turnover_sd).to_event(1)
+            values["M.turnover"] = pyro.sample("M.turnover", turnover)
         if self.has_field:
             scale = self.field.log_scale.exp().expand(-1, self.n_axes)
             values["W.field"] = _sample("W.field", torch.zeros_like(scale), scale)

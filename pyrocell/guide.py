@@ -170,6 +170,8 @@ class Guide(GuideParameters):
     def _operator_sites(self, drawn: Tensor) -> dict[str, Tensor]:
         model = self.model
         values = self._rate_sites() if model.has_rates else {}
+        if model.has_turnover:
+            values["M.turnover"] = self._turnover(values)
         if model.has_field:
             values["W.field"] = self._weights("W.field", "field")
         values |= {
@@ -182,6 +184,23 @@ class Guide(GuideParameters):
         if model.has_drift:
             values["W.drift"] = self._normal("W.drift", "drift")
         return values
+
+    def _turnover(self, rates: dict[str, Tensor]) -> Tensor:
+        """ρ given the common rate; the prior, exactly, of media that one order was run of."""
+        model = self.model
+        scale = self.turnover_log_scale.exp()
+        scale = torch.where(model.reversed_media, scale, model.priors.turnover_sd)
+        normal = dist.LogNormal(self._log_turnover(rates), scale)
+        return pyro.sample("M.turnover", normal.to_event(1))
+
+    def _log_turnover(self, rates: dict[str, Tensor]) -> Tensor:
+        """Centre of log ρ at a common rate, (J,)."""
+        prior = self.model.log_turnover_centre(rates)
+        shift = self.turnover_loc - self.model.priors.turnover_loc
+        if self.model.has_rates:
+            moved = rates["W.log_rate_base"] - self.rate_base_loc
+            shift = shift - (1 - self.turnover_along_base) * moved
+        return torch.where(self.model.reversed_media, prior + shift, prior)
 
     def _rate_sites(self) -> dict[str, Tensor]:
         """Rates in the order common, driver, product: what one takes the next gives back."""
@@ -309,6 +328,8 @@ class Guide(GuideParameters):
         if model.has_rates:
             centre["W.decay_ratio"] = self.decay_loc.exp()
             centre["W.log_decay"] = model.log_decay(centre)
+        if model.has_turnover:
+            centre["M.turnover"] = self._log_turnover(centre).exp()
         if model.n_media:
             ratio = self.control_log_ratio.exp()
             centre["M.effect"] = self.media_effect_loc * ratio[:, None]

@@ -84,6 +84,10 @@ class GuideParameters(nn.Module):
             self.gain_kept = nn.Parameter(torch.ones(k, j))
         if model.has_rates:
             self._rates(model, per_node)
+        if model.has_turnover:
+            prior = torch.tensor(model.priors.turnover_sd)
+            self._gaussian("turnover", torch.full((j,), model.priors.turnover_loc), prior)
+            self.turnover_along_base = nn.Parameter(torch.ones(j))
         if model.has_field:
             zeros = torch.zeros(len(model.field.offset), model.n_axes)
             self._gaussian("field", zeros, torch.tensor(0.5))

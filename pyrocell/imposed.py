@@ -15,13 +15,14 @@ from torch import Tensor
 
 from pyrocell.assume import Assume, check_assumed
 from pyrocell.errors import ScreenError
+from pyrocell.links import Links
 from pyrocell.screen import Screen
 from pyrocell.structure import Conditions
 from pyrocell.testability import Comparison, comparisons
 
 __all__ = ["imposed_contrasts"]
 
-Weights = dict[tuple, float]  # (genotype, exposure, duration, time index) → weight
+Weights = dict[tuple, float]  # (genotype, exposure, duration, time index, two events) → weight
 
 
 def imposed_contrasts(
@@ -59,11 +60,11 @@ def imposed_contrasts(
     for i, weights in enumerate(contrasts):
         for key, weight in weights.items():
             matrix[i, table[key]] = weight
-    genotype, exposure, duration, time_index = (
+    genotype, exposure, duration, time_index, perturbed_at, exposed_at = (
         torch.tensor(np.array(column), dtype=dtype)
         for column, dtype in zip(
             zip(*table, strict=True),
-            (torch.float, torch.float, torch.float, torch.long),
+            (torch.float, torch.float, torch.float, torch.long, torch.float, torch.float),
             strict=True,
         )
     )
@@ -75,16 +76,16 @@ def imposed_contrasts(
         duration,
         time_index,
         none,
+        perturbed_at,
+        exposed_at,
     )
     return conditions, as_float(matrix), as_float(genes)
 
 
 def _contrasts(screen: Screen, row: Comparison) -> list[Weights]:
     """What has to be zero if an assumption holds, one contrast for each time it speaks of."""
-    table = screen.conditions
-    here = (table.perturbation == row.perturbation) & (table.media == row.media)
-    arm = np.flatnonzero(here)
-    arm = arm[np.argsort(screen.duration[arm])]
+    measured = Links(screen).arm(row.perturbation, row.media)
+    arm = [measured[t] for t in sorted(measured)]
     if row.assumption == "memory" or not len(arm):
         raise ScreenError(
             f"{row.assumption} of {row.perturbation} in medium {row.media} cannot be imposed: no "
@@ -101,7 +102,7 @@ def _contrasts(screen: Screen, row: Comparison) -> list[Weights]:
         )
     *_, last = keys
     step = float(np.diff(screen.times)[-1])
-    pairs = [((*last[:2], last[2] + step, last[3]), last)]
+    pairs = [((*last[:2], last[2] + step, *last[3:]), last)]
     pairs += [(last, keys[-2])] if len(keys) > 1 else []
     changes = [_less(later, earlier) for later, earlier in pairs]
     if row.assumption != "steady_vs_control":
@@ -118,6 +119,8 @@ def _key(screen: Screen, condition: int) -> tuple:
         tuple(screen.exposure[condition].astype(float)),
         float(screen.duration[condition]),
         int(screen.time_index[condition]),
+        float(screen.perturbed_at[condition]),
+        float(screen.exposed_at[condition]),
     )
 
 

@@ -40,7 +40,8 @@ class Links:
     Attributes
     ----------
     arms
-        Conditions of each (perturbation set, medium), by time.
+        Conditions of each (perturbation set, medium), by time. Where arms differ in when cells were
+        perturbed and met their medium, those of the usual order at the most usual times.
     perturbations
         Singles first, whether or not measured alone; then combinations.
     baseline, media
@@ -64,8 +65,10 @@ class Links:
         self._n_times = dict(zip(names, held.sum(axis=0), strict=True))  # by batch
         self.arms: dict[tuple[str, str], Arm] = {}
         labels = zip(screen.conditions["perturbation"], screen.conditions["media"], strict=True)
+        usual = _usual_times(screen)
         for c, (arm, time) in enumerate(zip(labels, screen.time_index.tolist(), strict=True)):
-            self.arms.setdefault(arm, {})[time] = c
+            if usual[c]:
+                self.arms.setdefault(arm, {})[time] = c
         sets = dict.fromkeys((*screen.perturbations, *screen.conditions["perturbation"]))
         self.perturbations = [label for label in sets if label != self.control]
 
@@ -129,3 +132,25 @@ class Links:
             for one, other, time in cases
         ]
         return f"{'; '.join(parts[:SHOWN])}, and no condition links them"
+
+
+def _usual_times(screen: Screen) -> np.ndarray:
+    """(C,) bool: conditions perturbed and exposed when most are, perturbed no later than exposed.
+
+    Controls of a medium count if they met it when its perturbed cells did.
+    """
+    perturbed, exposed = ~screen.is_control, screen.exposure.any(1)
+    in_order = perturbed & ~(exposed & (screen.exposed_at < screen.perturbed_at))
+    cells = screen.conditions["n_cells"].to_numpy()
+
+    def most_usual(times: np.ndarray, *choices: np.ndarray) -> float:
+        rows = next((choice for choice in choices if choice.any()), np.zeros(len(times), bool))
+        found, code = np.unique(times[rows], return_inverse=True)
+        return float(found[np.bincount(code, cells[rows]).argmax()]) if len(found) else 0.0
+
+    start = most_usual(screen.perturbed_at, in_order)
+    usual = ~perturbed | (in_order & (screen.perturbed_at == np.float32(start)))
+    for met in screen.exposure.T > 0:
+        time = most_usual(screen.exposed_at, met & usual & perturbed, met & usual)
+        usual &= ~met | (screen.exposed_at == np.float32(time))
+    return usual

@@ -18,11 +18,12 @@ from pyrocell.operators import (
     ResponseParameters,
     bounded_rate,
     bounded_weight,
-    respond,
+    condition_rate,
+    respond_in_order,
 )
 from pyrocell.operators.perturbation import on_target_shift
 from pyrocell.operators.response import FASTEST
-from pyrocell.operators.waiting import relative_curve, relative_onset
+from pyrocell.operators.waiting import onset_curve, relative_curve, relative_onset
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
 from pyrocell.state import State
@@ -100,6 +101,8 @@ class ScreenMap(nn.Module):
             "duration": as_float(screen.duration),
             "time_index": torch.as_tensor(screen.time_index),
             "interaction": interaction,
+            "perturbed_at": as_float(screen.perturbed_at),
+            "exposed_at": as_float(screen.exposed_at),
             "target": torch.as_tensor(screen.target),
             "contrast": contrast_matrix(self.n_batches),
             "content": batch_content(screen),
@@ -109,6 +112,11 @@ class ScreenMap(nn.Module):
             ),
         }.items():
             self.register_buffer(name, value, persistent=False)
+        lost = (self.exposed_at < self.perturbed_at) & (genotype.sum(1) > 0)  # after it had begun
+        reversed_media = (exposure * lost[:, None]).any(0)  # (J,) both orders were run
+        self.register_buffer("reversed_media", reversed_media, persistent=False)
+        self.has_turnover = bool(reversed_media.any())
+        self.clock = float(np.mean(screen.times)) if len(screen.times) else 1.0
         self.imposed = imposed_contrasts(screen, [Assume(**a) for a in self.config.assume])
         own = torch.zeros(self.n_perturbations, self.n_genes)
         measured = self.target >= 0
@@ -119,7 +127,13 @@ class ScreenMap(nn.Module):
     def conditions(self) -> Conditions:
         """The screen's own conditions."""
         return Conditions(
-            self.genotype, self.exposure, self.duration, self.time_index, self.interaction
+            self.genotype,
+            self.exposure,
+            self.duration,
+            self.time_index,
+            self.interaction,
+            self.perturbed_at,
+            self.exposed_at,
         )
 
     @property
@@ -138,6 +152,11 @@ class ScreenMap(nn.Module):
         """log μ of each perturbed gene's product, (K,): never slower than the response itself."""
         return values["W.log_rate"][: self.n_perturbations] + values["W.decay_ratio"]
 
+    def log_turnover_centre(self, values: dict[str, Tensor]) -> Tensor:
+        """Prior centre of log ρ, a scalar: cascades are lost at the pace at which cells respond."""
+        per_time = self.loading.new_tensor(-math.log(self.clock))
+        return values.get("W.log_rate_base", per_time) + self.priors.turnover_loc
+
     def axes(self, values: dict[str, Tensor]) -> Tensor:
         """Loadings of (y_z, y_r), (..., d + r, G); the own part's rows have unit RMS over genes."""
         own = values["V.loading"]
@@ -149,13 +168,14 @@ class ScreenMap(nn.Module):
         """Parameters of P, M and W in the form that the operators take."""
         k, j = self.n_perturbations, self.n_media
         one = self.loading.new_ones(())
+        turnover = values.get("M.turnover", self.log_turnover_centre(values).exp().expand(j))
         at_once = one.new_tensor(math.log(FASTEST / self.reference_time))
         base = values.get("W.log_rate_base", at_once)
         return ResponseParameters(
             effect=values["P.effect"],
             media_effect=values.get("M.effect", one.new_zeros(0, self.n_axes)),
             gain=values.get("M.gain", one.new_ones(k, 0)),
-            turnover=one.new_zeros(j),
+            turnover=turnover,
             log_rate=values.get("W.log_rate", base.expand(k + j)),
             base_log_rate=base,
             reference_time=self.reference_time,
@@ -243,10 +263,12 @@ class ScreenMap(nn.Module):
 
     def shift(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         """Log-mean shift of each condition against rest, η excluded, (C, G), log-fold change."""
-        state = respond(
+        state = respond_in_order(
             conditions.genotype,
             conditions.exposure,
             conditions.duration,
+            conditions.perturbed_at,
+            conditions.exposed_at,
             self.response_parameters(values),
         )
         return self.shift_of(values, state, conditions)
@@ -264,23 +286,61 @@ class ScreenMap(nn.Module):
             conditions.genotype, values["P.on_target"], self.target, self.n_genes
         )
         if self.config.gene_residual:
-            out = out + self._residual(values, conditions, state.gain)
+            out = out + self._residual(values, conditions)
         return out
 
-    def _residual(self, values: dict[str, Tensor], conditions: Conditions, gain: Tensor) -> Tensor:
+    def _residual(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         walk = values["P.residual"]  # (K, T, G)
         # the level at a perturbation's own gene is P.on_target; its residual only moves in time
         walk = walk - self.own_gene[:, None] * walk[:, :1]
-        out = gather_nodes(conditions.genotype, walk, conditions.time_index)
+        out = self._at_nodes(conditions.genotype, walk, conditions, conditions.perturbed_at)
         if self.n_media:
-            out = out + gather_nodes(
-                conditions.exposure, values["M.residual"], conditions.time_index
+            out = out + self._at_nodes(
+                conditions.exposure, values["M.residual"], conditions, conditions.exposed_at
             )
         if self.n_interactions:
             rows = conditions.interaction
             extra = values["P.interaction"][rows.clamp_min(0)]
-            out = out + extra * (rows >= 0)[:, None]
+            out = out + extra * ((rows >= 0) * self._set_in(values, conditions))[:, None]
         return out
+
+    def _at_nodes(self, weight: Tensor, walk: Tensor, conditions: Conditions, at: Tensor) -> Tensor:
+        """Residuals of the drivers of each condition, (C, G).
+
+        A walk's nodes are the measured times since an event at 0. After a later event it is read
+        between the nodes, linearly in the time since, from zero at the event itself.
+        """
+        out = gather_nodes(weight, walk, conditions.time_index)
+        later = at > 0
+        if not self.has_time or not bool(later.any()):
+            return out
+        rows, nodes = later.nonzero()[:, 0], self._walk_times()
+        since = (conditions.duration - at)[rows]
+        above = torch.searchsorted(nodes, since).clamp_max(self.n_times - 1)
+        below = (above - 1).clamp_min(0)
+        start = torch.where(above > 0, nodes[below], 0.0)
+        share = ((since - start) / (nodes[above] - start)).clamp_max(1.0)[:, None]
+        mine = weight[rows]
+        first = gather_nodes(mine, walk, below) * (above > 0)[:, None]
+        between = (1 - share) * first + share * gather_nodes(mine, walk, above)
+        return out.index_copy(0, rows, between)
+
+    def _set_in(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
+        """Share of an interaction with a medium that has set in, (C,).
+
+        It is of the response that the perturbation has changed: where the medium came first it
+        grows as that response is lost, at the turnover and then the rate of the response.
+        """
+        genotype, exposure = conditions.genotype, conditions.exposure
+        lost = (conditions.exposed_at < conditions.perturbed_at) & exposure.any(1)
+        ones = torch.ones_like(conditions.duration)
+        if not bool(lost.any()):
+            return ones
+        params = self.response_parameters(values)
+        turnover = (exposure * params.turnover).sum(1)
+        rate = condition_rate(genotype, exposure, params)[:, 0]
+        since = (conditions.duration - conditions.perturbed_at).clamp_min(0)
+        return torch.where(lost, onset_curve(rate, turnover, since), ones)
 
     def imposed_change(self, values: dict[str, Tensor]) -> Tensor:
         """What the assumptions imposed hold to be zero, (contrasts, G), log-fold change."""

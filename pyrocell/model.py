@@ -154,6 +154,8 @@ class PyroCell(Answers, BaseModelClass):
         media_key: str | None = None,
         baseline_media: str = "baseline",
         time_key: str | None = None,
+        perturbation_time_key: str | None = None,
+        media_time_key: str | None = None,
         guide_key: str | None = None,
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
@@ -171,6 +173,9 @@ class PyroCell(Answers, BaseModelClass):
         batch_key, perturbation_key, perturbation_type_key, media_key, time_key
             Columns of `.obs`; None where the screen has none. Genes of a combination are joined by
             "+"; times are numbers ≥ 0.
+        perturbation_time_key, media_time_key
+            Columns with the time, on the clock of `time_key`, at which each cell was perturbed and
+            met its medium, for arms that differ in order; default: 0. Ignored where it did not.
         control, baseline_media
             Labels of unperturbed cells and of the medium without stimulus. Cells with non-targeting
             guides are controls under this one label.
@@ -357,9 +362,8 @@ class PyroCell(Answers, BaseModelClass):
         state, settings, history = read_model(dir_path)
         try:
             screen = Screen.from_dict(settings["screen"]["screen"])
-            priors = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in settings["priors"].items()
-            }
+            listed = settings["priors"].items()
+            priors = {k: tuple(v) if isinstance(v, list) else v for k, v in listed}
             config = ModelConfig(**settings["config"])
             module = ScreenModule.from_state(state, screen, config, Priors(**priors))
             registry, trained, seed = (settings[key] for key in ("registry", "trained", "seed"))
@@ -388,6 +392,8 @@ class PyroCell(Answers, BaseModelClass):
 
 
 def _treatments(screen: Screen) -> pd.DataFrame:
-    """Perturbation, media and time (if any) of each condition."""
-    columns = ["perturbation", "media", *(["time"] if screen.times else [])]
-    return screen.conditions[columns]
+    """Perturbation, media, and (if there are any) times of each condition."""
+    table = screen.conditions[["perturbation", "media", *(["time"] if screen.times else [])]]
+    if not screen.times:
+        return table
+    return table.assign(perturbed_at=screen.perturbed_at, exposed_at=screen.exposed_at)

@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from pyrocell.errors import ScreenError, UnknownLabelError
+from pyrocell.events import read_events
 from pyrocell.labels import (
     control_suggestion,
     factorise,
@@ -30,7 +31,6 @@ __all__ = [
     "encode_times",
     "read_labels",
     "read_times",
-    "split_conditions",
     "tabulate",
 ]
 
@@ -47,6 +47,8 @@ class CellLabels:
         Per genotype code, the sorted indices of its perturbations.
     genotype, medium, moment, batch, guide
         (N,) int64 codes; medium -1 for the baseline; guide None where there is none.
+    events
+        Those of `EVENTS` that were registered, (N,) float64 times.
     """
 
     names: dict[str, Any]
@@ -57,6 +59,7 @@ class CellLabels:
     moments: np.ndarray
     batch: np.ndarray
     guide: np.ndarray | None
+    events: dict[str, np.ndarray]
 
 
 def _read_genotypes(
@@ -220,6 +223,8 @@ def read_labels(
     media: Any,
     baseline_media: str,
     time: Any,
+    perturbation_time: Any,
+    media_time: Any,
     batch: Any,
     guide: Any,
     columns: Mapping[str, str],
@@ -237,7 +242,7 @@ def read_labels(
     medium, media_names = _read_media(
         media, n, str(baseline_media).strip(), columns.get("media", "media"), like
     )
-    moment, moments = np.zeros(n, np.int64), np.zeros(0)
+    moment, moments, values = np.zeros(n, np.int64), np.zeros(0), None
     if time is not None:
         values = read_times(time, columns.get("time", "time"))
         moments, moment = np.unique(values, return_inverse=True)
@@ -245,6 +250,17 @@ def read_labels(
         raise UnknownLabelError(
             f"{columns.get('time', 'time')} is needed: the model has times {listed(like.times)}"
         )
+    perturbed = np.array([bool(g) for g in genotypes])[code]
+    told = {
+        "perturbed_at": ("perturbation_time", perturbation_time, perturbed),
+        "exposed_at": ("media_time", media_time, medium >= 0),
+    }
+    harvest_column = columns.get("time", "time")
+    events = {
+        event: read_events(at, event, where, values, columns.get(role, role), harvest_column)
+        for event, (role, at, where) in told.items()
+        if at is not None
+    }
     batches, batch_names = _read_batches(batch, n, columns.get("batch", "batch"), like)
     guides, guide_names = None, []
     if guide is not None:
@@ -255,7 +271,7 @@ def read_labels(
         "batches": batch_names,
         "guides": tuple(guide_names),
     }
-    return CellLabels(names, genotypes, code, medium, moment, moments, batches, guides)
+    return CellLabels(names, genotypes, code, medium, moment, moments, batches, guides, events)
 
 
 def condition_arrays(
@@ -301,13 +317,20 @@ def tabulate(cells: CellLabels) -> dict[str, Any]:
     names = cells.names
     perturbations, media = names["perturbations"], names["media"]
     n_media, n_moments = len(media) + 1, max(1, len(cells.moments))
+    ways, way = np.zeros((1, len(cells.events))), 0  # when events happened, all cells alike
+    if cells.events:
+        ways, way = np.unique(
+            np.column_stack([*cells.events.values()]), axis=0, return_inverse=True
+        )
     key = (cells.genotype * n_media + cells.medium + 1) * n_moments + cells.moment
-    used, condition = np.unique(key, return_inverse=True)
+    used, condition = np.unique(key * len(ways) + np.ravel(way), return_inverse=True)
+    used, way = used // len(ways), used % len(ways)
     moment, medium = used % n_moments, used // n_moments % n_media - 1
     genotypes = [cells.genotypes[i] for i in used // n_moments // n_media]
     labels = ["+".join(perturbations[k] for k in g) or names["control"] for g in genotypes]
     order = sorted(
-        range(len(used)), key=lambda c: (bool(genotypes[c]), labels[c], medium[c], moment[c])
+        range(len(used)),
+        key=lambda c: (bool(genotypes[c]), labels[c], medium[c], moment[c], way[c]),
     )
     rank = np.empty(len(used), dtype=np.int64)
     rank[order] = np.arange(len(used))
@@ -322,6 +345,7 @@ def tabulate(cells: CellLabels) -> dict[str, Any]:
             "perturbation": [labels[c] for c in order],
             "media": media_labels[medium],
             "time": time,
+            **dict(zip(cells.events, ways[way[order]].T, strict=True)),
             "n_cells": counts.sum(axis=1),
         }
     )
@@ -371,9 +395,3 @@ def encode_batches(batch: pd.Series | None, n: int, batches: Sequence[str]) -> n
                 "out for the average over batches"
             )
     return np.array([*(index[label] for label in labels), -1], dtype=np.int64)[codes]
-
-
-def split_conditions(labels: Sequence[str], perturbations: Sequence[str]) -> list[list[int]]:
-    """Indices of the perturbations in canonical labels, as `Screen.conditions` has them."""
-    index = {name: k for k, name in enumerate(perturbations)}
-    return [[index[part] for part in label.split("+") if part in index] for label in labels]

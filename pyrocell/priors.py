@@ -41,7 +41,9 @@ class Priors:
         Log-normal prior of log(μ/λ): by how much the product of a perturbed gene is lost faster
         than cells respond. Onset is symmetric in the two rates, so λ is the slower one.
     turnover_loc, turnover_sd
-        log turnover rate of a started cascade, used where both orders were run.
+        log turnover of a started cascade, relative to the screen's common rate of response (to one
+        per mean time where it has none): once its pathway is gone it is lost as gene products are,
+        so the centre is that of log(μ/λ). Learned where both orders were run.
     drift_sd
         Control drift at the reference time, per own axis.
     eta_sd, eta_spread
@@ -82,7 +84,7 @@ class Priors:
     log_rate_spread: float = 1.0
     decay_ratio_loc: float = 0.0
     decay_ratio_sd: float = 0.8
-    turnover_loc: float = -1.0
+    turnover_loc: float = 1.0
     turnover_sd: float = 1.0
     drift_sd: float = 0.2
     eta_sd: float = 0.2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -156,7 +156,8 @@ class Queries:
         else:
             time_index, gap = torch.zeros_like(duration, dtype=torch.long), 0 * duration
         interaction, unseen = self._interaction_rows(genotype, exposure)
-        rows = Conditions(genotype, exposure, duration, time_index, interaction)
+        events = (to(at, torch.float32) for at in self.screen.encode_events(frame))
+        rows = Conditions(genotype, exposure, duration, time_index, interaction, *events)
         return rows, to(batch, torch.long), torch.stack([unseen, gap], 1)
 
     def _interaction_rows(self, genotype: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,11 +180,11 @@ class Queries:
         protocol: Protocol | None = None,
     ) -> Tensor:
         """Shift of the requested conditions, with the prior's noise for what was never seen."""
-        model = self.model
+        model, values = self.model, self._with_turnover(values, seed)
         if protocol is None:
             shift = model.shift(values, conditions)
         else:
-            shift = model.shift_of(values, self._carry_out(protocol, values, seed), conditions)
+            shift = model.shift_of(values, self._carry_out(protocol, values), conditions)
         if not model.config.gene_residual or not bool((unseen > 0).any()):
             return shift
         generator = torch.Generator(device=shift.device).manual_seed(seed)
@@ -198,19 +199,23 @@ class Queries:
             shift = shift + perturbed * (variance * unseen[:, 1:]).sqrt() * noise()
         return shift
 
-    def _carry_out(self, protocol: Protocol, values: dict[str, Tensor], seed: int) -> State:
-        """Run a protocol of any order; turnover of gains, never measured here, is the prior's."""
-        model, screen = self.model, self.screen
+    def _with_turnover(self, values: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """Draws with the turnover of gains: the prior's where the screen has one order of steps."""
+        model = self.model
+        if "M.turnover" in values or not model.n_media:
+            return values
         generator = torch.Generator(device=model.loading.device).manual_seed(seed)
         noise = torch.randn(model.n_media, generator=generator, device=model.loading.device)
-        turnover = (model.priors.turnover_loc + model.priors.turnover_sd * noise).exp()
-        return run(
-            protocol,
-            replace(model.response_parameters(values), turnover=turnover),
-            {name: k for k, name in enumerate(screen.perturbations)},
-            {name: j for j, name in enumerate(screen.media)},
-            types=screen.perturbation_types,
+        log_turnover = model.log_turnover_centre(values) + model.priors.turnover_sd * noise
+        return values | {"M.turnover": log_turnover.exp()}
+
+    def _carry_out(self, protocol: Protocol, values: dict[str, Tensor]) -> State:
+        screen = self.screen
+        names = (
+            {n: i for i, n in enumerate(each)} for each in (screen.perturbations, screen.media)
         )
+        params = self.model.response_parameters(values)
+        return run(protocol, params, *names, types=screen.perturbation_types)
 
     def predict(
         self,

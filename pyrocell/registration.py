@@ -27,6 +27,9 @@ from pyrocell.screen import Screen
 
 __all__ = ["CellTensors", "ScreenManager", "build_screen", "cell_tensors", "register"]
 
+_ROLES = (
+    "perturbation batch media time guide perturbation_type perturbation_time media_time".split()
+)
 _REGISTRY_ENTRY = "pyrocell"  # beside scvi-tools' own entries in the manager's registry
 
 
@@ -184,10 +187,9 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
     like = None if source is None else Screen.from_dict(source["screen"])
     if like is not None:
         _check_genes(adata, like.genes)
-    roles = ("perturbation", "batch", "media", "time", "guide", "perturbation_type")
     columns, values = {}, {}
-    for role in roles:
-        argument, key = f"{role}_key", args[f"{role}_key"]
+    for role in _ROLES:
+        argument, key = f"{role}_key", args.get(f"{role}_key")
         columns[role] = argument if key is None else f'{argument}="{key}"'
         if role == "perturbation" and key is None:
             raise ScreenError(
@@ -273,6 +275,8 @@ def register(
     media_key: str | None = None,
     baseline_media: str = "baseline",
     time_key: str | None = None,
+    perturbation_time_key: str | None = None,
+    media_time_key: str | None = None,
     guide_key: str | None = None,
     size_factor_key: str | None = None,
     categorical_covariate_keys: Sequence[str] | None = None,
@@ -293,6 +297,8 @@ def register(
         "media_key": media_key,
         "baseline_media": baseline_media,
         "time_key": time_key,
+        "perturbation_time_key": perturbation_time_key,
+        "media_time_key": media_time_key,
         "guide_key": guide_key,
         "size_factor_key": size_factor_key,
         "categorical_covariate_keys": _keys(categorical_covariate_keys),

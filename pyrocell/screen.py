@@ -19,15 +19,10 @@ from pyrocell.aliasing import (
     warn_of_layout,
 )
 from pyrocell.errors import ConflictingTypesError, UnknownLabelError
+from pyrocell.events import EVENTS, encode_events
 from pyrocell.labels import listed, split_label, suggestion
-from pyrocell.parsing import (
-    condition_arrays,
-    encode_batches,
-    encode_times,
-    read_labels,
-    split_conditions,
-    tabulate,
-)
+from pyrocell.parsing import encode_batches, encode_times, read_labels, tabulate
+from pyrocell.screen_dict import screen_fields, screen_to_dict
 
 __all__ = ["Screen"]
 
@@ -35,14 +30,15 @@ _LAYOUT_FIELDS = (
     "membership exposure time_index perturbations media baseline_media times batches "
     "baseline_observed"
 ).split()
-_REQUEST_COLUMNS = ("perturbation", "media", "time", "batch")
+_REQUEST_COLUMNS = ("perturbation", "media", "time", *EVENTS, "batch")
 
 
 @dataclass(frozen=True, eq=False)
 class Screen:
     """Conditions of a screen, their layout over batches, and the contrasts it can estimate.
 
-    A condition is a set of perturbations, a medium and a time. Build one with `from_labels`.
+    A condition is a set of perturbations, a medium and a time, and where registered the times at
+    which cells were perturbed and met the medium. Build one with `from_labels`.
 
     Attributes
     ----------
@@ -64,6 +60,7 @@ class Screen:
         (B,) batches; names of the guides.
     conditions
         (C rows) perturbation, media, time (NaN where none), n_cells; unperturbed baseline first.
+        `perturbed_at`, `exposed_at` where registered.
     membership, exposure
         (C, K) sparse and (C, J) float32, 0/1.
     duration, time_index
@@ -112,6 +109,8 @@ class Screen:
         media: Any = None,
         baseline_media: str = "baseline",
         time: Any = None,
+        perturbation_time: Any = None,
+        media_time: Any = None,
         batch: Any = None,
         guide: Any = None,
         columns: Mapping[str, str] | None = None,
@@ -128,10 +127,13 @@ class Screen:
         control
             Label of unperturbed cells.
         perturbation_type
-            "knockout", "CRISPRi" or "CRISPRa" for all cells, or (N,) of these; one cell's may be
-            joined by `+` in the order of its genes.
+            "knockout", "CRISPRi" or "CRISPRa", or (N,) of these; one cell's may be joined by `+` in
+            the order of its genes.
         media, time, batch, guide
             (N,) labels, times (numbers ≥ 0), batches and guides; None where the screen has none.
+        perturbation_time, media_time
+            (N,) times at which the cell was perturbed and met its medium, on the clock of `time`;
+            default 0. Values of cells without perturbation, or in baseline medium, are ignored.
         baseline_media
             Label of the medium without stimulus.
         columns
@@ -143,7 +145,8 @@ class Screen:
         Raises
         ------
         ScreenError
-            If a label is missing, there are no controls or only controls, or a time is not ≥ 0.
+            If a label is missing, there are no controls or only controls, a time is not ≥ 0, or
+            an event comes after the harvest.
         UnknownLabelError
             If a label is not one that `control`, `baseline_media` or `like` allows.
         ConflictingTypesError
@@ -161,6 +164,8 @@ class Screen:
             media=media,
             baseline_media=baseline_media,
             time=time,
+            perturbation_time=perturbation_time,
+            media_time=media_time,
             batch=batch,
             guide=guide,
             columns=columns or {},
@@ -196,6 +201,19 @@ class Screen:
         """(C,) bool: conditions without perturbation."""
         return np.diff(self.membership.indptr) == 0
 
+    @cached_property
+    def perturbed_at(self) -> np.ndarray:
+        """(C,) float32 time at which cells were perturbed; 0 where none was registered."""
+        return self._event(EVENTS[0])
+
+    @cached_property
+    def exposed_at(self) -> np.ndarray:
+        """(C,) float32 time at which cells met their medium; 0 where none was registered."""
+        return self._event(EVENTS[1])
+
+    def _event(self, name: str) -> np.ndarray:
+        return self.conditions.get(name, 0.0 * self.conditions["n_cells"]).to_numpy(np.float32)
+
     @property
     def aliased_contrasts(self) -> pd.DataFrame:
         """The rows of `aliased` that cannot be estimated."""
@@ -213,10 +231,13 @@ class Screen:
         return by_gene
 
     @cached_property
-    def _condition_index(self) -> dict[tuple[str, str, float], int]:
+    def _condition_index(self) -> dict[tuple[str, str, float], list[int]]:
         times = [self.times[t] if self.times and t >= 0 else 0.0 for t in self.time_index]
         keys = zip(self.conditions["perturbation"], self.conditions["media"], times, strict=True)
-        return {key: c for c, key in enumerate(keys)}
+        found: dict[tuple[str, str, float], list[int]] = {}
+        for c, key in enumerate(keys):
+            found.setdefault(key, []).append(c)
+        return found
 
     def _single(self, gene: str, kind: str | None, label: str) -> int:
         """Index of one part of a label."""
@@ -271,7 +292,12 @@ class Screen:
         )
 
     def condition_of(
-        self, perturbation: str, media: str | None = None, time: float | None = None
+        self,
+        perturbation: str,
+        media: str | None = None,
+        time: float | None = None,
+        perturbed_at: float | None = None,
+        exposed_at: float | None = None,
     ) -> int:
         """Return the index of a measured condition.
 
@@ -279,6 +305,8 @@ class Screen:
         ----------
         perturbation, media, time
             Label, medium (default: baseline) and time (may be left out if there is only one).
+        perturbed_at, exposed_at
+            When cells were perturbed and met the medium; may be left out if there is only one way.
 
         Raises
         ------
@@ -290,19 +318,26 @@ class Screen:
         self.media_index(medium)
         if time is None and len(self.times) > 1:
             raise UnknownLabelError(f"time= is needed: one of {listed(self.times)}")
-        moment = 0.0 if not self.times else self.times[0]
+        moment = self.times[0] if self.times else 0.0
         if time is not None and self.times:
             moment = min(self.times, key=lambda t: abs(t - time))
             if not np.isclose(moment, time):
                 raise UnknownLabelError(f"time {time} is not in the screen: {listed(self.times)}")
-        try:
-            return self._condition_index[label, medium, moment]
-        except KeyError:
-            at = f" at time {moment:g}" if self.times else ""
+        found = self._condition_index.get((label, medium, moment), [])
+        for at, known in zip((perturbed_at, exposed_at), (self.perturbed_at, self.exposed_at)):
+            found = found if at is None else [c for c in found if np.isclose(known[c], at)]
+        if len(found) == 1:
+            return found[0]
+        at = f" at time {moment:g}" if self.times else ""
+        if found:
+            ways = listed(f"{self.perturbed_at[c]:g} and {self.exposed_at[c]:g}" for c in found)
             raise UnknownLabelError(
-                f'no cell was measured with perturbation "{label}" in medium "{medium}"{at}; see '
-                "screen.conditions for those that were"
-            ) from None
+                f'"{label}" in "{medium}"{at} needs perturbed_at= and exposed_at=, one of {ways}'
+            )
+        raise UnknownLabelError(
+            f'no cell was measured with perturbation "{label}" in medium "{medium}"{at}; see '
+            "screen.conditions for those that were"
+        )
 
     def encode(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Turn requested conditions into arrays.
@@ -342,57 +377,23 @@ class Screen:
         duration = encode_times(frame.get("time"), n, self.times)
         return genotype, exposure, duration, encode_batches(frame.get("batch"), n, self.batches)
 
+    def encode_events(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """When requested conditions were perturbed and met their medium, two (n,) float32.
+
+        Columns perturbed_at, exposed_at; 0 by default. Errors as `encode` and `events.py`.
+        """
+        genotype, exposure, duration, _ = self.encode(frame)
+        return encode_events(frame, genotype, exposure, duration, bool(self.times))
+
     def components(self) -> list[LayoutComponent]:
         """Return the connected components of the layout graph, largest first (paper, Fig. 6)."""
         return layout_components(self.layout)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the cells as plain lists and strings, for JSON."""
-        conditions = self.conditions.astype({"time": object})
-        conditions["time"] = conditions["time"].where(self.conditions["time"].notna(), None)
-        return {
-            "genes": [str(gene) for gene in self.genes],
-            "perturbations": list(self.perturbations),
-            "perturbation_genes": list(self.perturbation_genes),
-            "perturbation_types": list(self.perturbation_types),
-            "control": self.control,
-            "media": list(self.media),
-            "baseline_media": self.baseline_media,
-            "baseline_observed": self.baseline_observed,
-            "times": list(self.times),
-            "batches": list(self.batches),
-            "guides": list(self.guides),
-            "conditions": conditions.to_dict("list"),
-            "layout": self.layout.to_numpy().tolist(),
-            "aliased": self.aliased.to_dict("list"),
-        }
+        return screen_to_dict(self)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Screen:
         """Rebuild a screen from `to_dict`, without its cells."""
-        names = ("perturbations", "perturbation_genes", "perturbation_types")
-        conditions = pd.DataFrame(saved["conditions"]).astype({"time": float})
-        media = {name: j for j, name in enumerate(saved["media"])} | {saved["baseline_media"]: -1}
-        arrays = condition_arrays(
-            split_conditions(conditions["perturbation"], saved["perturbations"]),
-            conditions["media"].map(media).to_numpy(np.int64),
-            conditions["time"].to_numpy(),
-            len(saved["perturbations"]),
-            len(saved["media"]),
-            saved["times"],
-        )
-        return cls(
-            genes=pd.Index(saved["genes"], dtype=object),
-            **{name: tuple(saved[name]) for name in names},
-            control=saved["control"],
-            media=tuple(saved["media"]),
-            baseline_media=saved["baseline_media"],
-            times=tuple(saved["times"]),
-            batches=tuple(saved["batches"]),
-            guides=tuple(saved["guides"]),
-            baseline_observed=saved["baseline_observed"],
-            conditions=conditions,
-            layout=pd.DataFrame(saved["layout"], columns=list(saved["batches"])),
-            aliased=pd.DataFrame(saved["aliased"]).astype({"estimable": bool}),
-            **arrays,
-        )
+        return cls(**screen_fields(saved))

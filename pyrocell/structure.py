@@ -74,13 +74,15 @@ class ScreenStatistics(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """Conditions as tensors; rows may be any requested (perturbation set, media, time)."""
+    """Conditions as tensors; rows may be any requested (perturbation set, media, times)."""
 
     genotype: Tensor  # (C, K) 0/1
     exposure: Tensor  # (C, J) 0/1
     duration: Tensor  # (C,)
     time_index: Tensor  # (C,) node of the residual's walk
     interaction: Tensor  # (C,) row of P.interaction, -1 if none
+    perturbed_at: Tensor  # (C,) when P was done, on the clock of `duration`
+    exposed_at: Tensor  # (C,) when M was done
 
     def select(self, rows: Tensor) -> Conditions:
         """Return the given rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyrocell.operators.arms import respond_in_order
 from pyrocell.operators.field import bounded_weight
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import on_target_shift, perturb
@@ -58,6 +59,7 @@ __all__ = [
     "relative_onset",
     "relax",
     "respond",
+    "respond_in_order",
     "rewind",
     "run",
     "unwait",

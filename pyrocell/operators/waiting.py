@@ -42,17 +42,29 @@ __all__ = [
     "wait",
 ]
 
-SERIES_RADIUS = 0.5  # below it the quotient's derivative cancels; the series does not
-SERIES_TERMS = 13  # 0.5**13 / 14! < 2e-15, below rounding in float64
+# Radius below which a quotient's derivative cancels and its series does not, and terms of it.
+LONG_SERIES = (0.5, 13)  # 0.5**13 / 14! < 2e-15, below rounding in float64
+SHORT_SERIES = (0.02, 5)  # in float64 but for float32: 0.02**5 / 6! < 5e-12, cancellation 1e-12
 REMEMBERED = 40.0  # e-foldings back; by then rounding in float64 has grown to more than 1
 
 
 def average_decay(x: Tensor) -> Tensor:
     """Mean of exp(-u) for u from 0 to x: (1 - exp(-x)) / x, smooth through x = 0, any sign."""
-    near = x.abs() < SERIES_RADIUS
+    if _widens(x):
+        return _average_decay(x.double(), *SHORT_SERIES).to(x)
+    return _average_decay(x, *LONG_SERIES)
+
+
+def _widens(x: Tensor) -> bool:
+    """Whether to compute in float64, where a few terms do: a third of the operations."""
+    return x.dtype == torch.float32 and x.device.type != "mps"  # which has no float64
+
+
+def _average_decay(x: Tensor, radius: float, terms: int) -> Tensor:
+    near = x.abs() < radius
     inside = torch.where(near, x, 0.0)
     series = torch.zeros_like(x)
-    for n in reversed(range(SERIES_TERMS)):
+    for n in reversed(range(terms)):
         series = 1 / math.factorial(n + 1) - inside * series
     outside = torch.where(near, 1.0, x)
     return torch.where(near, series, -torch.expm1(-outside) / outside)
@@ -96,13 +108,20 @@ def onset_curve(rate: Tensor, decay: Tensor, duration: Tensor) -> Tensor:
     """
     first, second = rate * duration, decay * duration
     low, high = torch.minimum(first, second), torch.maximum(first, second)
-    near = high < SERIES_RADIUS
+    if _widens(low):
+        return _onset(low.double(), high.double(), *SHORT_SERIES).to(low)
+    return _onset(low, high, *LONG_SERIES)
+
+
+def _onset(low: Tensor, high: Tensor, radius: float, terms: int) -> Tensor:
+    near = high < radius
     outside = torch.where(near, 1.0, high)
-    direct = reference_curve(low, 1.0) - low * torch.exp(-low) * average_decay(outside - low)
+    quotient = _average_decay(outside - low, radius, terms)
+    direct = reference_curve(low, 1.0) - low * torch.exp(-low) * quotient
     a, b = (torch.where(near, x, 0.0) for x in (low, high))
     # λ μ t² times the divided difference of average_decay, by complete homogeneous polynomials
     series, homogeneous, power = torch.zeros_like(b), torch.ones_like(b), torch.ones_like(b)
-    for n in range(1, SERIES_TERMS):
+    for n in range(1, terms):
         series = series - (-1) ** n / math.factorial(n + 1) * homogeneous
         power = power * b
         homogeneous = a * homogeneous + power

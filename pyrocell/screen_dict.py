@@ -1,0 +1,74 @@
+"""A screen as plain lists and strings, and back, without its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pyrocell.parsing import condition_arrays
+
+if TYPE_CHECKING:
+    from pyrocell.screen import Screen
+
+__all__ = ["screen_fields", "screen_to_dict"]
+
+
+def screen_to_dict(screen: Screen) -> dict[str, Any]:
+    """Return everything but the cells as plain lists and strings, for JSON."""
+    conditions = screen.conditions.astype({"time": object})
+    conditions["time"] = conditions["time"].where(screen.conditions["time"].notna(), None)
+    return {
+        "genes": [str(gene) for gene in screen.genes],
+        "perturbations": list(screen.perturbations),
+        "perturbation_genes": list(screen.perturbation_genes),
+        "perturbation_types": list(screen.perturbation_types),
+        "control": screen.control,
+        "media": list(screen.media),
+        "baseline_media": screen.baseline_media,
+        "baseline_observed": screen.baseline_observed,
+        "times": list(screen.times),
+        "batches": list(screen.batches),
+        "guides": list(screen.guides),
+        "conditions": conditions.to_dict("list"),
+        "layout": screen.layout.to_numpy().tolist(),
+        "aliased": screen.aliased.to_dict("list"),
+    }
+
+
+def screen_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the screen that `screen_to_dict` wrote, without its cells."""
+    names = ("perturbations", "perturbation_genes", "perturbation_types")
+    conditions = pd.DataFrame(saved["conditions"]).astype({"time": float})
+    media = {name: j for j, name in enumerate(saved["media"])} | {saved["baseline_media"]: -1}
+    arrays = condition_arrays(
+        _split_conditions(conditions["perturbation"], saved["perturbations"]),
+        conditions["media"].map(media).to_numpy(np.int64),
+        conditions["time"].to_numpy(),
+        len(saved["perturbations"]),
+        len(saved["media"]),
+        saved["times"],
+    )
+    return dict(
+        genes=pd.Index(saved["genes"], dtype=object),
+        **{name: tuple(saved[name]) for name in names},
+        control=saved["control"],
+        media=tuple(saved["media"]),
+        baseline_media=saved["baseline_media"],
+        times=tuple(saved["times"]),
+        batches=tuple(saved["batches"]),
+        guides=tuple(saved["guides"]),
+        baseline_observed=saved["baseline_observed"],
+        conditions=conditions,
+        layout=pd.DataFrame(saved["layout"], columns=list(saved["batches"])),
+        aliased=pd.DataFrame(saved["aliased"]).astype({"estimable": bool}),
+        **arrays,
+    )
+
+
+def _split_conditions(labels: Sequence[str], perturbations: Sequence[str]) -> list[list[int]]:
+    """Indices of the perturbations in canonical labels, as `Screen.conditions` has them."""
+    index = {name: k for k, name in enumerate(perturbations)}
+    return [[index[part] for part in label.split("+") if part in index] for label in labels]
