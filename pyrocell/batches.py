@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pyrocell.errors import ScreenError
 from pyrocell.structure import Conditions
 
-__all__ = ["CellData", "batch_loader"]
+__all__ = ["CellData", "ShuffledBatches", "batch_loader", "split_cells"]
+
+_SAMPLED_ROWS = 1000
 
 with warnings.catch_warnings():  # torch says once per process that CSR is in beta; say it here
     warnings.simplefilter("ignore")
@@ -75,13 +79,48 @@ class CellData(Dataset):
             out["covariates"] = torch.from_numpy(self.covariates[rows])
         return out
 
+    def fingerprint(self) -> str:
+        """Hash that tells these cells from others: all labels and depths, counts of 1,000 cells."""
+        digest = hashlib.sha256(repr(self.counts.shape).encode())
+        for labels in (self.condition, self.batch):
+            digest.update(np.asarray(labels, dtype=np.int64).tobytes())
+        for values in (self.log_size, self.covariates):
+            if values is not None:  # to six digits: another processor may round another way
+                flat = np.asarray(values, dtype=np.float64).ravel()
+                digest.update(f"{flat @ np.linspace(1.0, 2.0, flat.size):.6g}".encode())
+        rows = np.unique(np.linspace(0, len(self) - 1, _SAMPLED_ROWS).astype(np.int64))
+        block = self.counts[rows]
+        for part in (block.indptr, block.indices):
+            digest.update(part.astype(np.int64).tobytes())
+        digest.update(block.data.astype(np.float32).tobytes())
+        return digest.hexdigest()[:16]
 
-class _ShuffledBatches(Sampler):
-    """Whole minibatches of shuffled positions; sorted within a batch, so CSR slicing is local."""
+
+def split_cells(n_cells: int, train_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the cells to train on, and of the others, each in order."""
+    if not 0 < train_size <= 1:
+        raise ScreenError(f"train_size={train_size} must be above 0 and at most 1")
+    order = np.random.default_rng(seed).permutation(n_cells)
+    n_train = max(1, round(train_size * n_cells))
+    return np.sort(order[:n_train]), np.sort(order[n_train:])
+
+
+class ShuffledBatches(Sampler):
+    """Whole minibatches of shuffled positions; sorted within a batch, so CSR slicing is local.
+
+    The order is a function of the seed and of how often it was iterated over.
+    """
 
     def __init__(self, positions: np.ndarray, size: int, seed: int | None, drop_last: bool):
         self.positions, self.size, self.drop_last = positions, min(size, len(positions)), drop_last
         self.generator = None if seed is None else np.random.default_rng(seed)
+        self._first = 0
+
+    def skip(self, epochs: int, batches: int) -> None:
+        """Go on as if whole epochs, and then some minibatches, had been seen."""
+        for _ in range(epochs if self.generator is not None else 0):
+            self.generator.permutation(self.positions)
+        self._first = batches
 
     def __len__(self) -> int:
         n = len(self.positions) / self.size
@@ -91,7 +130,8 @@ class _ShuffledBatches(Sampler):
         order = self.positions
         if self.generator is not None:
             order = self.generator.permutation(order)
-        for i in range(len(self)):
+        first, self._first = self._first, 0
+        for i in range(first, len(self)):
             yield np.sort(order[i * self.size : (i + 1) * self.size])
 
 
@@ -99,5 +139,5 @@ def batch_loader(
     data: CellData, positions: np.ndarray, size: int, seed: int | None = None
 ) -> DataLoader:
     """Loader of minibatches; shuffled (and short last batch dropped) when a seed is given."""
-    sampler = _ShuffledBatches(np.asarray(positions), size, seed, drop_last=seed is not None)
+    sampler = ShuffledBatches(np.asarray(positions), size, seed, drop_last=seed is not None)
     return DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)

@@ -16,8 +16,9 @@ from torch import Tensor
 from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD
 from pyrocell.asking import Answers
 from pyrocell.assume import Assume
-from pyrocell.batches import CellData
-from pyrocell.errors import ModelFileError, ScreenError
+from pyrocell.batches import CellData, split_cells
+from pyrocell.checkpoints import Checkpoints
+from pyrocell.errors import ModelFileError
 from pyrocell.module import ScreenModule
 from pyrocell.posterior import Posterior
 from pyrocell.priors import Priors
@@ -255,6 +256,9 @@ class PyroCell(Answers, BaseModelClass):
         seed: int = 0,
         progress_bar: bool = True,
         config: TrainingConfig | None = None,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_minutes: float = 10.0,
+        resume: bool = True,
         **trainer_kwargs: Any,
     ) -> None:
         """Fit the model by stochastic variational inference.
@@ -280,6 +284,9 @@ class PyroCell(Answers, BaseModelClass):
             Show progress.
         config
             Optimisation settings.
+        checkpoint_dir, checkpoint_minutes, resume
+            Directory, for this training alone, where a checkpoint is written every so many minutes;
+            called again with the same arguments, a training that was stopped goes on from the last.
         **trainer_kwargs
             Passed to Lightning's Trainer.
 
@@ -287,32 +294,22 @@ class PyroCell(Answers, BaseModelClass):
         ------
         NonFiniteError
             If a loss is not finite, naming the site.
+        ModelFileError
+            If checkpoints are damaged or of another training, naming what differs.
         """
         config = config or TrainingConfig()
         if batch_size is not None:
             config = replace(config, batch_size=batch_size)
-        if not 0 < train_size <= 1:
-            raise ScreenError(f"train_size={train_size} must be above 0 and at most 1")
-        if any(n is not None and n < 1 for n in (config.batch_size, max_epochs)):
-            raise ScreenError(
-                f"batch_size={config.batch_size} and max_epochs={max_epochs} must be at least 1"
-            )
-        if self._cells.conditions is not None:
-            raise ScreenError(
-                "adata has conditions that this model was not built for; train a new model on all "
-                "cells"
-            )
-        n_cells = len(self._cells)
-        order = np.random.default_rng(seed).permutation(n_cells)
-        n_train = max(1, round(train_size * n_cells))
-        self.train_indices_ = np.sort(order[:n_train])
-        self.validation_indices_ = np.sort(order[n_train:])
+        checkpoints = None
+        if checkpoint_dir is not None:
+            screen = {**self.module.settings(), "screen": self.registry["pyrocell"]}
+            checkpoints = Checkpoints(checkpoint_dir, checkpoint_minutes, resume, screen)
+        split = split_cells(len(self._cells), train_size, seed)
         self.history_ = train(
             self.module.model,
             self.module.guide,
             self._cells,
-            self.train_indices_,
-            self.validation_indices_,
+            *split,
             config,
             max_epochs=max_epochs,
             accelerator=accelerator,
@@ -320,8 +317,10 @@ class PyroCell(Answers, BaseModelClass):
             early_stopping=early_stopping,
             seed=seed,
             progress_bar=progress_bar,
+            checkpoints=checkpoints,
             **trainer_kwargs,
         )
+        self.train_indices_, self.validation_indices_ = split
         self._seed = seed
         self.is_trained_ = True
         self.module.eval()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyrocell.errors import ModelFileError
 
-__all__ = ["read_model", "write_model"]
+__all__ = ["content_hash", "read_model", "write_model"]
 
 _FORMAT = 4  # 1: effects in other units; 2: no decay of products; 3: rates in any order
 _TENSORS, _SETTINGS, _HISTORY = "model.safetensors", "model.json", "history.csv"
@@ -42,7 +42,7 @@ def write_model(
     path.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     body = {"format": _FORMAT, "version": version("pyrocell"), **settings}
-    body["identity"] = _identity(tensors, body)
+    body["identity"] = content_hash(tensors, body)
     with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as scratch:
         new = Path(scratch)
         save_file(tensors, new / _TENSORS)
@@ -85,7 +85,7 @@ def read_model(
             f"{path} has format {settings.get('format')!r}; this version reads {_FORMAT}"
         )
     identity = settings.pop("identity", None)
-    if identity != _identity(tensors, settings):
+    if identity != content_hash(tensors, settings):
         raise ModelFileError(
             f"{path}: {_TENSORS} does not belong to {_SETTINGS}, or one of them was changed; save "
             "the model again"
@@ -93,7 +93,7 @@ def read_model(
     return tensors, settings, history
 
 
-def _identity(tensors: dict[str, Tensor], settings: dict[str, Any]) -> str:
+def content_hash(tensors: dict[str, Tensor], settings: dict[str, Any]) -> str:
     """Hash of the settings and of the tensors' names, shapes and values."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tensors):

@@ -6,9 +6,10 @@ import logging
 import signal
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,14 +21,18 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from pyrocell.batches import CellData, batch_loader
-from pyrocell.errors import NonFiniteError
+from pyrocell.checkpoints import Checkpoints, SafeCheckpointIO, TrainingCheckpoints
+from pyrocell.errors import NonFiniteError, ScreenError
+from pyrocell.failure import find_failure, non_finite_parameter
 from pyrocell.threads import few_threads
 
 __all__ = ["ElboPlan", "TrainingConfig", "held_out_elbo", "train"]
 
 _BATCH_SIZE = 512
+_PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ class ElboPlan(pl.LightningModule):
         self.n_cells, self.total_steps, self.config = n_cells, max(1, total_steps), config
         self.elbo = Trace_ELBO()
         self.history: list[dict[str, float]] = []
+        # Lightning's own mean over an epoch does not outlive a restart within it
+        self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("loss_steps", torch.zeros((), dtype=torch.int64))
 
     def configure_optimizers(self) -> dict:
         """Adam with two rates and cosine decay."""
@@ -126,6 +134,8 @@ class ElboPlan(pl.LightningModule):
         self.model.kl_weight.fill_(min(1.0, max(progress, 1e-3)))
         loss = self._finite_loss(batch)
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=1)
+        self.loss_sum += loss.detach()
+        self.loss_steps += 1
         return loss
 
     def _finite_loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -133,11 +143,11 @@ class ElboPlan(pl.LightningModule):
         try:
             loss = self.elbo.differentiable_loss(self.model, self.guide, **batch) / self.n_cells
         except (torch.linalg.LinAlgError, ValueError) as error:  # a factorisation met a NaN
-            failure = _failure(self.model, self.guide, batch, self.global_step)
+            failure = find_failure(self.model, self.guide, batch, self.global_step)
             raise (failure or error) from (error if failure else None)
         if torch.isfinite(loss):
             return loss
-        failure = _failure(self.model, self.guide, batch, self.global_step)
+        failure = find_failure(self.model, self.guide, batch, self.global_step)
         raise failure or NonFiniteError(
             f"training stopped at step {self.global_step}: the loss is not finite, though every "
             "site is; start again with another seed",
@@ -151,9 +161,21 @@ class ElboPlan(pl.LightningModule):
         )
 
     def on_train_epoch_end(self) -> None:
-        """Keep the history as rows of a table."""
+        """Keep the history as rows of a table; what was not measured again stays as it was."""
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        self.history.append({"epoch": self.current_epoch, **metrics})
+        metrics["train_loss"] = float(self.loss_sum / self.loss_steps)
+        before = self.history[-1] if self.history else {}
+        self.history.append({**before, "epoch": self.current_epoch, **metrics})
+        self.loss_sum.zero_()
+        self.loss_steps.zero_()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the history."""
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the history up."""
+        self.history = checkpoint["history"]
 
 
 def held_out_elbo(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -166,60 +188,6 @@ def held_out_elbo(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor]) 
             node = trace.nodes[site]
             terms.append(sign * node["fn"].log_prob(node["value"]))
     return torch.stack(terms).sum(0)
-
-
-def _failure(
-    model: nn.Module, guide: nn.Module, batch: dict[str, Tensor], step: int
-) -> NonFiniteError | None:
-    """The error to raise if a site or parameter is not finite."""
-    site, parameter = _non_finite_site(model, guide, batch), _non_finite_parameter(model, guide)
-    if not site and not parameter:
-        return None
-    what = f'site "{site}" is not finite' if site else "a parameter is not finite"
-    if parameter:
-        what += f" (parameter {parameter} holds NaN or infinity)"
-    return NonFiniteError(
-        f"training stopped at step {step}: {what}; lower lr and global_lr of TrainingConfig, or "
-        "look for extreme counts and covariates",
-        site=site or parameter,
-    )
-
-
-def _non_finite_parameter(model: nn.Module, guide: nn.Module) -> str:
-    for owner, module in (("guide", guide), ("model", model)):
-        for name, parameter in module.named_parameters():
-            if not torch.isfinite(parameter).all():
-                return f"{owner}.{name}"
-    return ""
-
-
-def _non_finite_site(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor]) -> str:
-    """First site of the guide, then of the model, with a value or log probability not finite."""
-    traces = [poutine.trace(), poutine.trace()]
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with traces[0]:
-                guide(**batch)
-            with traces[1], poutine.replay(trace=traces[0].trace):
-                model(**batch)
-        except (torch.linalg.LinAlgError, ValueError):
-            pass  # sites before the failure are in the trace
-        for tracer in traces:
-            for name, node in tracer.trace.nodes.items() if hasattr(tracer, "trace") else ():
-                if node["type"] == "sample" and not _is_finite(node):
-                    return name
-    return ""
-
-
-def _is_finite(node: dict[str, Any]) -> bool:
-    value = node["value"]
-    entries = value.values() if value.layout == torch.sparse_csr else value
-    try:
-        log_prob = node["fn"].log_prob(value)
-    except (torch.linalg.LinAlgError, ValueError):
-        return False
-    return bool(torch.isfinite(entries).all() and torch.isfinite(log_prob).all())
 
 
 def train(
@@ -235,6 +203,7 @@ def train(
     early_stopping: bool = False,
     seed: int = 0,
     progress_bar: bool = True,
+    checkpoints: Checkpoints | None = None,
     **trainer_kwargs: Any,
 ) -> pd.DataFrame:
     """Fit the guide (and the model's point parameters) and return the history by epoch.
@@ -246,7 +215,17 @@ def train(
     ------
     NonFiniteError
         If a value becomes NaN or infinite, naming the site.
+    ModelFileError
+        If checkpoints are asked for and those there are damaged or of another training.
     """
+    if data.conditions is not None:
+        raise ScreenError(
+            "adata has conditions that this model was not built for; train a new model on all cells"
+        )
+    if any(n is not None and n < 1 for n in (config.batch_size, max_epochs)):
+        raise ScreenError(
+            f"batch_size={config.batch_size} and max_epochs={max_epochs} must be at least 1"
+        )
     size = config.minibatch(len(train_positions))
     loaders = [batch_loader(data, train_positions, size, seed=seed)]
     if len(validation_positions):
@@ -256,12 +235,16 @@ def train(
     callbacks: list[pl.Callback] = [TQDMProgressBar(refresh_rate=10)] if progress_bar else []
     if early_stopping and len(validation_positions):
         callbacks.append(EarlyStopping("validation_elbo", mode="max", patience=config.patience))
-    more = trainer_kwargs.pop("callbacks", None) or []
+    settings = {"max_epochs": epochs, "seed": seed, "early_stopping": early_stopping}
+    written = checkpoints and _writer(checkpoints, loaders[0], config, settings | trainer_kwargs)
+    if written:
+        callbacks.append(written)
+        trainer_kwargs["plugins"] = [*_listed(trainer_kwargs.get("plugins")), SafeCheckpointIO()]
     options = {
         "max_epochs": epochs,
         "accelerator": _accelerator(accelerator),
         "devices": devices,
-        "callbacks": [*callbacks, *([more] if isinstance(more, pl.Callback) else more)],
+        "callbacks": [*callbacks, *_listed(trainer_kwargs.pop("callbacks", None))],
         "enable_progress_bar": progress_bar,
         "logger": False,
         "enable_checkpointing": False,
@@ -278,11 +261,11 @@ def train(
         ):
             trainer = pl.Trainer(**(options | trainer_kwargs))
             with _seeded(seed, trainer.strategy.root_device), few_threads(model.n_genes):
-                _fit(trainer, plan, loaders)
+                _fit(trainer, plan, loaders, written)
     finally:
         model.n_cells = n_cells
         model.kl_weight.fill_(1.0)
-    if parameter := _non_finite_parameter(model, guide):
+    if parameter := non_finite_parameter(model, guide):
         raise NonFiniteError(
             f"training ended with NaN or infinity in parameter {parameter}; lower lr and "
             "global_lr of TrainingConfig",
@@ -295,6 +278,28 @@ def train(
             stacklevel=3,
         )
     return pd.DataFrame(plan.history).set_index("epoch") if plan.history else pd.DataFrame()
+
+
+def _writer(
+    checkpoints: Checkpoints, loader: DataLoader, config: TrainingConfig, settings: dict[str, Any]
+) -> TrainingCheckpoints:
+    """Checkpoints that belong to these cells and settings; objects among these are not compared."""
+    batches = loader.batch_sampler
+    order = zlib.crc32(batches.positions.astype(np.int64).tobytes())
+    identity = {
+        "cells": loader.dataset.fingerprint(),
+        "cells_trained_on": f"{len(batches.positions)}, hash {order:08x}",
+        "training": asdict(config),
+        **{name: value for name, value in settings.items() if isinstance(value, _PLAIN)},
+    }
+    return TrainingCheckpoints(checkpoints, identity, batches)
+
+
+def _listed(value: Any) -> list:
+    """An option of Lightning that may be one, several or none, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _accelerator(name: str) -> str:
@@ -330,11 +335,27 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _fit(trainer: pl.Trainer, plan: ElboPlan, loaders: list) -> None:
-    """Run Lightning's loop; it answers Ctrl-C by leaving Python and a deaf interpreter."""
+def _fit(
+    trainer: pl.Trainer, plan: ElboPlan, loaders: list, written: TrainingCheckpoints | None
+) -> None:
+    """Run Lightning's loop, from the newest checkpoint if there is one.
+
+    The loop answers Ctrl-C by leaving Python and a deaf interpreter.
+    """
+    path, checkpoint = (written and written.newest()) or (None, {})
+    if path and written.is_finished(checkpoint):
+        plan.load_state_dict(checkpoint["state_dict"])
+        plan.on_load_checkpoint(checkpoint)
+        warnings.warn(
+            f"this training is finished; its end was read from {path} and nothing was trained "
+            "(resume=False trains again)",
+            stacklevel=4,
+        )
+        return
+    del checkpoint  # Lightning reads it again
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(plan, *loaders)
+        trainer.fit(plan, *loaders, ckpt_path=path)
     except KeyboardInterrupt:
         pass
     except SystemExit as stop:
