@@ -72,7 +72,7 @@ def brier(happened: ArrayLike, probability: ArrayLike) -> float:
 def expected_calibration_error(
     happened: ArrayLike, probability: ArrayLike, n_bins: int = 5
 ) -> float:
-    """Mean |mean forecast − share that happened| over bins of equal width, weighted by their size.
+    """Mean gap between forecast and share that happened, over bins weighted by their size.
 
     Bins that hold few forecasts make it too large: a calibrated forecaster gets about
     √(2 p (1 − p) n_bins / (π n)), not zero.
