@@ -19,12 +19,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from joblib import Parallel, delayed
 from pyro import poutine
 from scipy.stats import binom
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from pyrocell import parallel
 from pyrocell.batches import CellData
 from pyrocell.errors import NonFiniteError, ScreenError, warn
 from pyrocell.generative import GenerativeModel
@@ -63,6 +62,7 @@ def simulation_based_calibration(
     seed: int = 0,
     n_jobs: int = 1,
     progress_bar: bool = True,
+    backend: str | None = None,
 ) -> pd.DataFrame:
     """Ranks of true values among posterior draws, over screens drawn from the model's own prior.
 
@@ -83,8 +83,9 @@ def simulation_based_calibration(
         As in `PyroCell.train`.
     seed
         Replicate i is the same for the same seed.
-    n_jobs
-        Processes.
+    n_jobs, backend
+        Screens fitted at the same time, and where: processes here, or "ray"
+        (:func:`pyrocell.parallel.run`).
     progress_bar
         Show progress.
 
@@ -100,9 +101,8 @@ def simulation_based_calibration(
     quantities = quantities_of(model.module.model) if quantities is None else quantities
     start = model._cells
     task = (model.module, model.screen, start, quantities, n_draws, max_epochs, train_size, config)
-    jobs = (delayed(_replicate)(*task, 10_000 * seed + i) for i in range(n_replicates))
-    parallel = Parallel(n_jobs=n_jobs, return_as="generator")
-    found = list(tqdm(parallel(jobs), total=n_replicates, disable=not progress_bar))
+    jobs = [(*task, 10_000 * seed + i) for i in range(n_replicates)]
+    found = parallel.run(_replicate, jobs, n_jobs, backend, progress_bar)
     done = [pairs for pairs in found if pairs is not None]
     if len(done) < n_replicates:
         warn(f"training failed on {n_replicates - len(done)} of {n_replicates} screens")

@@ -271,6 +271,14 @@ class TrainingCheckpoints(pl.Callback):
             )
 
     # ------------------------------------------------------------------ Lightning's hooks
+    def setup(self, trainer: pl.Trainer, plan: pl.LightningModule, stage: str) -> None:
+        """Refuse several devices, whose minibatches are not ours to order."""
+        if trainer.world_size > 1:
+            raise ModelFileError(
+                f"checkpoint_dir resumes a training on one device, not on {trainer.world_size}; "
+                "pass devices=1, or train without checkpoint_dir"
+            )
+
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start the clock."""
         self._written = time.monotonic()

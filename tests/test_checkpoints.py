@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,7 +22,12 @@ from safetensors import safe_open
 import pyrocell.checkpoints
 from pyrocell import Priors, PyroCell, TrainingConfig
 from pyrocell.batches import ShuffledBatches
-from pyrocell.checkpoints import read_checkpoint, write_checkpoint
+from pyrocell.checkpoints import (
+    Checkpoints,
+    TrainingCheckpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
 from pyrocell.errors import ModelFileError
 
 SETTINGS = {"max_epochs": 4, "batch_size": 12, "progress_bar": False}
@@ -244,6 +250,13 @@ def test_a_directory_that_cannot_be_used_is_said_before_training(adata, build, t
     (tmp_path / "file").touch()
     with pytest.raises(ModelFileError, match=r"checkpoint_dir=.*file.* cannot be used"):
         trained(build, adata, tmp_path / "file")
+
+
+def test_several_devices_are_refused(tmp_path):
+    batches = ShuffledBatches(np.arange(4), 2, 0, drop_last=True)
+    written = TrainingCheckpoints(Checkpoints(tmp_path), {}, batches)
+    with pytest.raises(ModelFileError, match="on one device, not on 2; pass devices=1"):
+        written.setup(SimpleNamespace(world_size=2), None, "fit")
 
 
 def test_what_cannot_be_written_without_code_is_named(adata, build, tmp_path):
