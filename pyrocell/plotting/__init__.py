@@ -12,6 +12,7 @@ from pyrocell.plotting.checks import history, predictive_check
 from pyrocell.plotting.design import cost_curve, lane_map, layout_graph
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
 from pyrocell.plotting.learning_curves import learning_curves
+from pyrocell.plotting.plates import edge_effects, plate_map
 from pyrocell.plotting.predictions import prediction
 from pyrocell.plotting.pseudotime import retention, trajectory
 from pyrocell.plotting.screens import latent, layout
@@ -22,6 +23,7 @@ __all__ = [
     "batch_effects",
     "cost_curve",
     "ecdf_difference",
+    "edge_effects",
     "effect_intervals",
     "effects",
     "gains",
@@ -31,6 +33,7 @@ __all__ = [
     "layout",
     "layout_graph",
     "learning_curves",
+    "plate_map",
     "prediction",
     "predictive_check",
     "prior_posterior",
