@@ -1,12 +1,14 @@
 """The next experiment: what a layout of perturbations, media, times and batches can tell.
 
 `score` says what error to expect of a layout, `aliasing` what it cannot tell from batch noise,
-`recommend` which layout to take, `cost_curve` what more lanes or controls would buy.
+`recommend` which layout to take, `cost_curve` what more lanes or controls would buy,
+`error_analysis` what batch noise does to a fitted model's map (App. B.2).
 """
 
 from __future__ import annotations
 
 from pyrocell.design.curves import cost_curve
+from pyrocell.design.error_analysis import error_analysis
 from pyrocell.design.export import lane_map, plate_map, read_lane_map, whole
 from pyrocell.design.inflation import aliasing
 from pyrocell.design.layouts import Layout
@@ -33,6 +35,7 @@ __all__ = [
     "compare",
     "controls_in_one_lane",
     "cost_curve",
+    "error_analysis",
     "lane_map",
     "plate_map",
     "random_layout",

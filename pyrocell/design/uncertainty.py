@@ -15,7 +15,7 @@ torch tensors, for its derivatives with respect to the numbers of cells.
 
 The mean squared error of the posterior mean is the posterior variance, whatever the shape of the
 effects' distribution, as long as its mean and covariance are those stated: it is the best linear
-predictor. The Jacobian of a fitted, nonlinear F (eqs. 20-22) would enter as another loading of η.
+predictor. The Jacobian of a fitted F (eqs. 20-22) is in `error_analysis`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pyrocell.plotting.calibration import ecdf_difference, rank_histogram, relia
 from pyrocell.plotting.checks import history, predictive_check
 from pyrocell.plotting.design import cost_curve, lane_map, layout_graph
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
+from pyrocell.plotting.errors import error_analysis
 from pyrocell.plotting.learning_curves import learning_curves
 from pyrocell.plotting.plates import edge_effects, plate_map
 from pyrocell.plotting.predictions import prediction
@@ -26,6 +27,7 @@ __all__ = [
     "edge_effects",
     "effect_intervals",
     "effects",
+    "error_analysis",
     "gains",
     "history",
     "lane_map",
