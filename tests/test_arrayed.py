@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -212,4 +215,18 @@ def test_a_plate_map_shows_values_where_the_wells_are():
     with pytest.raises(ScreenError, match="several plates"):
         pyrocell.pl.plate_map(pd.Series([1.0, 2.0], ["p_A01", "q_A01"]))
     assert WellLevels(levels(96, None, 0, 0)[0]).variance is None
+    plt.close("all")
+
+
+@pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
+def test_the_code_on_the_page_runs_as_it_stands(plate, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "arrayed.md").read_text(encoding="utf-8")
+    train = pyrocell.PyroCell.train
+    monkeypatch.setattr(
+        pyrocell.PyroCell, "train", lambda self: train(self, max_epochs=2, progress_bar=False)
+    )
+    names = {"adata": plate.copy()}
+    for block in re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        exec(block, names)
+    assert {"ring", "smooth"} <= set(names["effects"]["effect"])
     plt.close("all")

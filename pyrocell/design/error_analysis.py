@@ -95,6 +95,11 @@ def error_analysis(
     DesignError
         If there is one batch, or no batch with unperturbed cells in baseline medium.
 
+    Notes
+    -----
+    What the fit takes for an effect it does not count as noise: with controls in few batches errors
+    are understated even where nothing is aliased (docs/design.md has figures).
+
     Warns
     -----
     ScreenWarning
