@@ -77,7 +77,7 @@ ASSUMPTIONS = {
             "memory",
             "section 2.2",
             "a response that has begun outlives the loss of its pathway",
-            "turnover",
+            "M.turnover",
             "both orders of perturbation and medium",
         ),
     )

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from scipy.special import gammaln
-from scipy.stats import gamma
 
 from pyrocell.assume import Assume, check_assumed
 from pyrocell.errors import ScreenError
@@ -27,7 +26,9 @@ from pyrocell.evidence import (
     log_slope_evidence,
     without_common,
 )
+from pyrocell.grids import between, normalised, realised, summary
 from pyrocell.levels import ConditionLevels
+from pyrocell.memory import KEPT, both_orders, kept_evidence
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
 from pyrocell.testability import Comparison, comparisons
@@ -35,7 +36,6 @@ from pyrocell.testability import Comparison, comparisons
 __all__ = ["assumption_table"]
 
 SMALLEST, LARGEST = 1 / 20, 30  # sizes considered, in units of the region
-N_SIZES = 12  # grid points on either side of the border
 SLOPES = np.linspace(-0.5, 2.5, 61) + 1e-9  # no point on the border
 OWN_SIZES = np.array([0.02, 0.05, 0.1, 0.2, 0.4])  # RMS of a response beside the controls'
 HALF = 0.5  # slope below which a response is called blocked
@@ -95,11 +95,8 @@ def assumption_table(
     answers: list[list[_Answer]] = [[] for _ in rows]
     groups = _groups(screen, rows)
     for levels, members in progress([(levels, m) for levels in draws for m in groups]):
-        group = _Group(screen, levels, loading, [rows[i] for i in members], min_count, min_cells)
-        if rows[members[0]].assumption == "no_response":
-            found = group.slopes(priors, credible_level)
-        else:
-            found = group.sizes(region, credible_level)
+        group = partial(_Group, screen, levels, loading, min_count, min_cells)
+        found = _judged([rows[i] for i in members], group, region, priors, credible_level)
         for i, answer in zip(members, found, strict=True):
             answers[i].append(answer)
     table = pd.DataFrame(
@@ -160,9 +157,9 @@ class _Group:
         screen: Screen,
         levels: ConditionLevels,
         loading: np.ndarray,
-        rows: list[Comparison],
         min_count: float,
         min_cells: float,
+        rows: list[Comparison],
     ) -> None:
         about_control = rows[0].perturbation == screen.control
         self.parts = [
@@ -216,8 +213,8 @@ class _Group:
     # ------------------------------------------------------------------ sizes
     def sizes(self, region: float, credible_level: float) -> list[_Answer]:
         """P(RMS < region) and its Bayes factor, for every row."""
-        low = _between(SMALLEST * region, region)
-        sizes = np.concatenate([low, _between(region, LARGEST * region)])
+        low = between(SMALLEST * region, region)
+        sizes = np.concatenate([low, between(region, LARGEST * region)])
         inside = sizes < region
         weights = np.where(inside, 0.5 / inside.sum(), 0.5 / (~inside).sum())
         self._common(sizes, weights)
@@ -229,13 +226,13 @@ class _Group:
                 contrast, sizes, self.loading[:, genes], *self._axes(k, genes)
             )
             moving = log[~inside] - log_mean_exp(log[inside])  # against not moving, (sizes,)
-            flat = _normalised(log + np.log(steps))  # log-uniform over all sizes, no indicator
-            whole = _normalised(log + np.log(weights))
+            flat = normalised(log + np.log(steps))  # log-uniform over all sizes, no indicator
+            whole = normalised(log + np.log(weights))
             return _Answer(
                 -float(log_mean_exp(moving)),
                 moving,
                 float(flat[inside].sum()),
-                *_realised(square, whole, credible_level),
+                *realised(square, whole, credible_level),
                 int(genes.sum()),
             )
 
@@ -275,74 +272,76 @@ class _Group:
         return [along(rows[kept] * np.sqrt(signal[kept] - 1)[:, None], stretch) * scale]
 
     # ------------------------------------------------------------------ slopes
-    def slopes(self, priors: Priors, credible_level: float) -> list[_Answer]:
-        """P(slope on the controls' response < ½) and its Bayes factor, for every row."""
+    def slope_evidence(self) -> np.ndarray:
+        """Log evidence of `SLOPES` on the controls' response, (rows, slopes); 0 without genes."""
         weights = np.full(len(OWN_SIZES) + 1, 1 / (len(OWN_SIZES) + 1))
         self._common(np.concatenate([[0.005], OWN_SIZES]), weights)
-        blocked = SLOPES < HALF
-        density = _gain_density(priors)
-
-        def judge(k: int, genes: np.ndarray) -> _Answer:
+        out = np.zeros((len(self.value), len(SLOPES)))
+        for k, genes in enumerate(np.isfinite(self.variance)):
             response = Noisy(
                 self.value[k, genes],
                 self.variance[k, genes],
                 np.sqrt(self.spread[k]) * self.loading[:, genes],
             )
             level, error = self.level[k, genes], self.level_variance[k, genes]
-            log = log_slope_evidence(response, level, error, SLOPES, OWN_SIZES)
+            if genes.any():
+                out[k] = log_slope_evidence(response, level, error, SLOPES, OWN_SIZES)
+        return out
+
+    def slopes(self, priors: Priors, credible_level: float) -> list[_Answer]:
+        """P(slope on the controls' response < ½) and its Bayes factor, for every row."""
+        blocked = SLOPES < HALF
+        density = _gain_density(priors)
+        evidence = self.slope_evidence()
+
+        def judge(k: int, genes: np.ndarray) -> _Answer:
+            log = evidence[k]
             inside, outside = (
                 log_mean_exp(log[side], density[side] / density[side].sum())
                 for side in (blocked, ~blocked)
             )
-            posterior = _normalised(log + np.log(density))
+            posterior = normalised(log + np.log(density))
             return _Answer(
                 float(inside - outside),
                 np.array([outside - inside]),
-                float(_normalised(log)[blocked].sum()),  # every slope alike
-                *_summary(SLOPES, posterior, credible_level),
+                float(normalised(log)[blocked].sum()),  # every slope alike
+                *summary(SLOPES, posterior, credible_level),
                 int(genes.sum()),
             )
 
         return self._each(judge)
 
 
-def _between(low: float, high: float) -> np.ndarray:
-    """Midpoints of equal steps of the logarithm."""
-    edges = np.linspace(np.log(low), np.log(high), N_SIZES + 1)
-    return np.exp((edges[1:] + edges[:-1]) / 2)
+def _judged(
+    rows: list[Comparison],
+    group: Callable[[list[Comparison]], _Group],
+    region: float,
+    priors: Priors,
+    credible_level: float,
+) -> list[_Answer]:
+    """Answers of rows of one assumption that share their control."""
+    if rows[0].assumption == "memory":
+        usual, reverse = (group(side) for side in both_orders(rows[0]))
+        return [_kept(usual, reverse, priors, credible_level)]
+    if rows[0].assumption == "no_response":
+        return group(rows).slopes(priors, credible_level)
+    return group(rows).sizes(region, credible_level)
 
 
-def _normalised(log: np.ndarray) -> np.ndarray:
-    p = np.exp(log - log.max())
-    return p / p.sum()
-
-
-def _summary(grid: np.ndarray, p: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Mean and equal-tailed interval; the probability of a point is spread up to its neighbours."""
-    order = np.argsort(grid)
-    grid, p = grid[order], p[order]
-    between = (grid[1:] + grid[:-1]) / 2
-    edges = np.concatenate([grid[:1], between, grid[-1:]])
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    lower, upper = np.interp(tails, np.concatenate([[0.0], p.cumsum()]), edges)
-    return float(grid @ p), float(lower), float(upper)
-
-
-def _realised(moments: np.ndarray, p: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Mean and equal-tailed interval of a root mean square, each mean square being a Gamma.
-
-    `moments` are the first and second of the mean square at every point of a grid, (2, S), and `p`
-    the point's probability.
-    """
-    mean, second = moments
-    shape = mean**2 / np.maximum(second - mean**2, 1e-9 * mean**2)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.sqrt(mean.min()) / 10, 3 * np.sqrt(mean.max())
-    grid = np.exp(np.linspace(np.log(low), np.log(high), 400))
-    below = gamma.cdf(grid[:, None] ** 2, shape, scale=mean / shape) @ p
-    lower, upper = np.interp(tails, below, grid)
-    root = np.sqrt(mean / shape) * np.exp(gammaln(shape + 0.5) - gammaln(shape))  # its mean
-    return float(root @ p), float(lower), float(upper)
+def _kept(usual: _Group, reverse: _Group, priors: Priors, credible_level: float) -> _Answer:
+    """P(more than half of a response is left once its pathway is lost)."""
+    sides = usual.slope_evidence(), reverse.slope_evidence()
+    log = kept_evidence(*sides, SLOPES, _gain_density(priors))  # (P, κ)
+    inside = KEPT > HALF
+    against = (log_mean_exp(log[:, ~inside].T) - log_mean_exp(log[:, inside].T)).sum()
+    common = normalised(log.sum(0))
+    return _Answer(
+        -float(against),
+        np.array([against]),
+        float(common[inside].sum()),
+        *summary(KEPT, common, credible_level),
+        int((np.isfinite(usual.variance) & np.isfinite(reverse.variance)).any(0).sum()),
+    )
 
 
 def _gain_density(priors: Priors) -> np.ndarray:
@@ -381,5 +380,5 @@ def _with_shared_prior(
     share, rest = np.log(_SHARES)[:, None], np.log1p(-_SHARES)[:, None]
     whole = np.logaddexp(share, rest + moving)  # (rows, shares, intervals)
     a, b = mean * concentration, (1 - mean) * concentration
-    weight = _normalised((a - 1) * share + (b - 1) * rest + whole.sum(0))
+    weight = normalised((a - 1) * share + (b - 1) * rest + whole.sum(0))
     return (np.exp(share - whole) * weight).sum((1, 2))

@@ -157,7 +157,7 @@ class GenerativeModel(ScreenMap):
         if self.n_media:
             out["M.residual"] = pyro.sample(
                 "M.residual",
-                GaussianWalk(p.media_residual_sd * one, self.step_scale(both, "M"), keep),
+                GaussianWalk(self.media_residual_sd * one, self.step_scale(both, "M"), keep),
             )
         if self.n_interactions:
             zeros = one.new_zeros(self.n_interactions, self.n_genes)

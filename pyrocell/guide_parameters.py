@@ -107,8 +107,7 @@ class GuideParameters(nn.Module):
                 self._gaussian("driver_scale", torch.zeros(k + j), torch.tensor(0.1))
             self._residual("P", cells[:k], per_node[:k], relative, model.residual_start)
             if j:
-                prior = model.priors.media_residual_sd
-                self._residual("M", cells[k:], per_node[k:], relative, prior)
+                self._residual("M", cells[k:], per_node[k:], relative, model.media_residual_sd)
         if len(model.several):
             self._joint(model, screen, relative)
 

@@ -42,6 +42,8 @@ class Links:
     arms
         Conditions of each (perturbation set, medium), by time. Where arms differ in when cells were
         perturbed and met their medium, those of the usual order at the most usual times.
+    unusual
+        The others, by (perturbation set, medium), then (time, perturbed at, exposed at).
     perturbations
         Singles first, whether or not measured alone; then combinations.
     baseline, media
@@ -64,17 +66,30 @@ class Links:
         np.logical_or.at(held, screen.time_index, present)
         self._n_times = dict(zip(names, held.sum(axis=0), strict=True))  # by batch
         self.arms: dict[tuple[str, str], Arm] = {}
+        self.unusual: dict[tuple[str, str], dict[tuple[int, float, float], int]] = {}
         labels = zip(screen.conditions["perturbation"], screen.conditions["media"], strict=True)
         usual = _usual_times(screen)
         for c, (arm, time) in enumerate(zip(labels, screen.time_index.tolist(), strict=True)):
             if usual[c]:
                 self.arms.setdefault(arm, {})[time] = c
+            else:
+                at = (time, float(screen.perturbed_at[c]), float(screen.exposed_at[c]))
+                self.unusual.setdefault(arm, {})[at] = c
+        self._exposed_at = screen.exposed_at
         sets = dict.fromkeys((*screen.perturbations, *screen.conditions["perturbation"]))
         self.perturbations = [label for label in sets if label != self.control]
 
     def arm(self, perturbation: str, medium: str) -> Arm:
         """Conditions of an arm by time; empty if it was not measured."""
         return self.arms.get((perturbation, medium), {})
+
+    def control_exposed(self, medium: str, time: int, exposed_at: float) -> int | None:
+        """Control cells that met a medium at a given time; None if there are none."""
+        usual = self.arm(self.control, medium).get(time)
+        if usual is not None and float(self._exposed_at[usual]) == exposed_at:
+            return usual
+        found = self.unusual.get((self.control, medium), {})
+        return next((c for (t, _, at), c in found.items() if (t, at) == (time, exposed_at)), None)
 
     def estimable(self, weights: dict[int, float]) -> bool:
         """Whether weights of conditions sum to zero in every component of the layout graph."""

@@ -19,6 +19,7 @@ from pyrocell.operators import (
     bounded_rate,
     bounded_weight,
     condition_rate,
+    gain_limit,
     respond_in_order,
 )
 from pyrocell.operators.perturbation import on_target_shift
@@ -116,6 +117,10 @@ class ScreenMap(nn.Module):
         reversed_media = (exposure * lost[:, None]).any(0)  # (J,) both orders were run
         self.register_buffer("reversed_media", reversed_media, persistent=False)
         self.has_turnover = bool(reversed_media.any())
+        # where arms differ in time, a medium's gene-level part is lost as its response is
+        self.follows_gain = bool((self.exposed_at + self.perturbed_at).any())
+        p = self.priors
+        self.media_residual_sd = p.media_gene_sd if self.follows_gain else p.media_residual_sd
         self.clock = float(np.mean(screen.times)) if len(screen.times) else 1.0
         self.imposed = imposed_contrasts(screen, [Assume(**a) for a in self.config.assume])
         own = torch.zeros(self.n_perturbations, self.n_genes)
@@ -294,14 +299,17 @@ class ScreenMap(nn.Module):
         # the level at a perturbation's own gene is P.on_target; its residual only moves in time
         walk = walk - self.own_gene[:, None] * walk[:, :1]
         out = self._at_nodes(conditions.genotype, walk, conditions, conditions.perturbed_at)
+        set_in = self._set_in(values, conditions)[:, None]  # (C, 1)
         if self.n_media:
-            out = out + self._at_nodes(
-                conditions.exposure, values["M.residual"], conditions, conditions.exposed_at
-            )
+            met, walk = conditions.exposure, values["M.residual"]
+            if self.follows_gain:
+                limit = gain_limit(conditions.genotype, values["M.gain"])
+                met = met * (1 - set_in * (1 - limit))
+            out = out + self._at_nodes(met, walk, conditions, conditions.exposed_at)
         if self.n_interactions:
             rows = conditions.interaction
             extra = values["P.interaction"][rows.clamp_min(0)]
-            out = out + extra * ((rows >= 0) * self._set_in(values, conditions))[:, None]
+            out = out + extra * (rows >= 0)[:, None] * set_in
         return out
 
     def _at_nodes(self, weight: Tensor, walk: Tensor, conditions: Conditions, at: Tensor) -> Tensor:
@@ -326,10 +334,10 @@ class ScreenMap(nn.Module):
         return out.index_copy(0, rows, between)
 
     def _set_in(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
-        """Share of an interaction with a medium that has set in, (C,).
+        """Share of what a perturbation does to the response to a medium that has set in, (C,).
 
-        It is of the response that the perturbation has changed: where the medium came first it
-        grows as that response is lost, at the turnover and then the rate of the response.
+        All of it, unless the medium came first: then a response is lost at the turnover of its
+        cascade, and then at its own rate.
         """
         genotype, exposure = conditions.genotype, conditions.exposure
         lost = (conditions.exposed_at < conditions.perturbed_at) & exposure.any(1)

@@ -27,6 +27,9 @@ class Priors:
     media_residual_sd
         The same for a medium. Narrow, because no gain gates it: were it wide it would take over the
         response, and gains would have to cancel it.
+    media_gene_sd
+        The same where arms differ in when cells were perturbed or met the medium: there it is lost
+        with the response, as the gain says, and may be wide.
     interaction_sd
         Gene-level departure from additivity of a condition with several drivers.
     on_target_sd, on_target_loc
@@ -73,6 +76,7 @@ class Priors:
     residual_sd: float = 0.25
     walk_sd: float = 0.08
     media_residual_sd: float = 0.05
+    media_gene_sd: float = 0.3
     interaction_sd: float = 0.1
     on_target_sd: float = 1.0
     on_target_loc: float = 1.0

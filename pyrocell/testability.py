@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -22,6 +22,7 @@ __all__ = ["ALL_PERTURBATIONS", "Comparison", "comparisons", "testability"]
 ALL_PERTURBATIONS = "all"  # `perturbation` in the rows of `memory`, which are about a medium
 Weights = dict[int, float]  # condition → weight
 Verdict = tuple[Weights, str]  # contrast, empty if untestable; reason
+Orders = dict[str, tuple[Weights, Weights]]  # by perturbation: reverse order, usual order
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Comparison:
         cannot estimate it. A change is later minus earlier, a difference is minus the control.
     reason
         Why it can or cannot be tested; if not, what to add to the next screen.
+    orders
+        Of `memory`, for every perturbation that was made in both orders, the contrasts after the
+        reverse order and the usual one; `weights` is the first.
     """
 
     assumption: str
@@ -44,6 +48,7 @@ class Comparison:
     media: str
     weights: Weights
     reason: str
+    orders: Orders = field(default_factory=dict)
 
     @property
     def testable(self) -> bool:
@@ -83,8 +88,11 @@ def comparisons(screen: Screen) -> list[Comparison]:
         ("no_response", p, m, _response(links, p, m))
         for p, m in itertools.product(links.perturbations, links.media)
     ]
-    rows += [("memory", ALL_PERTURBATIONS, m, _memory(m)) for m in links.media]
-    return [Comparison(name, p, m, *verdict) for name, p, m, verdict in rows]
+    found = [Comparison(name, p, m, *verdict) for name, p, m, verdict in rows]
+    for m in links.media:
+        verdict, orders = _memory(links, m)
+        found.append(Comparison("memory", ALL_PERTURBATIONS, m, *verdict, orders))
+    return found
 
 
 def _untestable(because: str, remedy: str) -> Verdict:
@@ -280,10 +288,60 @@ def _response(links: Links, perturbation: str, medium: str) -> Verdict:
     )
 
 
-def _memory(medium: str) -> Verdict:
-    return _untestable(
-        f"the screen holds one order of steps, perturbed first and {medium} added afterwards: "
-        "whether a response outlives the loss of its pathway shows only in the reverse order",
+def _memory(links: Links, medium: str) -> tuple[Verdict, Orders]:
+    """Whether both orders of losing a pathway and meeting a medium can be compared with controls.
+
+    Of the reverse order the latest harvest is taken at which a perturbation can be judged.
+    """
+    remedy = (
         f"add cells that get {medium} first and are perturbed afterwards, with control cells in "
-        "the same batches",
+        "the same batches"
+    )
+    ways: dict[tuple[int, float, float], dict[str, int]] = {}
+    for (p, m), conditions in links.unusual.items():
+        for (time, perturbed, exposed), c in conditions.items():
+            if m == medium and p != links.control and exposed < perturbed:
+                ways.setdefault((time, perturbed, exposed), {})[p] = c
+    for (time, perturbed, exposed), reverse in sorted(ways.items(), reverse=True):
+        control = links.control_exposed(medium, time, exposed)
+        found = {p: _both_orders(links, p, medium, time, c, control) for p, c in reverse.items()}
+        orders = {p: both for p, both in found.items() if both}
+        if orders:
+            since = f" (exposed at {exposed:g}, perturbed at {perturbed:g})"
+            reason = (
+                f"{listed(orders)} came after {medium}{since} and, in other cells, before it; both "
+                f"and their controls were measured{links.at(time)} in batches that are linked, so "
+                "what is left of the response can be told from batch noise"
+            )
+            (first, _), *_ = orders.values()
+            return (first, reason), orders
+    if ways:
+        because = (
+            f"cells got {medium} first and were perturbed afterwards, but not beside the same "
+            f"perturbation before {medium} and in baseline medium, and control cells with and "
+            "without it at the same times, in linked batches"
+        )
+        return _untestable(because, remedy), {}
+    because = (
+        f"the screen holds one order of steps, perturbed first and {medium} added afterwards: "
+        "whether a response outlives the loss of its pathway shows only in the reverse order"
+    )
+    return _untestable(because, remedy), {}
+
+
+def _both_orders(
+    links: Links, perturbation: str, medium: str, time: int, reverse: int, control: int | None
+) -> tuple[Weights, Weights] | None:
+    """Responses less the control's, after the reverse order and the usual one, if estimable."""
+    names = [(perturbation, medium), (links.control, medium)]
+    names += [(perturbation, links.baseline), (links.control, links.baseline)]
+    early, early_control, rest, resting = (links.arm(*name).get(time) for name in names)
+    if None in (control, early, early_control, rest, resting):
+        return None
+    responses = ((reverse, rest), (control, resting), (early, rest), (early_control, resting))
+    if not all(links.linked(*pair) for pair in responses):
+        return None
+    return (
+        _contrast((reverse, resting), (rest, control)),
+        _contrast((early, resting), (rest, early_control)),
     )
