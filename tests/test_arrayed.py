@@ -230,3 +230,20 @@ def test_the_code_on_the_page_runs_as_it_stands(plate, monkeypatch):
         exec(block, names)
     assert {"ring", "smooth"} <= set(names["effects"]["effect"])
     plt.close("all")
+
+
+@pytest.mark.parametrize("ring", [0.0, 0.2])
+def test_controls_in_the_outer_columns_pass_for_no_edge_effect(ring):
+    """All perturbed cells share a shift of RMS .2, and controls are in columns 1 and 24 alone."""
+    rng, position = np.random.default_rng(5), parse_wells(well_names(384))
+    outer = position["column"].isin([0, 23]).to_numpy()
+    condition = np.full(384, "control", dtype=object)
+    condition[~outer] = [f"p{i // 5}" for i in rng.permutation((~outer).sum())]
+    shift = {c: 0.2 * np.resize([-1, 1], GENES) + 0.2 * rng.normal(size=GENES) for c in condition}
+    shift["control"] = np.zeros(GENES)
+    value = np.array([shift[c] for c in condition]) + 0.15 * rng.normal(size=(384, GENES))
+    value += ring * FEATURES[384][["ring"]].to_numpy() * np.resize([1, 1, -1, -1], GENES)
+    found = edge_effects(pd.DataFrame(value, well_names(384)), conditions=condition)
+    edge = found.set_index("effect").loc["edge"]
+    assert edge["posterior"] > 0.95 if ring else edge["posterior"] < 0.5
+    assert not ring or edge["size"] == pytest.approx(ring, rel=0.2)
