@@ -45,7 +45,7 @@ def test_effects_and_batch_noise_are_additive_whatever_the_state_of_the_cell(mod
     z = states(model.adata.n_obs)
     with torch.no_grad():
         values = module.globals()
-        latent = {name: value for name, value in values.items() if name not in ("eta", "W.log_decay")}
+        latent = {k: value for k, value in values.items() if k not in ("eta", "W.log_decay")}
         fixed = poutine.condition(module, data=latent | {"X.z": z})
         logits = poutine.trace(fixed).get_trace(**arguments).nodes["x"]["fn"].logits
         shift = module.cell_shift(values, arguments["condition"], arguments["batch"])

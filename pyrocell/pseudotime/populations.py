@@ -198,8 +198,8 @@ def retention(
     - shuffled_lower, shuffled_upper: interval of the difference with labels shuffled among these
       cells and the controls (within batches; whole units where there are any): what it is without
       any effect
-    - distance: median of the column `<key>_distance`, where there is one. Well above the controls', the cells
-      have states that controls lack, and where they were placed says little.
+    - distance: median of the column `<key>_distance`, where there is one. Well above the
+      controls', the cells have states that controls lack, and where they were placed says little.
 
     `attrs["threshold"]` is the pseudotime up to which states are early. It is taken as known, and
     so is the pseudotime of the cells.
