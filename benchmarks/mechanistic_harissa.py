@@ -17,7 +17,7 @@ import numpy as np
 from networks import CASCADE, DRIFT, RESPONDERS, SIGNALS, STIMULUS, Network
 from scipy.special import expit
 
-__all__ = ["Harissa"]
+__all__ = ["Harissa", "sampler"]
 
 BURN_IN, SPREAD = 30.0, 12.0  # of a few cells, then of many that start from them
 FOUNDERS, BANK = 200, 1000  # resting cells, from which all others start
@@ -29,7 +29,7 @@ LEAK = 0.05  # bursts without regulators, of those at most
 
 
 @cache
-def _sampler():
+def sampler():
     """harissa's sampler over many cells; compiled on the first call."""
     from harissa.simulation.pdmp_fast import simulate
     from numba import njit
@@ -194,4 +194,4 @@ class Harissa:
         p = p.copy()
         p[:, 0] = stimulus
         seed = int(self.rng.integers(2**31))
-        return _sampler()(seed, np.asarray(times, float), basal, inter, *columns, m, p)
+        return sampler()(seed, np.asarray(times, float), basal, inter, *columns, m, p)

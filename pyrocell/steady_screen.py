@@ -33,6 +33,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from pyrocell.errors import ScreenError
+from pyrocell.events import EVENTS
 from pyrocell.pseudobulk import Cells, LogRatio, Reference, Variance, log_ratio, rates
 from pyrocell.screen import Screen
 
@@ -180,7 +181,8 @@ class _Comparison:
         return {self._where(c): int(c) for c in np.flatnonzero(self.screen.is_control)}
 
     def _where(self, condition: int) -> tuple:
-        return tuple(self.screen.conditions.loc[condition, ["media", "time"]])
+        about = self.screen.conditions.loc[condition, ["media", "time"]]
+        return (*about, self.screen.exposed_at[condition])
 
     def _rng(self, *what: int) -> np.random.Generator:
         """A stream of its own for everything drawn, so that no row depends on the others."""
@@ -367,7 +369,6 @@ def _root(square: float) -> float:
 
 
 def _groups(counts: sp.csr_matrix, size: np.ndarray, screen: Screen) -> list[Cells]:
-    """Cells of each condition."""
     order = np.argsort(screen.cell_condition, kind="stable")
     bounds = np.searchsorted(screen.cell_condition[order], np.arange(len(screen.conditions) + 1))
     everything = Cells(sp.csr_matrix(counts), np.asarray(size, float), screen.cell_batch)
@@ -377,8 +378,9 @@ def _groups(counts: sp.csr_matrix, size: np.ndarray, screen: Screen) -> list[Cel
 def _consecutive(screen: Screen) -> list[tuple[int, int]]:
     """Pairs of conditions that differ in time only, neighbours among the times measured."""
     arms = screen.conditions.sort_values("time", kind="stable")
-    arms = arms.groupby(["media", "perturbation"], sort=False).groups
-    return sorted((int(a), int(b)) for arm in arms.values() for a, b in pairwise(arm))
+    by = ["media", "perturbation", *arms.columns.intersection(EVENTS)]
+    groups = arms.groupby(by, sort=False).groups.values()
+    return sorted((int(a), int(b)) for arm in groups for a, b in pairwise(arm))
 
 
 def _check(screen: Screen, options: Mapping[str, float]) -> None:

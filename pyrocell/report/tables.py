@@ -73,7 +73,7 @@ def collect(
 
 def _named_layout(model: PyroCell) -> pd.DataFrame:
     """Cells by condition and batch, with what each condition is."""
-    conditions = model.screen.conditions[["perturbation", "media", "time"]]
+    conditions = model.screen.conditions.drop(columns="n_cells")
     counts = model.screen.layout.set_axis(conditions.index)
     return pd.concat([conditions, counts.rename(columns=str)], axis=1)
 
