@@ -122,4 +122,4 @@ def test_intervals_of_few_draws_hold_their_share_of_new_ones(n):
     found = summarise(rng.standard_normal((n, 20_000)), 0.9)
     new = rng.standard_normal(20_000)
     held = ((found["lower"] <= new) & (new <= found["upper"])).mean()
-    assert held == pytest.approx(0.9, abs=0.007)  # three standard errors
+    assert held == pytest.approx(0.9, abs=0.012)  # error .002; between order statistics
