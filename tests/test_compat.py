@@ -53,7 +53,12 @@ def everything(make_screen, build):
     rng = np.random.default_rng(0)
     adata.obs["donor"] = rng.choice(["d1", "d2"], len(adata))
     adata.obs["age"] = rng.random(len(adata))
-    covariates = {"categorical_covariate_keys": "donor", "continuous_covariate_keys": "age"}
+    adata.obs["perturbed_at"] = rng.choice([0.0, 0.5], len(adata))  # before and after the medium
+    covariates = {
+        "categorical_covariate_keys": "donor",
+        "continuous_covariate_keys": "age",
+        "perturbation_time_key": "perturbed_at",
+    }
     options = {"interactions": True, "content_dependent_noise": True, "dynamics": "node"}
     model = build(adata, covariates, **options)
     model.train(max_epochs=1, progress_bar=False)
