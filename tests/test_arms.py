@@ -335,7 +335,7 @@ def fitted() -> pyrocell.PyroCell:
     return model
 
 
-def test_turnover_is_recovered_within_its_interval(fitted):
+def test_a_turnover_faster_than_the_response_is_recovered_within_its_interval(fitted):
     draws = fitted.posterior_samples(200, ["M.turnover"])["M.turnover"][:, 0]
     low, high = np.quantile(draws, [0.005, 0.995])
     assert low < TURNOVER < high

@@ -119,7 +119,7 @@ def test_what_cannot_be_summarised_is_refused_by_name(fitted):
 @pytest.mark.parametrize("n", [30, 50, 200])
 def test_intervals_of_few_draws_hold_their_share_of_new_ones(n):
     rng = np.random.default_rng(n)
-    found = summarise(rng.standard_normal((n, 20_000)), 0.9)
-    new = rng.standard_normal(20_000)
+    found = summarise(rng.random((n, 20_000)), 0.9)  # exact where draws are uniform
+    new = rng.random(20_000)
     held = ((found["lower"] <= new) & (new <= found["upper"])).mean()
-    assert held == pytest.approx(0.9, abs=0.012)  # error .002; between order statistics
+    assert held == pytest.approx(0.9, abs=0.007)  # three standard errors

@@ -18,7 +18,6 @@ from pyrocell.operators import (
     relative_curve,
     relative_onset,
     relax,
-    rewind,
     unwait,
     wait,
 )
@@ -45,7 +44,7 @@ class Flow:
         return wait(state, state.y.new_full((len(state.y),), duration), *self.arguments())
 
     def rewind(self, duration: float, state: State) -> State:
-        return rewind(state, state.y.new_full((len(state.y),), duration), *self.arguments())
+        return wait(state, state.y.new_full((len(state.y),), -duration), *self.arguments())
 
     def arguments(self) -> tuple[Tensor, ...]:
         return self.rate, self.drive, self.decay, self.media_drive, self.limit, self.turnover

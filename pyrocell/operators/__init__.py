@@ -30,7 +30,6 @@ from pyrocell.operators.waiting import (
     relative_curve,
     relative_onset,
     relax,
-    rewind,
     unwait,
     wait,
 )
@@ -60,7 +59,6 @@ __all__ = [
     "relax",
     "respond",
     "respond_in_order",
-    "rewind",
     "run",
     "unwait",
     "wait",

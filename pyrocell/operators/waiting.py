@@ -37,7 +37,6 @@ __all__ = [
     "relative_curve",
     "relative_onset",
     "relax",
-    "rewind",
     "unwait",
     "wait",
 ]
@@ -181,7 +180,8 @@ def wait(
     state
         Cells at the start.
     duration
-        Shape (C,). Zero leaves the state as it is.
+        Shape (C,). Zero leaves the state as it is; negative undoes a wait (W⁻¹), rounding as in
+        :func:`unwait`.
     rate
         λ of the response, per unit of time; shape (C, 1) or (C, D).
     drive
@@ -217,20 +217,6 @@ def wait(
         dose=relax(state.dose, state.genotype, decay.unsqueeze(-2), duration),
         gain=relax(state.gain, limit, turnover.unsqueeze(-2), duration),
     )
-
-
-def rewind(
-    state: State,
-    duration: Tensor,
-    rate: Tensor,
-    drive: Tensor,
-    decay: Tensor,
-    media_drive: Tensor,
-    limit: Tensor,
-    turnover: Tensor,
-) -> State:
-    """Undo :func:`wait`, W⁻¹; arguments as there, rounding as in :func:`unwait`."""
-    return wait(state, -duration, rate, drive, decay, media_drive, limit, turnover)
 
 
 def driven(level: Tensor, drive: Tensor, carried: Tensor | float = 1.0) -> Tensor:
