@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pyrocell.distributions import GaussianWalk, NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyrocell.mapping import ScreenMap
+from pyrocell.motion import Reversal, draw_state, state_log_prob
+from pyrocell.structure import Conditions
 from pyrocell.views.rna import dropout_logits
 
 __all__ = ["GenerativeModel"]
@@ -125,6 +127,10 @@ class GenerativeModel(ScreenMap):
         if self.has_field:
             scale = self.field.log_scale.exp().expand(-1, self.n_axes)
             values["W.field"] = _sample("W.field", torch.zeros_like(scale), scale)
+        if self.has_motion:
+            noise = (p.state_noise_sd, p.state_noise_spread)
+            branches = self.config.dynamics == "sde"
+            values |= self.motion.sites(k, j, noise if branches else None)
         if self.has_drift:
             values["W.drift"] = _sample(
                 "W.drift", one.new_zeros(self.config.n_response), p.drift_sd * one
@@ -199,12 +205,31 @@ class GenerativeModel(ScreenMap):
         values = self.globals()
         shift = self.cell_shift(values, condition, batch, covariates)
         with pyro.plate("cells", self.n_cells, subsample=index):
-            z = pyro.sample(
-                "X.z",
-                dist.Normal(shift.new_zeros(len(index), self.config.n_latent), 1.0).to_event(1),
-            )
+            z = self._own_state(values, condition, shift)
             logits = self.resting_logits(values, z) + shift
             return pyro.sample("x", self.view(values, logits, log_size, z), obs=x)
+
+    def _own_state(self, values: dict[str, Tensor], condition: Tensor, shift: Tensor) -> Tensor:
+        """Sample X.z: a resting cell's state, moved by then where states move on their own."""
+        n = len(condition)
+        if not self.has_motion:
+            normal = dist.Normal(shift.new_zeros(n, self.config.n_latent), 1.0)
+            return pyro.sample("X.z", normal.to_event(1))
+        return draw_state(*self.cell_way(values, condition), self.motion.at_start(n))
+
+    def state_log_prob(
+        self,
+        values: dict[str, Tensor],
+        z: Tensor,
+        condition: Tensor,
+        table: Conditions | None = None,
+        reversal: Reversal | None = None,
+    ) -> Tensor:
+        """Log prior density of X.z of cells, (n,); see `motion.state_log_prob`."""
+        if not self.has_motion:
+            return dist.Normal(torch.zeros_like(z), 1.0).log_prob(z).sum(-1)
+        way = self.cell_way(values, condition, table)
+        return state_log_prob(z, *way, self.motion.at_start(len(z)), reversal)
 
     def view(
         self, values: dict[str, Tensor], logits: Tensor, log_size: Tensor, z: Tensor

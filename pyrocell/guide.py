@@ -19,10 +19,12 @@ from torch import Tensor
 from pyrocell.distributions import LowRankNormal, LowRankRow, MarkovLowRankNormal
 from pyrocell.encoder import fisher_metric, fisher_weight, state_shift
 from pyrocell.guide_parameters import GuideParameters
+from pyrocell.motion import draw_past
 from pyrocell.structure import Conditions
 
 __all__ = ["Guide"]
 
+_FLOW = (("W.flow", "flow"), ("P.flow", "flow_code"), ("M.flow", "flow_media"))
 _COLLAPSED = 1e-3  # an axis of z with this share of the average information is not used
 
 
@@ -174,6 +176,8 @@ class Guide(GuideParameters):
             values["M.turnover"] = self._turnover(values)
         if model.has_field:
             values["W.field"] = self._weights("W.field", "field")
+        if model.has_motion:
+            values |= self._motion_sites()
         values |= {
             "P.effect": self._effect(drawn, values),
             "P.on_target": self._normal("P.on_target", "on_target"),
@@ -183,6 +187,14 @@ class Guide(GuideParameters):
             values["M.effect"] = self._media_effect(self.media_effect_loc * ratio)
         if model.has_drift:
             values["W.drift"] = self._normal("W.drift", "drift")
+        return values
+
+    def _motion_sites(self) -> dict[str, Tensor]:
+        values = {
+            name: self._normal(name, part) for name, part in _FLOW if hasattr(self, f"{part}_loc")
+        }
+        if self.model.config.dynamics == "sde":
+            values["W.noise"] = self._normal("W.noise", "state_noise", dist.LogNormal)
         return values
 
     def _turnover(self, rates: dict[str, Tensor]) -> Tensor:
@@ -350,7 +362,9 @@ class Guide(GuideParameters):
         values = self.globals()
         loc, scale = self.encode(values, x, condition, batch, covariates)
         with pyro.plate("cells", self.model.n_cells, subsample=index):
-            pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
+            z = pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
+            if self.model.config.dynamics == "sde":
+                draw_past(self.reversal, z, *self.model.cell_way(values, condition))
 
     def encode(
         self,

@@ -13,6 +13,7 @@ from pyrocell.assume import Assume
 from pyrocell.decoder import Curvature
 from pyrocell.imposed import imposed_contrasts
 from pyrocell.layout import batch_content
+from pyrocell.motion import Motion, arm_way
 from pyrocell.noise import content_effect, contrast_matrix
 from pyrocell.operators import (
     ResponseParameters,
@@ -24,6 +25,7 @@ from pyrocell.operators import (
 )
 from pyrocell.operators.perturbation import on_target_shift
 from pyrocell.operators.response import FASTEST
+from pyrocell.operators.transport import Leg, StateField
 from pyrocell.operators.waiting import onset_curve, relative_curve, relative_onset
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
@@ -68,6 +70,8 @@ class ScreenMap(nn.Module):
             self.curvature = Curvature(config.n_latent)
         if self.has_field:
             self.field = Curvature(2 * self.n_axes)
+        if self.has_motion:
+            self.motion = Motion(config.n_latent, self.clock)
         if config.dropout == "cell":
             self.gate_loading = nn.Parameter(torch.zeros_like(statistics.loading))
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
@@ -94,6 +98,7 @@ class ScreenMap(nn.Module):
         drift = screen.aliased[screen.aliased.contrast == "time"]
         self.has_rates = self.has_time and self.config.dynamics != "none"
         self.has_field = self.has_time and self.config.dynamics == "node"
+        self.has_motion = self.config.dynamics in ("flow", "sde")
         self.has_drift = self.has_rates and bool(drift.estimable.all())
         for name, value in {
             "several": several.nonzero()[:, 0],
@@ -127,6 +132,10 @@ class ScreenMap(nn.Module):
         measured = self.target >= 0
         own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
         self.register_buffer("own_gene", own, persistent=False)  # (K, G)
+
+    def motion_parameters(self) -> list[nn.Parameter]:
+        """Point parameters of the field that states move along."""
+        return list(self.motion.parameters()) if self.has_motion else []
 
     @property
     def conditions(self) -> Conditions:
@@ -349,6 +358,21 @@ class ScreenMap(nn.Module):
         rate = condition_rate(genotype, exposure, params)[:, 0]
         since = (conditions.duration - conditions.perturbed_at).clamp_min(0)
         return torch.where(lost, onset_curve(rate, turnover, since), ones)
+
+    def way(
+        self, values: dict[str, Tensor], conditions: Conditions, rows: Tensor | None = None
+    ) -> tuple[tuple[Leg, ...], StateField]:
+        """How resting states of each condition go, and the field they go along."""
+        field = self.motion.field(values)
+        return arm_way(conditions, self.response_parameters(values), field, rows), field
+
+    def cell_way(
+        self, values: dict[str, Tensor], condition: Tensor, table: Conditions | None = None
+    ) -> tuple[tuple[Leg, ...], StateField]:
+        """The same for cells of given conditions, in their order; `table` as in `cell_shift`."""
+        rows, inverse = torch.unique(condition, return_inverse=True)
+        table = self.conditions if table is None else table
+        return self.way(values, table.select(rows), inverse)
 
     def imposed_change(self, values: dict[str, Tensor]) -> Tensor:
         """What the assumptions imposed hold to be zero, (contrasts, G), log-fold change."""

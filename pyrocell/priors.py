@@ -59,6 +59,9 @@ class Priors:
         root of a time unit) and a part proportional to the low-rank effect.
     process_noise_spread
         Spread of their logarithms around those medians.
+    state_noise_sd, state_noise_spread
+        Prior median of what drives resting states apart (``dynamics="sde"``), in standard
+        deviations of state per square root of the mean measured time, and its log's spread.
     assumed_sd
         Log-fold change per gene that an imposed assumption still leaves room for.
     baseline_sd
@@ -97,6 +100,8 @@ class Priors:
     process_noise_sd: float = 0.05
     process_noise_effect: float = 0.22
     process_noise_spread: float = 0.1
+    state_noise_sd: float = 0.3
+    state_noise_spread: float = 0.7
     assumed_sd: float = 0.02
     baseline_sd: float = 2.0
     dispersion_loc: float = 1.0

@@ -44,7 +44,7 @@ class ModelConfig:
 def check_options(config: ModelConfig) -> None:
     """Raise unless the shape of the model is one that there is."""
     choices = {
-        "dynamics": ("none", "relaxation", "node"),
+        "dynamics": ("none", "relaxation", "node", "flow", "sde"),
         "likelihood": ("zinb", "nb"),
         "dropout": ("curve", "cell"),
         "decoder": ("curved", "linear"),
