@@ -16,6 +16,10 @@ from torch import Tensor
 
 from pyrocell.distributions import GaussianWalk, NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyrocell.mapping import ScreenMap
+from pyrocell.operators import ResponseParameters
+from pyrocell.priors import Priors
+from pyrocell.screen import Screen
+from pyrocell.structure import ModelConfig, ScreenStatistics
 from pyrocell.views.rna import dropout_logits
 
 __all__ = ["GenerativeModel"]
@@ -34,6 +38,19 @@ class GenerativeModel(ScreenMap):
         Starting values.
     """
 
+    def __init__(
+        self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
+    ):
+        super().__init__(screen, config, priors, statistics)
+        if len(self.uncertain):
+            self.uncertain.expect(self._draw_response, self.reference_time)
+
+    def _draw_response(self) -> tuple[ResponseParameters, Tensor | None]:
+        """Response and rate of drift from the prior."""
+        values = self._operator_sites()
+        rate = values["W.log_rate_base"].exp() if self.has_drift else None
+        return self.response_parameters(values), rate
+
     def globals(self) -> dict[str, Tensor]:
         """Sample every global site from its prior."""
         with poutine.scale(scale=self.kl_weight), _EventShaped():
@@ -45,7 +62,29 @@ class GenerativeModel(ScreenMap):
                 change = self.imposed_change(values)
                 normal = dist.Normal(change, self.priors.assumed_sd).to_event(2)
                 pyro.sample("assumed", normal, obs=torch.zeros_like(change))
+            if len(self.uncertain):
+                values["assumed.scale"] = self._assumed_scale()
+                log_prior = self.uncertain.log_prior(self.uncertain_factor(values))
+                pyro.factor("assumed.state", log_prior.sum())
         return values
+
+    def _assumed_scale(self) -> Tensor:
+        median = self.loading.new_full((len(self.uncertain.kinds),), self.priors.assumed_sd)
+        scale = dist.LogNormal(median.log(), self.priors.assumed_spread).to_event(1)
+        return pyro.sample("assumed.scale", scale)
+
+    def uncertain_factor(self, values: dict[str, Tensor]) -> Tensor:
+        """Log of spike over slab of each assumption held with a probability, (R,)."""
+        conditions, d = self.uncertain.conditions, self.config.n_latent
+        y = self.displacement(values, self.state_of(values, conditions), conditions)
+        sd = self.log_effect_scale.exp()
+        drift = sd.new_zeros(len(sd))
+        drift[d:] = self.priors.drift_sd
+        shared = torch.cat([values.get("M.effect", sd.new_zeros(0, len(sd))), 0 * sd[None]])
+        if self.has_drift:
+            shared[-1, d:] = values["W.drift"]
+        width = self.axes(values).square().mean(-1).sqrt()
+        return self.uncertain.log_factor(y, width, sd, drift, shared, values["assumed.scale"])
 
     def _view_sites(self) -> dict[str, Tensor]:
         p, g = self.priors, self.n_genes

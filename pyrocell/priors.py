@@ -59,8 +59,10 @@ class Priors:
         root of a time unit) and a part proportional to the low-rank effect.
     process_noise_spread
         Spread of their logarithms around those medians.
-    assumed_sd
-        Log-fold change per gene that an imposed assumption still leaves room for.
+    assumed_sd, assumed_spread
+        Log-fold change per gene that an imposed assumption still leaves room for, and the prior
+        median of that under which one with a probability below 1 holds (root mean square); spread
+        of its logarithm.
     baseline_sd
         Log relative expression of controls around the pooled estimate.
     dispersion_loc, dispersion_sd
@@ -98,6 +100,7 @@ class Priors:
     process_noise_effect: float = 0.22
     process_noise_spread: float = 0.1
     assumed_sd: float = 0.02
+    assumed_spread: float = 0.3
     baseline_sd: float = 2.0
     dispersion_loc: float = 1.0
     dispersion_sd: float = 1.5
