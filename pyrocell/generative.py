@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyrocell.distributions import GaussianWalk, NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyrocell.mapping import ScreenMap
+from pyrocell.objectives import DistributionObjective
 from pyrocell.operators import ResponseParameters
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
@@ -42,6 +43,11 @@ class GenerativeModel(ScreenMap):
         self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
     ):
         super().__init__(screen, config, priors, statistics)
+        self.objective = DistributionObjective(**(config.objective or {"weight": 0.0}))
+        sizes = torch.bincount(
+            torch.as_tensor(screen.cell_condition), minlength=len(screen.conditions)
+        )
+        self.register_buffer("condition_size", sizes, persistent=False)  # (C,)
         if len(self.uncertain):
             self.uncertain.expect(self._draw_response, self.reference_time)
 
@@ -243,7 +249,16 @@ class GenerativeModel(ScreenMap):
                 dist.Normal(shift.new_zeros(len(index), self.config.n_latent), 1.0).to_event(1),
             )
             logits = self.resting_logits(values, z) + shift
-            return pyro.sample("x", self.view(values, logits, log_size, z), obs=x)
+            counts = pyro.sample("x", self.view(values, logits, log_size, z), obs=x)
+        if self.objective.weight:
+            controls = self.genotype.sum(1) + self.exposure.sum(1) == 0
+            pyro.factor(
+                "distribution",
+                self.objective.resting_factor(
+                    z, condition, controls, self.condition_size, self.n_cells
+                ),
+            )
+        return counts
 
     def view(
         self, values: dict[str, Tensor], logits: Tensor, log_size: Tensor, z: Tensor

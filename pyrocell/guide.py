@@ -53,7 +53,7 @@ class Guide(GuideParameters):
             if len(model.several):
                 values |= self._joint_sites(values, drawn)
             if len(model.uncertain):
-                self._normal("assumed.scale", "assumed", dist.LogNormal)
+                values["assumed.scale"] = self._normal("assumed.scale", "assumed", dist.LogNormal)
         return values
 
     def _normal(self, site: str, name: str, cls: type = dist.Normal) -> Tensor:

@@ -100,7 +100,7 @@ class Priors:
     process_noise_effect: float = 0.22
     process_noise_spread: float = 0.1
     assumed_sd: float = 0.02
-    assumed_spread: float = 0.3
+    assumed_spread: float = 0.2
     baseline_sd: float = 2.0
     dispersion_loc: float = 1.0
     dispersion_sd: float = 1.5

@@ -171,15 +171,7 @@ class UncertainAssumptions(nn.Module):
         whole = torch.einsum("srhk,hd,kd->srd", rest, shared, shared) / axis[:, None].square()
         b = torch.einsum("srqh,hd->srdq", both, shared) * (sd / axis[:, None])[..., None]
         a = own[:, :, None] * sd.square()[..., None, None]  # (S, R, D, Q, Q)
-        if q == 1:
-            a = 1 + a[..., 0, 0]
-            log_det, given = a.log(), b[..., 0].square() / a
-        else:
-            root = torch.linalg.cholesky(a + torch.eye(q, dtype=a.dtype, device=a.device))
-            log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            given = torch.linalg.solve_triangular(root, b[..., None], upper=False)[..., 0]
-            given = given.square().sum(-1)
-        each = -0.5 * (log_det + whole - given).sum(-1)  # (S, R)
+        each = -0.5 * (whole + _log_det_less_form(a, b)).sum(-1)  # (S, R)
         return each.logsumexp(0) - math.log(len(each))
 
     def log_prior(self, log_factor: Tensor) -> Tensor:
@@ -200,3 +192,15 @@ def _colours(genotype: Tensor) -> Tensor:
         taken = set(colour[:k][together[k, :k]].tolist())
         colour[k] = next(c for c in range(k + 1) if c not in taken)
     return colour
+
+
+def _log_det_less_form(a: Tensor, b: Tensor) -> Tensor:
+    """log|I + a| − b'(I + a)⁻¹b of many small matrices (..., Q, Q), by elimination, (...)."""
+    out = torch.zeros_like(b[..., 0])
+    while b.shape[-1]:
+        pivot = 1 + a[..., 0, 0]
+        out = out + pivot.log() - b[..., 0].square() / pivot
+        share = a[..., 1:, 0] / pivot[..., None]
+        a = a[..., 1:, 1:] - share[..., None] * a[..., :1, 1:]
+        b = b[..., 1:] - share * b[..., :1]
+    return out

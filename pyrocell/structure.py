@@ -39,6 +39,7 @@ class ModelConfig:
     dropout: str = "curve"
     decoder: str = "curved"
     assume: Sequence[dict] = ()  # fields of each `Assume`
+    objective: dict | None = None  # fields of a `DistributionObjective`
 
 
 def check_options(config: ModelConfig) -> None:
