@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 import pyrocell
 from pyrocell import Assume
 
-FIRST_SEED, EPOCHS = 210, 60
+FIRST_SEED, EPOCHS = 211, 60  # 210 was looked at while the factor was written
 SMALL = {"n_latent": 4, "n_response": 4, "n_hidden": 32}
 CERTAIN = 0.999999
 

@@ -132,7 +132,7 @@ class Answers:
         Returns
         -------
         DataFrame with a row per assumption, perturbation and medium: prior, posterior, and scale
-        (posterior mean; root mean square log-fold change). Empty if the model was given none.
+        (posterior mean; RMS log-fold change per axis). Empty if the model was given none.
         """
         model = self.module.model
         columns = ["assumption", "perturbation", "media"]

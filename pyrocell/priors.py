@@ -61,8 +61,8 @@ class Priors:
         Spread of their logarithms around those medians.
     assumed_sd, assumed_spread
         Log-fold change per gene that an imposed assumption still leaves room for, and the prior
-        median of that under which one with a probability below 1 holds (root mean square); spread
-        of its logarithm.
+        median of what one with a probability below 1 leaves room for per axis; spread of its
+        logarithm. A wide spread lets the scale grow until failing conditions fit in.
     baseline_sd
         Log relative expression of controls around the pooled estimate.
     dispersion_loc, dispersion_sd

@@ -2,13 +2,14 @@
 
 Eq. 9 asks that waiting longer leaves a condition's state where it is; eq. 14, as its text has it,
 the same of a medium that a perturbation blocks. Held with a probability between 0 and 1 this is a
-mixture: with probability p the change of the state y has size exp(−D s² / 2a²), and otherwise the
+mixture: with probability p the change of the state y has size exp(−s² / 2a²), and otherwise the
 model says of it what it says anyway,
 
-    log [ p exp(−D s² / 2a²) / Z + (1 − p) ],
+    log [ p exp(−s² / 2a²) / Z + (1 − p) ],
 
-s the root mean square over the D axes' worth in log-fold change and a the scale, which is learned.
-Z is the expectation of exp(−D s² / 2a²) under the model's own prior. Without it the factor would
+s² the sum over axes of the squared change, each in the root mean square log-fold change that it is
+worth, and a the scale, which is learned: what each axis may still change by.
+Z is the expectation of exp(−s² / 2a²) under the model's own prior. Without it the factor would
 not be a mixture: its odds would be p Z to 1 − p, and Z is a matter of how many axes there are and
 how wide their prior is. With it the prior probability of the indicator is p, and a has no say
 before cells have.
@@ -151,9 +152,9 @@ class UncertainAssumptions(nn.Module):
             (J + 1, D) what many conditions share and the rows take as given: effects of media, and
             drift.
         scale
-            (kinds,) a, root mean square log-fold change.
+            (kinds,) a, root mean square log-fold change per axis.
         """
-        axis = scale[self.kind] / math.sqrt(len(width))  # (R,) per axis
+        axis = scale[self.kind]  # (R,)
         change = (self.contrast @ y * width).square().sum(1)  # (n,)
         change = change.new_zeros(len(self)).index_add(0, self.of_row, change)
         sd = torch.where(self.about_drift[:, None], drift, own) * width  # (R, D)
