@@ -187,6 +187,7 @@ _DIMS = {
     "eta.content": ("content", "gene"),
     "eta.scale": ("gene",),
     "eta.free": ("contrast", "gene"),
+    "assumed.scale": ("assumption",),
 }
 
 
@@ -212,6 +213,7 @@ def labelled(
         "gate": ["intercept", "slope"],
         "covariate": list(covariates),
         "content": content_names(screen),
+        "assumption": model.uncertain.kinds,
     }
     dims = {site: list(_DIMS[site]) for site in samples if site in _DIMS}
     used = {dim for names in dims.values() for dim in names}

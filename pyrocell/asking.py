@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from tqdm.auto import tqdm
 
@@ -118,6 +119,35 @@ class Answers:
             credible_level=credible_level,
             assume=given,
             progress=_progress(progress_bar),
+        )
+
+    @on_few_threads
+    def assumed_indicators(self, n_samples: int = 200) -> pd.DataFrame:
+        """Whether assumptions that the model was given with a probability hold, as it sees them.
+
+        Unlike :meth:`assumptions`, which reads the counts free of any prior on effects, this is the
+        indicator of the mixture that the model was trained with, see `Assume`: whether the low-rank
+        part of a condition's state changes by about `scale` or by whatever the model allows.
+
+        Returns
+        -------
+        DataFrame with a row per assumption, perturbation and medium: prior, posterior, and scale
+        (posterior mean; RMS log-fold change per axis). Empty if the model was given none.
+        """
+        model = self.module.model
+        columns = ["assumption", "perturbation", "media"]
+        table = pd.DataFrame(model.uncertain.rows, columns=columns)
+        if table.empty:
+            return table.reindex(columns=[*columns, "prior", "posterior", "scale"])
+        found = [
+            (model.uncertain.responsibility(model.uncertain_factor(v)), v["assumed.scale"])
+            for v in self.posterior.draws(n_samples)
+        ]
+        posterior, scale = (torch.stack(part).mean(0) for part in zip(*found, strict=True))
+        return table.assign(
+            prior=model.uncertain.log_odds.sigmoid().cpu().numpy(),
+            posterior=posterior.detach().cpu().numpy(),
+            scale=scale[model.uncertain.kind].cpu().numpy(),
         )
 
     @on_few_threads

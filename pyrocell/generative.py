@@ -17,7 +17,11 @@ from torch import Tensor
 from pyrocell.distributions import GaussianWalk, NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyrocell.mapping import ScreenMap
 from pyrocell.motion import Reversal, draw_state, state_log_prob
-from pyrocell.structure import Conditions
+from pyrocell.objectives import DistributionObjective
+from pyrocell.operators import ResponseParameters
+from pyrocell.priors import Priors
+from pyrocell.screen import Screen
+from pyrocell.structure import Conditions, ModelConfig, ScreenStatistics
 from pyrocell.views.rna import dropout_logits
 
 __all__ = ["GenerativeModel"]
@@ -36,6 +40,24 @@ class GenerativeModel(ScreenMap):
         Starting values.
     """
 
+    def __init__(
+        self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
+    ):
+        super().__init__(screen, config, priors, statistics)
+        self.objective = DistributionObjective(**(config.objective or {"weight": 0.0}))
+        sizes = torch.bincount(
+            torch.as_tensor(screen.cell_condition), minlength=len(screen.conditions)
+        )
+        self.register_buffer("condition_size", sizes, persistent=False)  # (C,)
+        if len(self.uncertain):
+            self.uncertain.expect(self._draw_response, self.reference_time)
+
+    def _draw_response(self) -> tuple[ResponseParameters, Tensor | None]:
+        """Response and rate of drift from the prior."""
+        values = self._operator_sites()
+        rate = values["W.log_rate_base"].exp() if self.has_drift else None
+        return self.response_parameters(values), rate
+
     def globals(self) -> dict[str, Tensor]:
         """Sample every global site from its prior."""
         with poutine.scale(scale=self.kl_weight), _EventShaped():
@@ -47,7 +69,29 @@ class GenerativeModel(ScreenMap):
                 change = self.imposed_change(values)
                 normal = dist.Normal(change, self.priors.assumed_sd).to_event(2)
                 pyro.sample("assumed", normal, obs=torch.zeros_like(change))
+            if len(self.uncertain):
+                values["assumed.scale"] = self._assumed_scale()
+                log_prior = self.uncertain.log_prior(self.uncertain_factor(values))
+                pyro.factor("assumed.state", log_prior.sum())
         return values
+
+    def _assumed_scale(self) -> Tensor:
+        median = self.loading.new_full((len(self.uncertain.kinds),), self.priors.assumed_sd)
+        scale = dist.LogNormal(median.log(), self.priors.assumed_spread).to_event(1)
+        return pyro.sample("assumed.scale", scale)
+
+    def uncertain_factor(self, values: dict[str, Tensor]) -> Tensor:
+        """Log of spike over slab of each assumption held with a probability, (R,)."""
+        conditions, d = self.uncertain.conditions, self.config.n_latent
+        y = self.displacement(values, self.state_of(values, conditions), conditions)
+        sd = self.log_effect_scale.exp()
+        drift = sd.new_zeros(len(sd))
+        drift[d:] = self.priors.drift_sd
+        shared = torch.cat([values.get("M.effect", sd.new_zeros(0, len(sd))), 0 * sd[None]])
+        if self.has_drift:
+            shared[-1, d:] = values["W.drift"]
+        width = self.axes(values).square().mean(-1).sqrt()
+        return self.uncertain.log_factor(y, width, sd, drift, shared, values["assumed.scale"])
 
     def _view_sites(self) -> dict[str, Tensor]:
         p, g = self.priors, self.n_genes
@@ -207,7 +251,16 @@ class GenerativeModel(ScreenMap):
         with pyro.plate("cells", self.n_cells, subsample=index):
             z = self._own_state(values, condition, shift)
             logits = self.resting_logits(values, z) + shift
-            return pyro.sample("x", self.view(values, logits, log_size, z), obs=x)
+            counts = pyro.sample("x", self.view(values, logits, log_size, z), obs=x)
+        if self.objective.weight:
+            controls = self.genotype.sum(1) + self.exposure.sum(1) == 0
+            pyro.factor(
+                "distribution",
+                self.objective.resting_factor(
+                    z, condition, controls, self.condition_size, self.n_cells
+                ),
+            )
+        return counts
 
     def _own_state(self, values: dict[str, Tensor], condition: Tensor, shift: Tensor) -> Tensor:
         """Sample X.z: a resting cell's state, moved by then where states move on their own."""

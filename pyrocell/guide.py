@@ -54,6 +54,8 @@ class Guide(GuideParameters):
                 values |= self._residual_sites(values, drawn)
             if len(model.several):
                 values |= self._joint_sites(values, drawn)
+            if len(model.uncertain):
+                values["assumed.scale"] = self._normal("assumed.scale", "assumed", dist.LogNormal)
         return values
 
     def _normal(self, site: str, name: str, cls: type = dist.Normal) -> Tensor:

@@ -113,6 +113,10 @@ class GuideParameters(nn.Module):
                 self._residual("M", cells[k:], per_node[k:], relative, model.media_residual_sd)
         if len(model.several):
             self._joint(model, screen, relative)
+        if len(model.uncertain):
+            p = model.priors
+            centre = torch.full((len(model.uncertain.kinds),), math.log(p.assumed_sd))
+            self._gaussian("assumed", centre, torch.tensor(p.assumed_spread))
 
     def _rates(self, model: GenerativeModel, cells: Tensor) -> None:
         """Rates: each driver's given the common one, each product's given its driver's."""

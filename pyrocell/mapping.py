@@ -30,6 +30,7 @@ from pyrocell.operators.waiting import onset_curve, relative_curve, relative_ons
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
 from pyrocell.state import State
+from pyrocell.steadiness import UncertainAssumptions
 from pyrocell.structure import (
     Conditions,
     ModelConfig,
@@ -127,7 +128,9 @@ class ScreenMap(nn.Module):
         p = self.priors
         self.media_residual_sd = p.media_gene_sd if self.follows_gain else p.media_residual_sd
         self.clock = float(np.mean(screen.times)) if len(screen.times) else 1.0
-        self.imposed = imposed_contrasts(screen, [Assume(**a) for a in self.config.assume])
+        assume = [Assume(**a) for a in self.config.assume]
+        self.imposed = imposed_contrasts(screen, assume)
+        self.uncertain = UncertainAssumptions(screen, assume)
         own = torch.zeros(self.n_perturbations, self.n_genes)
         measured = self.target >= 0
         own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
@@ -277,7 +280,11 @@ class ScreenMap(nn.Module):
 
     def shift(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         """Log-mean shift of each condition against rest, η excluded, (C, G), log-fold change."""
-        state = respond_in_order(
+        return self.shift_of(values, self.state_of(values, conditions), conditions)
+
+    def state_of(self, values: dict[str, Tensor], conditions: Conditions) -> State:
+        """State of each condition's cells, from rest through its own order of steps."""
+        return respond_in_order(
             conditions.genotype,
             conditions.exposure,
             conditions.duration,
@@ -285,17 +292,21 @@ class ScreenMap(nn.Module):
             conditions.exposed_at,
             self.response_parameters(values),
         )
-        return self.shift_of(values, state, conditions)
+
+    def displacement(
+        self, values: dict[str, Tensor], state: State, conditions: Conditions
+    ) -> Tensor:
+        """y of cells in a given state, with what drift adds to it, (C, D)."""
+        if not self.has_drift:
+            return state.y
+        rate = values["W.log_rate_base"].exp()
+        curve = relative_curve(rate, conditions.duration, self.reference_time)
+        drift = curve[:, None] * values["W.drift"]
+        return state.y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
 
     def shift_of(self, values: dict[str, Tensor], state: State, conditions: Conditions) -> Tensor:
         """Log-mean shift of cells in a given state, however they came there, (C, G)."""
-        y = state.y
-        if self.has_drift:
-            rate = values["W.log_rate_base"].exp()
-            curve = relative_curve(rate, conditions.duration, self.reference_time)
-            drift = curve[:, None] * values["W.drift"]
-            y = y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
-        out = y @ self.axes(values)
+        out = self.displacement(values, state, conditions) @ self.axes(values)
         out = out + on_target_shift(
             conditions.genotype, values["P.on_target"], self.target, self.n_genes
         )

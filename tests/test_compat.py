@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrocell import PyroCell
+from pyrocell import Assume, PyroCell
 from pyrocell._compat import inference_data
 
 
@@ -60,6 +60,7 @@ def everything(make_screen, build):
         "perturbation_time_key": "perturbed_at",
     }
     options = {"interactions": True, "content_dependent_noise": True, "dynamics": "node"}
+    options["assume"] = [Assume.steady(probability=0.5)]
     model = build(adata, covariates, **options)
     model.train(max_epochs=1, progress_bar=False)
     return model
@@ -70,7 +71,8 @@ def test_every_site_of_the_model_page_has_named_dimensions(everything):
     table = re.findall(r"^\| (`.*?) \| \(", page, flags=re.MULTILINE)
     sites = {site for cell in table for site in re.findall(r"`([\w.]+)`", cell)}
     posterior = posterior_of(everything.to_arviz(2))
-    assert set(posterior) == sites - {"X.z", "x", "assumed"}  # those of cells, and observed ones
+    observed = {"x", "assumed", "assumed.state", "distribution"}
+    assert set(posterior) == sites - {"X.z"} - observed
     for site in posterior:
         for dim in posterior[site].dims[2:]:
             assert not dim.startswith(site), f"{site} has no named dimensions"
