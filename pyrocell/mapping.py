@@ -13,7 +13,8 @@ from pyrocell.assume import Assume
 from pyrocell.decoder import Curvature
 from pyrocell.imposed import imposed_contrasts
 from pyrocell.layout import batch_content
-from pyrocell.noise import content_effect, contrast_matrix
+from pyrocell.nesting import Nesting
+from pyrocell.noise import content_effect
 from pyrocell.operators import (
     ResponseParameters,
     bounded_rate,
@@ -73,6 +74,8 @@ class ScreenMap(nn.Module):
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
         if self.n_batches > 1:
             self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
+        if self.has_laboratories:
+            self.log_laboratory_scale = nn.Parameter(torch.tensor(math.log(priors.laboratory_sd)))
         if self.has_time and config.gene_residual:
             self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.walk_sd)))
             self.logit_persistence = nn.Parameter(torch.tensor(1.5))
@@ -95,6 +98,8 @@ class ScreenMap(nn.Module):
         self.has_rates = self.has_time and self.config.dynamics != "none"
         self.has_field = self.has_time and self.config.dynamics == "node"
         self.has_drift = self.has_rates and bool(drift.estimable.all())
+        nesting = Nesting.of(torch.as_tensor(screen.batch_laboratory))
+        self.has_laboratories = 1 < len(screen.laboratories)
         for name, value in {
             "several": several.nonzero()[:, 0],
             "genotype": genotype,
@@ -105,7 +110,9 @@ class ScreenMap(nn.Module):
             "perturbed_at": as_float(screen.perturbed_at),
             "exposed_at": as_float(screen.exposed_at),
             "target": torch.as_tensor(screen.target),
-            "contrast": contrast_matrix(self.n_batches),
+            "contrast": nesting.contrast,
+            "between": nesting.between,
+            "laboratory_mean": nesting.mean,
             "content": batch_content(screen),
             "time_steps": times.diff() if self.has_time else torch.zeros(0),
             "on_target_sign": torch.tensor(
@@ -142,6 +149,11 @@ class ScreenMap(nn.Module):
         )
 
     @property
+    def nesting(self) -> Nesting:
+        """Contrasts of batches, in laboratories where there are several."""
+        return Nesting(self.contrast, self.between, self.laboratory_mean)
+
+    @property
     def has_content(self) -> bool:
         """Whether batch noise depends on what the batch contains."""
         return self.config.content_dependent_noise and self.content.shape[1] > 0
@@ -152,6 +164,21 @@ class ScreenMap(nn.Module):
         if self.has_content:
             eta = eta + content_effect(self.content, values["eta.content"])
         return eta
+
+    def eta_scale(self, values: dict[str, Tensor]) -> Tensor:
+        """Prior standard deviation of the contrasts of η, (G,), or (B − 1, G) with laboratories."""
+        scale = values["eta.scale"]
+        if not self.has_laboratories:
+            return scale
+        between = self.between[:, None] * values["eta.laboratory_scale"].square()
+        return (scale.square() + between).sqrt()
+
+    def laboratory_offset(self, values: dict[str, Tensor]) -> Tensor:
+        """What each laboratory adds to all its batches, content aside, (L, G).
+
+        Its sum over batches is zero, as that of what is left within each laboratory.
+        """
+        return self.laboratory_mean @ (self.contrast @ values["eta.free"])
 
     def log_decay(self, values: dict[str, Tensor]) -> Tensor:
         """log μ of each perturbed gene's product, (K,): never slower than the response itself."""
