@@ -66,6 +66,8 @@ class ConditionLevels:
         (G, B, B) of the error of η.
     expected
         (C, G) counts expected at the pooled level: which genes can be judged, whatever they show.
+    eta_sd
+        (G,) standard deviation of η, of both levels together where there are two.
     """
 
     value: np.ndarray
@@ -74,6 +76,7 @@ class ConditionLevels:
     share: np.ndarray
     eta_covariance: np.ndarray
     expected: np.ndarray
+    eta_sd: np.ndarray
 
     def contrast(self, weights: Mapping[int, float]) -> Contrast:
         """Σ_c a_c β_c, for weights by row of `Screen.conditions`; zeros for none."""
@@ -162,6 +165,7 @@ def condition_levels(
         share=depth / depth.sum(1, keepdims=True),
         eta_covariance=np.linalg.inv(information),
         expected=rate * depth.sum(1)[:, None],
+        eta_sd=eta_sd if laboratory_sd is None else np.hypot(eta_sd, laboratory_sd),
     )
 
 
