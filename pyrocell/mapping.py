@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from pyrocell.assume import Assume
 from pyrocell.decoder import Curvature
 from pyrocell.imposed import imposed_contrasts
-from pyrocell.layout import batch_content
-from pyrocell.nesting import Nesting
-from pyrocell.noise import content_effect
+from pyrocell.noise_map import NoiseMap
 from pyrocell.operators import (
     ResponseParameters,
     bounded_rate,
@@ -40,7 +38,7 @@ from pyrocell.structure import (
 __all__ = ["ScreenMap"]
 
 
-class ScreenMap(nn.Module):
+class ScreenMap(NoiseMap):
     """Point parameters, the screen as tensors, and the map from sites to log-mean shifts.
 
     Parameters
@@ -98,8 +96,6 @@ class ScreenMap(nn.Module):
         self.has_rates = self.has_time and self.config.dynamics != "none"
         self.has_field = self.has_time and self.config.dynamics == "node"
         self.has_drift = self.has_rates and bool(drift.estimable.all())
-        nesting = Nesting.of(torch.as_tensor(screen.batch_laboratory))
-        self.has_laboratories = 1 < len(screen.laboratories)
         for name, value in {
             "several": several.nonzero()[:, 0],
             "genotype": genotype,
@@ -110,10 +106,7 @@ class ScreenMap(nn.Module):
             "perturbed_at": as_float(screen.perturbed_at),
             "exposed_at": as_float(screen.exposed_at),
             "target": torch.as_tensor(screen.target),
-            "contrast": nesting.contrast,
-            "between": nesting.between,
-            "laboratory_mean": nesting.mean,
-            "content": batch_content(screen),
+            **self._noise_tables(screen),
             "time_steps": times.diff() if self.has_time else torch.zeros(0),
             "on_target_sign": torch.tensor(
                 [{"CRISPRi": -1.0, "CRISPRa": 1.0}.get(t, 0.0) for t in screen.perturbation_types]
@@ -147,38 +140,6 @@ class ScreenMap(nn.Module):
             self.perturbed_at,
             self.exposed_at,
         )
-
-    @property
-    def nesting(self) -> Nesting:
-        """Contrasts of batches, in laboratories where there are several."""
-        return Nesting(self.contrast, self.between, self.laboratory_mean)
-
-    @property
-    def has_content(self) -> bool:
-        """Whether batch noise depends on what the batch contains."""
-        return self.config.content_dependent_noise and self.content.shape[1] > 0
-
-    def eta(self, values: dict[str, Tensor]) -> Tensor:
-        """η of every batch (eqs. 15, 19), (B, G); sums to zero over batches exactly."""
-        eta = self.contrast @ values["eta.free"]
-        if self.has_content:
-            eta = eta + content_effect(self.content, values["eta.content"])
-        return eta
-
-    def eta_scale(self, values: dict[str, Tensor]) -> Tensor:
-        """Prior standard deviation of the contrasts of η, (G,), or (B − 1, G) with laboratories."""
-        scale = values["eta.scale"]
-        if not self.has_laboratories:
-            return scale
-        between = self.between[:, None] * values["eta.laboratory_scale"].square()
-        return (scale.square() + between).sqrt()
-
-    def laboratory_offset(self, values: dict[str, Tensor]) -> Tensor:
-        """What each laboratory adds to all its batches, content aside, (L, G).
-
-        Its sum over batches is zero, as that of what is left within each laboratory.
-        """
-        return self.laboratory_mean @ (self.contrast @ values["eta.free"])
 
     def log_decay(self, values: dict[str, Tensor]) -> Tensor:
         """log μ of each perturbed gene's product, (K,): never slower than the response itself."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
 from pyrocell.errors import UnknownLabelError
@@ -16,8 +17,9 @@ from pyrocell.nesting import new_batch_moments
 from pyrocell.requested import RequestedNoise
 from pyrocell.screen import Screen
 
-__all__ = ["NoiseOfRequest", "content_of"]
+__all__ = ["NoiseOfRequest", "content_of", "shared_axes"]
 
+_FEWEST_CONTRASTS = 3  # from which genes are seen to vary together
 _STREAM = 1_000_000_007  # keeps these draws apart from those of cells, which have the same seeds
 
 
@@ -47,6 +49,26 @@ def content_of(screen: Screen, stated: Mapping[str, float] | None) -> Tensor:
     return content
 
 
+def shared_axes(model: GenerativeModel, values: dict[str, Tensor]) -> Tensor:
+    """Axes along which genes vary together from batch to batch, such as stress, (q, G).
+
+    The correlation of genes in the realised contrasts, shrunk towards independence as far as so few
+    can tell (Ledoit and Wolf), is A'A plus a diagonal that makes every variance 1; this is A.
+
+    Parameters
+    ----------
+    values
+        Posterior means of the sites.
+    """
+    contrasts = values["eta.free"] / model.eta_scale(values)  # (B − 1, G)
+    n = len(contrasts)
+    if n < _FEWEST_CONTRASTS:
+        return contrasts[:0]
+    alone = ledoit_wolf_shrinkage(contrasts.cpu().numpy().astype(float), assume_centered=True)
+    axes = contrasts * ((1 - alone) / n) ** 0.5
+    return axes / (axes.square().sum(0) + alone).sqrt()
+
+
 @dataclass(frozen=True)
 class NoiseOfRequest:
     """Batch noise of requested conditions.
@@ -59,11 +81,15 @@ class NoiseOfRequest:
         Whose noise each condition has.
     content
         (F,) what new batches contain, see `content_of`.
+    shared
+        (q, G) axes along which genes of a new batch vary together, see `shared_axes`; None: each
+        on its own. How far a gene varies does not depend on them.
     """
 
     model: GenerativeModel
     request: RequestedNoise
     content: Tensor
+    shared: Tensor | None = None
 
     def draw(self, values: dict[str, Tensor], seed: int) -> Tensor:
         """η of each requested condition under one draw of the globals, (n, G).
@@ -90,7 +116,11 @@ class NoiseOfRequest:
             model.nesting, values["eta.free"], scale, common, origin
         )
         generator = torch.Generator(device=scale.device).manual_seed(_STREAM + seed)
-        noise = torch.randn(mean.shape, generator=generator, device=scale.device)
+        normal = lambda n: torch.randn(len(mean), n, generator=generator, device=scale.device)  # noqa: E731
+        noise = normal(mean.shape[1])
+        if self.shared is not None:
+            own = (1 - self.shared.square().sum(0)).clamp_min(0).sqrt()
+            noise = own * noise + normal(len(self.shared)) @ self.shared
         root = torch.linalg.cholesky(covariance)  # (G, M, M)
         drawn = mean + torch.einsum("gij,jg->ig", root, noise)
         if model.has_content:

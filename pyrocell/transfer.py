@@ -1,26 +1,33 @@
-"""How well a laboratory that was never seen is predicted: fit without it, then set beside it."""
+"""What carries over: to a laboratory that was never seen, and of effects to another medium.
+
+A cell line that is perturbed in a screen of several is registered as a medium here (`media_key`).
+"""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.stats import norm
 
 from pyrocell._compat import SETUP_ARGS
+from pyrocell.answers import levels
 from pyrocell.assume import Assume
 from pyrocell.errors import ScreenError, ScreenWarning
+from pyrocell.labels import listed
 from pyrocell.metrics import coverage
 from pyrocell.requested import NEW
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
+    from pyrocell.screen import Screen
 
-__all__ = ["leave_one_laboratory_out"]
+__all__ = ["leave_one_laboratory_out", "transfer_effects"]
 
 
 def leave_one_laboratory_out(
@@ -157,3 +164,113 @@ def _judge(
         "rmse": rmse(predicted.X),
         "rmse_average": rmse(elsewhere),
     }
+
+
+def transfer_effects(
+    model: PyroCell,
+    media: str,
+    source: str | None = None,
+    perturbations: Sequence[str] | None = None,
+    time: float | None = None,
+    credible_level: float = 0.9,
+    min_count: float = 5.0,
+    n_samples: int = 2,
+) -> pd.DataFrame:
+    """Effects of perturbations in a medium, or a cell line, from those measured in another.
+
+    `predict` adds what a perturbation does without the medium to what the medium does: right where
+    effects carry over. Here the perturbations measured in both tell how far they do.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    media, source
+        Where effects are wanted, and where they were measured; source defaults to the baseline.
+    perturbations
+        Single perturbations measured in `source`; default: those not measured in `media`.
+    time
+        Default: the last.
+    credible_level
+        Mass of the intervals.
+    min_count
+        Counts that a gene needs, at the pooled rate, in the conditions compared.
+    n_samples
+        Draws of the width of batch noise.
+
+    Returns
+    -------
+    DataFrame with perturbation, media, time, gene, mean, sd, lower, upper (log-fold change against
+    controls of that medium; NaN for genes with too few counts), and shared, the correlation of
+    effects between the two media.
+
+    Raises
+    ------
+    ScreenError
+        If fewer than three perturbations were measured in both, or one asked for not in `source`.
+
+    Notes
+    -----
+    Effects (a, b) of a perturbation on a gene in the two media are taken to have mean zero and the
+    covariance T; counts tell both with errors of known variance (`pyrocell.levels`). T is found by
+    moments from perturbations measured in both; its off-diagonal is shrunk by the positive part of
+    1 - (se / T_ab)², se its standard error over perturbations. Then the best linear predictor is
+    E[b] = T_ab / (T_aa + v_a) â, with variance T_bb - T_ab² / (T_aa + v_a).
+    """
+    screen = model.screen
+    source = screen.baseline_media if source is None else source
+    time = screen.times[-1] if time is None and screen.times else time
+    draws = levels(model._queries, n_samples)
+    there = _measured(screen, source, time)
+    here = _measured(screen, media, time)
+    both = [k for k in there if k in here and k != screen.control]
+    asked = list(perturbations or [k for k in there if k not in here])
+    if len(both) < 3 or not asked or not set(asked) <= set(there):
+        lacking = [k for k in asked if k not in there]
+        raise ScreenError(
+            f'"{source}" and "{media}" share {len(both)} perturbations, three tell how far effects '
+            f"carry over; of those asked for {len(lacking)} were not measured in "
+            f'"{source}" ({listed(lacking)}): leave them out'
+        )
+
+    def effect(rows: dict[str, int], name: str) -> tuple[np.ndarray, np.ndarray]:
+        used = {rows[name]: 1.0, rows[screen.control]: -1.0}
+        value = np.mean([level.contrast(used).value for level in draws], 0)
+        error = [level.contrast(used).variance + level.batch_variance(used) for level in draws]
+        enough = draws[0].expected[list(used)].min(0) >= min_count
+        return np.where(enough, value, np.nan), np.mean(error, 0)
+
+    a, v_a = (np.array(x) for x in zip(*(effect(there, k) for k in both), strict=True))
+    b, v_b = (np.array(x) for x in zip(*(effect(here, k) for k in both), strict=True))
+    t_aa, t_bb = (max(float(np.nanmean(x**2 - v)), 1e-8) for x, v in ((a, v_a), (b, v_b)))
+    products = np.nanmean(a * b, 1)
+    error = products.std(ddof=1) / np.sqrt(len(both))
+    t_ab = float(products.mean())
+    t_ab *= max(0.0, 1 - (error / t_ab) ** 2) if t_ab else 0.0
+    t_ab = float(np.clip(t_ab, -np.sqrt(t_aa * t_bb), np.sqrt(t_aa * t_bb)))
+    tables, width = [], norm.ppf((1 + credible_level) / 2)
+    for name in asked:
+        value, variance = effect(there, name)
+        mean = t_ab / (t_aa + variance) * value
+        sd = np.sqrt(np.maximum(t_bb - t_ab**2 / (t_aa + variance), 0.0))
+        sd = np.where(np.isfinite(mean), sd, np.nan)
+        columns = {"perturbation": name, "media": media, "time": np.nan if time is None else time}
+        columns |= {"gene": screen.genes, "mean": mean, "sd": sd}
+        columns |= {"lower": mean - width * sd, "upper": mean + width * sd}
+        tables.append(pd.DataFrame(columns | {"shared": t_ab / np.sqrt(t_aa * t_bb)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _measured(screen: Screen, media: str, time: float | None) -> dict[str, int]:
+    """Rows of `Screen.conditions` of controls and single perturbations in a medium at a time."""
+    screen.media_index(media)
+    table = screen.conditions
+    rows = table.index[(table["media"] == media) & (screen.genotype.sum(1) <= 1)]
+    if time is not None:
+        rows = [c for c in rows if np.isclose(table["time"][c], time)]
+    found: dict[str, int] = {}
+    for c in rows:
+        found.setdefault(table["perturbation"][c], int(c))
+    if screen.control not in found:
+        raise ScreenError(f'medium "{media}" has no control cells to compare with')
+    return found

@@ -13,7 +13,7 @@ from pyrocell import PyroCell, simulate
 from pyrocell.errors import ScreenError, ScreenWarning, UnknownLabelError
 from pyrocell.levels import condition_levels
 from pyrocell.nesting import new_batch_moments
-from pyrocell.new_batches import NoiseOfRequest, content_of
+from pyrocell.new_batches import NoiseOfRequest, content_of, shared_axes
 from pyrocell.requested import encode_noise
 from pyrocell.screen import Screen
 from pyrocell.transfer import leave_one_laboratory_out
@@ -145,6 +145,26 @@ def test_draws_of_new_batches_have_the_width_and_the_share_that_were_derived(nes
     seen = torch.einsum("sig,sjg->gij", draws - draws.mean(0), draws - draws.mean(0)) / n
     tolerance = 5 * covariance.diagonal(dim1=1, dim2=2).mean() * (2 / n) ** 0.5
     torch.testing.assert_close(seen, covariance.detach(), rtol=0, atol=float(tolerance))
+
+
+def test_genes_of_a_new_batch_vary_together_as_they_did_between_measured_ones(nested):
+    """Each as far as on its own; the first two together where contrasts say so."""
+    model, screen = nested.module.model, nested.screen
+    values = nested.posterior.mean()
+    twins = torch.randn(5, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(5, 12)
+    twins[:, 6:] = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    axes = shared_axes(model, values | {"eta.free": twins * model.eta_scale(values)})
+    total = axes.square().sum(0)
+    assert (total <= 1).all() and (axes[:, 0] @ axes[:, 1]) > 0.3 > (axes[:, 7] @ axes[:, 8]).abs()
+    asked = encode_noise(screen, pd.DataFrame({"perturbation": "control", "batch": ["new"]}))
+    draws = [
+        torch.stack([NoiseOfRequest(model, asked, content_of(screen, None), s).draw(values, i)
+                     for i in range(400)])[:, 0].detach()
+        for s in (None, axes)
+    ]  # fmt: skip
+    torch.testing.assert_close(draws[0].std(0), draws[1].std(0), rtol=0.25, atol=0)
+    together = [np.corrcoef(x[:, 0], x[:, 1])[0, 1] for x in draws]
+    assert abs(together[0]) < 0.25 < together[1]
 
 
 def test_what_a_new_batch_contains_moves_it(nested):

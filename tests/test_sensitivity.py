@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from pyrocell import design, pl
 from pyrocell.errors import DesignError, ScreenWarning
+from pyrocell.undetermined import redraw
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
 KEYS = ["contrast", "perturbation", "media"]
@@ -80,3 +82,44 @@ def test_the_figure_has_a_line_per_contrast(table):
     assert len(ax.get_lines()) == contrasts + 1
     with pytest.raises(DesignError, match="empty"):
         pl.noise_sensitivity(table.iloc[:0])
+
+
+def test_draws_move_where_the_counts_are_blind_and_nowhere_else(lanes):
+    """Log means of all cells stay, the split of response and batch noise does not."""
+    model, guide = lanes.module.model, lanes.module.guide
+    assert model.undetermined.shape == (1, 4 + 1 + 3)
+    cells = lanes._cells.rows(np.arange(len(lanes.adata)))
+    with torch.no_grad():
+        before = guide.globals()
+        after = redraw(model, before)
+        level = [
+            values["V.baseline"] + model.cell_shift(values, cells["condition"], cells["batch"])
+            for values in (before, after)
+        ]
+    torch.testing.assert_close(*level)
+    assert (after["eta"] - before["eta"]).abs().max() > 0.01
+    torch.testing.assert_close(after["eta"].sum(0), torch.zeros(12), rtol=0, atol=1e-5)
+
+
+def test_the_posterior_of_an_aliased_response_is_its_prior_given_the_sum(lanes):
+    """Response and noise are anticorrelated; between them the sum is split as the priors say."""
+    queries = lanes._queries
+    model = lanes.module.model
+    rows = [lanes.screen.condition_of("control", m) for m in ("baseline", "medium0")]
+    response, noise, scale = [], [], []
+    for values in queries.posterior.draws(300):
+        shift = model.shift(values, model.conditions)
+        response.append((shift[rows[1]] - shift[rows[0]]).detach().numpy())
+        eta = values["eta"].detach().numpy()
+        noise.append(eta[2:].mean(0) - eta[:2].mean(0))
+        scale.append(values["eta.scale"].detach().numpy())
+    response, noise = np.array(response), np.array(noise)
+    # the response's prior is so wide that the noise keeps its own: s, of a mean of two against two
+    np.testing.assert_allclose(noise.std(0), np.sqrt(np.mean(np.square(scale), 0)), rtol=0.25)
+    apart = [(x - x.mean(0)).ravel() for x in (response, noise)]
+    assert np.corrcoef(*apart)[0, 1] < -0.5
+    assert (response + noise).std(0).mean() < response.std(0).mean()
+
+
+def test_where_nothing_is_aliased_draws_are_the_guide_s(fitted):
+    assert not fitted.module.model.can_redraw
