@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,7 @@ def predict(
     credible_level: float,
     return_draws: bool,
     progress: Any,
+    batch_content: Mapping[str, float] | None = None,
 ) -> AnnData | xr.DataArray:
     """Predicted counts of conditions as AnnData, or their joint draws."""
     screen = queries.screen
@@ -91,7 +92,7 @@ def predict(
             f'"perturbation", not {what}'
         )
     frame = conditions.reset_index(drop=True)
-    draws = queries.predict(frame, n_samples, size_factor, progress, order)
+    draws = queries.predict(frame, n_samples, size_factor, progress, order, batch_content)
     # a protocol's one row is named by where it ends, so that orders can be compared
     named = frame if order is None else frame.drop(columns=list(EVENTS), errors="ignore")
     names = [" | ".join(map(str, row)) for row in named.itertuples(index=False)]
@@ -105,18 +106,24 @@ def predict(
     return out
 
 
-def levels(queries: Queries, n_samples: int) -> list[ConditionLevels]:
-    """Levels of all conditions under draws of the scale of batch noise."""
+def levels(queries: Queries, n_samples: int, ratio: float = 1.0) -> list[ConditionLevels]:
+    """Levels of all conditions under draws of the scale of batch noise, times a ratio."""
     data, screen = queries.data, queries.screen
     if data.conditions is not None:
         raise ScreenError("the cells have conditions that this model was not built for")
     size = np.exp(data.log_size.astype(float))
-    scales = [np.ones(len(screen.genes))]  # of no consequence in one batch
+    scales = [(np.ones(len(screen.genes)),)]  # of no consequence in one batch
     if len(screen.batches) > 1:
-        scales = list(queries.posterior.samples(n_samples, ["eta.scale"])["eta.scale"])
+        sites = ["eta.scale", *["eta.laboratory_scale"] * queries.model.has_laboratories]
+        draws = queries.posterior.samples(n_samples, sites)
+        scales = [
+            tuple(ratio * each.astype(float) for each in one)
+            for one in zip(*draws.values(), strict=True)
+        ]
+    nested = (screen.batch_laboratory,) if queries.model.has_laboratories else ()
     return [
-        condition_levels(data.counts, size, data.condition, data.batch, scale.astype(float))
-        for scale in scales
+        condition_levels(data.counts, size, data.condition, data.batch, own, *nested, *common)
+        for own, *common in scales
     ]
 
 
@@ -188,6 +195,8 @@ _DIMS = {
     "eta.scale": ("gene",),
     "eta.free": ("contrast", "gene"),
     "assumed.scale": ("assumption",),
+    "eta.laboratory": ("laboratory", "gene"),
+    "eta.laboratory_scale": ("gene",),
 }
 
 
@@ -205,6 +214,7 @@ def labelled(
         "time": list(screen.times) or [0.0],
         "gene": list(screen.genes),
         "batch": list(screen.batches),
+        "laboratory": list(screen.laboratories),
         "driver": [*screen.perturbations, *screen.media],
         "arm": _arms(screen, model),
         "axis": [*(f"z{i + 1}" for i in range(model.config.n_latent)), *own_axis],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -188,14 +188,23 @@ class Answers:
         )
 
     @on_few_threads
-    def batch_effects(self, n_samples: int = 200, credible_level: float = 0.9) -> pd.DataFrame:
-        """η of every batch and gene: batch, gene, mean, sd, lower, upper (natural log)."""
+    def batch_effects(
+        self, n_samples: int = 200, credible_level: float = 0.9, by: str = "batch"
+    ) -> pd.DataFrame:
+        """η of every batch and gene: batch, gene, mean, sd, lower, upper (natural log).
+
+        `by="laboratory"`: of every laboratory, the average over its batches.
+        """
         if len(self.screen.batches) == 1:
             raise ScreenError(
                 "the screen has one batch, so batch noise cannot be told from anything else; "
                 "register a batch_key with at least two batches"
             )
-        return self._queries.batch_effects(n_samples, credible_level)
+        if by not in ("batch", "laboratory"):
+            raise ScreenError(f'by="{by}" is neither "batch" nor "laboratory"')
+        if by == "laboratory" and not self.screen.laboratories:
+            raise ScreenError("the screen has no laboratories; register a laboratory_key")
+        return self._queries.batch_effects(n_samples, credible_level, by)
 
     @on_few_threads
     def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:
@@ -216,6 +225,7 @@ class Answers:
         credible_level: float = 0.9,
         return_draws: bool = False,
         progress_bar: bool = False,
+        batch_content: Mapping[str, float] | None = None,
     ) -> AnnData | Any:
         """Expected counts of conditions, seen or not.
 
@@ -223,8 +233,10 @@ class Answers:
         ----------
         conditions
             A `Protocol`, or a table with perturbation, media, time (those the screen has) and
-            optionally batch (default: the average over batches) and n_cells (intervals then include
-            the sampling noise of a pseudobulk of that many cells).
+            optionally batch (default: the average over batches; "new": one that was not measured,
+            whose noise is drawn), laboratory (alone: the average over its batches, or, where it is
+            not in the screen, a batch of a new laboratory) and n_cells (intervals then include the
+            sampling noise of a pseudobulk of that many cells).
         n_samples
             Posterior draws.
         size_factor
@@ -233,6 +245,9 @@ class Answers:
             Mass of the intervals.
         return_draws
             Return joint draws as an xarray.DataArray (draw, condition, gene) instead.
+        batch_content
+            What new batches contain, where batch noise depends on it: fractions of cells by name
+            (the control's label, a medium, a type); default: as in the average batch.
 
         Returns
         -------
@@ -248,6 +263,7 @@ class Answers:
             credible_level,
             return_draws,
             _progress(progress_bar),
+            batch_content,
         )
 
     def steady_state_screen(

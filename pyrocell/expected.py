@@ -14,7 +14,7 @@ from pyrocell.operators.transport import STEPS, Leg, StateField
 from pyrocell.structure import Conditions
 from pyrocell.views.rna import count_variance, mean_counts
 
-__all__ = ["carried_states", "moments", "pseudobulk", "resting_cells", "resting_states"]
+__all__ = ["carried_states", "moments", "resting_cells", "resting_states"]
 
 _BLOCK_BYTES = 2**28
 _POPULATION = 500
@@ -106,14 +106,3 @@ def moments(
         square = square + (within + mean.square()).sum(0)
     mean = total / len(rest)
     return mean, square / len(rest) - mean.square()
-
-
-def pseudobulk(
-    mean: np.ndarray, variance: np.ndarray, cells: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Mean count of n cells: a negative binomial total with the sum's mean and variance."""
-    n = cells[:, None]
-    total, spread = n * mean, n * variance
-    excess = np.maximum(spread - total, 1e-9 * total + 1e-12)
-    shape = total**2 / excess
-    return rng.poisson(rng.gamma(shape, total / shape)) / n

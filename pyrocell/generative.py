@@ -126,13 +126,20 @@ class GenerativeModel(ScreenMap):
             ).to_event(1),
         )
         values = {"eta.scale": scale}
+        if self.has_laboratories:
+            loc = self.log_laboratory_scale.expand(self.n_genes)
+            spread = dist.LogNormal(loc, self.priors.eta_spread).to_event(1)
+            values["eta.laboratory_scale"] = pyro.sample("eta.laboratory_scale", spread)
         if self.has_content:
             zeros = scale.new_zeros(self.content.shape[1], self.n_genes)
             sd = scale.new_tensor(self.priors.content_sd)
             values["eta.content"] = _sample("eta.content", zeros, sd)
         zeros = scale.new_zeros(self.n_batches - 1, self.n_genes)
-        values["eta.free"] = _sample("eta.free", zeros, scale)
+        values["eta.free"] = _sample("eta.free", zeros, self.eta_scale(values))
         values["eta"] = pyro.deterministic("eta", self.eta(values), event_dim=2)
+        if self.has_laboratories:
+            offset = self.laboratory_offset(values)
+            values["eta.laboratory"] = pyro.deterministic("eta.laboratory", offset, event_dim=2)
         return values
 
     def _operator_sites(self) -> dict[str, Tensor]:

@@ -161,6 +161,9 @@ class Guide(GuideParameters):
             return {"eta": model.loading.new_zeros(1, model.n_genes)}
         scale = self._normal("eta.scale", "eta_scale", dist.LogNormal)
         values = {"eta.scale": scale}
+        if model.has_laboratories:
+            common = self._normal("eta.laboratory_scale", "laboratory_scale", dist.LogNormal)
+            values["eta.laboratory_scale"] = common
         taken = None
         if model.has_content:
             values["eta.content"] = self._normal("eta.content", "content")
@@ -169,6 +172,8 @@ class Guide(GuideParameters):
             taken = self.content_kept.sigmoid() * (model.contrast.T @ change)
         values["eta.free"] = self._low_rank("eta.free", "eta", self.eta_mix, taken)
         values["eta"] = model.eta(values)
+        if model.has_laboratories:
+            values["eta.laboratory"] = model.laboratory_offset(values)
         return values
 
     def _operator_sites(self, drawn: Tensor) -> dict[str, Tensor]:

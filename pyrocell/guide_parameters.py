@@ -65,6 +65,9 @@ class GuideParameters(nn.Module):
                 self._gaussian("content", torch.zeros(model.content.shape[1], g), torch.tensor(0.1))
                 self.content_kept = nn.Parameter(torch.tensor(2.0))
             self._gaussian("eta_scale", torch.full((g,), math.log(0.2)), torch.tensor(0.3))
+        if model.has_laboratories:
+            start_at = torch.full((g,), math.log(model.priors.laboratory_sd))
+            self._gaussian("laboratory_scale", start_at, torch.tensor(0.3))
         cells = torch.as_tensor(driver_cells(screen), dtype=torch.float32)  # (K + J, T, B)
         per_node = cells.sum(-1)
         self._shared_cells(model, screen)

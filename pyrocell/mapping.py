@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from pyrocell.assume import Assume
 from pyrocell.decoder import Curvature
 from pyrocell.imposed import imposed_contrasts
-from pyrocell.layout import batch_content
 from pyrocell.motion import Motion, arm_way
-from pyrocell.noise import content_effect, contrast_matrix
+from pyrocell.noise_map import NoiseMap
 from pyrocell.operators import (
     ResponseParameters,
     bounded_rate,
@@ -42,7 +41,7 @@ from pyrocell.structure import (
 __all__ = ["ScreenMap"]
 
 
-class ScreenMap(nn.Module):
+class ScreenMap(NoiseMap):
     """Point parameters, the screen as tensors, and the map from sites to log-mean shifts.
 
     Parameters
@@ -78,6 +77,8 @@ class ScreenMap(nn.Module):
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
         if self.n_batches > 1:
             self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
+        if self.has_laboratories:
+            self.log_laboratory_scale = nn.Parameter(torch.tensor(math.log(priors.laboratory_sd)))
         if self.has_time and config.gene_residual:
             self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.walk_sd)))
             self.logit_persistence = nn.Parameter(torch.tensor(1.5))
@@ -111,8 +112,7 @@ class ScreenMap(nn.Module):
             "perturbed_at": as_float(screen.perturbed_at),
             "exposed_at": as_float(screen.exposed_at),
             "target": torch.as_tensor(screen.target),
-            "contrast": contrast_matrix(self.n_batches),
-            "content": batch_content(screen),
+            **self._noise_tables(screen),
             "time_steps": times.diff() if self.has_time else torch.zeros(0),
             "on_target_sign": torch.tensor(
                 [{"CRISPRi": -1.0, "CRISPRa": 1.0}.get(t, 0.0) for t in screen.perturbation_types]
@@ -152,18 +152,6 @@ class ScreenMap(nn.Module):
             self.perturbed_at,
             self.exposed_at,
         )
-
-    @property
-    def has_content(self) -> bool:
-        """Whether batch noise depends on what the batch contains."""
-        return self.config.content_dependent_noise and self.content.shape[1] > 0
-
-    def eta(self, values: dict[str, Tensor]) -> Tensor:
-        """η of every batch (eqs. 15, 19), (B, G); sums to zero over batches exactly."""
-        eta = self.contrast @ values["eta.free"]
-        if self.has_content:
-            eta = eta + content_effect(self.content, values["eta.content"])
-        return eta
 
     def log_decay(self, values: dict[str, Tensor]) -> Tensor:
         """log μ of each perturbed gene's product, (K,): never slower than the response itself."""

@@ -162,6 +162,7 @@ class PyroCell(Answers, BaseModelClass):
         perturbation_time_key: str | None = None,
         media_time_key: str | None = None,
         guide_key: str | None = None,
+        laboratory_key: str | None = None,
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
@@ -189,6 +190,8 @@ class PyroCell(Answers, BaseModelClass):
         guide_key
             Column with the guide of each cell, kept as `screen.guides` and `screen.cell_guide` for
             checks of your own; the model does not use it: guides of a perturbation share an effect.
+        laboratory_key
+            Column with the laboratory that made each batch: batch noise then has two levels.
         size_factor_key
             Column with the depth of each cell; default: its total counts over these genes.
         categorical_covariate_keys, continuous_covariate_keys
@@ -221,12 +224,12 @@ class PyroCell(Answers, BaseModelClass):
         )
         if manager.screen is self.screen:
             return data
-        here, there = (_treatments(screen) for screen in (manager.screen, self.screen))
+        here, there = (screen.treatments for screen in (manager.screen, self.screen))
         rows = pd.MultiIndex.from_frame(there).get_indexer(pd.MultiIndex.from_frame(here))
         if (rows >= 0).all():
             return replace(data, condition=rows[data.condition])
         posterior = Posterior(self.module.model, self.module.guide)
-        table, _, _ = Queries(posterior, self.screen, data).conditions(here)
+        table, _ = Queries(posterior, self.screen, data).conditions(here)
         return replace(data, conditions=table)
 
     def _cells_of(self, adata: AnnData | None) -> tuple[CellData, pd.DataFrame]:
@@ -389,11 +392,3 @@ class PyroCell(Answers, BaseModelClass):
         model.is_trained_, model._seed, model.history_ = trained, seed, history
         module.eval()
         return model
-
-
-def _treatments(screen: Screen) -> pd.DataFrame:
-    """Perturbation, media, and (if there are any) times of each condition."""
-    table = screen.conditions[["perturbation", "media", *(["time"] if screen.times else [])]]
-    if not screen.times:
-        return table
-    return table.assign(perturbed_at=screen.perturbed_at, exposed_at=screen.exposed_at)

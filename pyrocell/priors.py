@@ -52,6 +52,9 @@ class Priors:
     eta_sd, eta_spread
         Batch noise per gene: starting median of its standard deviation, and the spread of the log
         standard deviation between genes.
+    laboratory_sd
+        What a laboratory adds to all its batches, per gene: starting median of its standard
+        deviation; between genes it varies as that of batch noise does.
     content_sd
         Batch noise between a batch without and one wholly of some content (eq. 19), per gene.
     process_noise_sd, process_noise_effect
@@ -98,6 +101,7 @@ class Priors:
     drift_sd: float = 0.2
     eta_sd: float = 0.2
     eta_spread: float = 0.4
+    laboratory_sd: float = 0.2
     content_sd: float = 0.3
     process_noise_sd: float = 0.05
     process_noise_effect: float = 0.22

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,15 +12,18 @@ from torch import Tensor
 
 from pyrocell.batches import CellData
 from pyrocell.errors import ScreenError
-from pyrocell.expected import carried_states, moments, pseudobulk, resting_cells, resting_states
+from pyrocell.expected import carried_states, moments, resting_cells, resting_states
 from pyrocell.local_posterior import draw_own_state, drawn_loading
 from pyrocell.motion import arrive, set_out
+from pyrocell.new_batches import NoiseOfRequest, content_of, shared_axes
 from pyrocell.noise import centre
 from pyrocell.operators import Protocol, run
 from pyrocell.posterior import Posterior, check_draws, summarise
+from pyrocell.requested import encode_cells, encode_noise
 from pyrocell.screen import Screen
 from pyrocell.state import State
 from pyrocell.structure import Conditions
+from pyrocell.views.rna import pseudobulk
 
 __all__ = ["Prediction", "Queries"]
 
@@ -85,7 +88,7 @@ class Queries:
         """Joint draws of log-fold changes against control, (S, perturbations, G)."""
         labels = [self.screen.control, *perturbations]
         frame = pd.DataFrame({"perturbation": labels, "media": media, "time": time})
-        conditions, _, noise = self.conditions(frame)
+        conditions, noise = self.conditions(frame)
         out = np.empty((n_samples, len(perturbations), len(self.screen.genes)), np.float32)
         moves = self.model.has_motion
         cells = resting_cells(self.data, self.model, self.posterior.seed) if moves else {}
@@ -116,13 +119,16 @@ class Queries:
             loading = centre(loading, torch.softmax(baseline, -1))
         return loading.cpu().numpy().astype(float)
 
-    def batch_effects(self, n_samples: int, credible_level: float) -> pd.DataFrame:
+    def batch_effects(
+        self, n_samples: int, credible_level: float, by: str = "batch"
+    ) -> pd.DataFrame:
         """η of each batch and gene; expression-weighted mean over genes zero (softmax gauge)."""
-        draws = np.stack([e for e in self.eta_draws(n_samples)])
+        draws, names = np.stack([e for e in self.eta_draws(n_samples)]), self.screen.batches
+        if by == "laboratory":
+            draws = self.model.laboratory_mean.cpu().numpy() @ draws
+            names = self.screen.laboratories
         summary = summarise(draws, credible_level)
-        index = pd.MultiIndex.from_product(
-            [self.screen.batches, self.screen.genes], names=["batch", "gene"]
-        )
+        index = pd.MultiIndex.from_product([names, self.screen.genes], names=[by, "gene"])
         table = pd.DataFrame({k: v.ravel() for k, v in summary.items()}, index=index)
         return table.drop(columns="prob_direction").reset_index()
 
@@ -145,13 +151,13 @@ class Queries:
         return table.drop(columns="prob_direction").reset_index()
 
     # ------------------------------------------------------------------ predictions
-    def conditions(self, frame: pd.DataFrame) -> tuple[Conditions, Tensor, Tensor]:
-        """Requested conditions as tensors, their batch (-1 for the average), and what is unseen.
+    def conditions(self, frame: pd.DataFrame) -> tuple[Conditions, Tensor]:
+        """Requested conditions as tensors, and what of them is unseen.
 
-        The last tensor holds, per condition, the share of an unseen interaction (0 or 1) and the
+        The second tensor holds, per condition, the share of an unseen interaction (0 or 1) and the
         time between the requested time and the node of the residual's walk before it.
         """
-        genotype, exposure, duration, batch = self.screen.encode(frame)
+        genotype, exposure, duration, _ = self.screen.encode(frame)
         model = self.model
         device = model.loading.device
         to = lambda a, dtype: torch.as_tensor(a, dtype=dtype, device=device)  # noqa: E731
@@ -166,7 +172,7 @@ class Queries:
         interaction, unseen = self._interaction_rows(genotype, exposure)
         events = (to(at, torch.float32) for at in self.screen.encode_events(frame))
         rows = Conditions(genotype, exposure, duration, time_index, interaction, *events)
-        return rows, to(batch, torch.long), torch.stack([unseen, gap], 1)
+        return rows, torch.stack([unseen, gap], 1)
 
     def _interaction_rows(self, genotype: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
         model = self.model
@@ -237,18 +243,23 @@ class Queries:
         size_factor: float,
         progress: Callable[[Iterator], Iterator] = iter,
         protocol: Protocol | None = None,
+        batch_content: Mapping[str, float] | None = None,
     ) -> np.ndarray:
         """Draws of expected counts (S, C, G) at the size factor; pseudobulk counts with `n_cells`.
 
         The mean over the resting population of V's mean; with `n_cells` each draw is the mean count
         of that many simulated cells, so that intervals include the sampling noise. A `protocol`
-        says in which order the (one) condition of `frame` came about.
+        says in which order the (one) condition of `frame` came about; `batch_content` what batches
+        that were not measured contain.
         """
         check_draws(n_samples)
         if not size_factor > 0:
             raise ScreenError(f"size_factor={size_factor} must be above 0: the depth of a cell")
-        conditions, batch, unseen = self.conditions(frame)
-        cells = _cell_numbers(frame["n_cells"]) if "n_cells" in frame else None
+        conditions, unseen = self.conditions(frame)
+        request, content = encode_noise(self.screen, frame), content_of(self.screen, batch_content)
+        shared = shared_axes(self.model, self.posterior.mean()) if len(request.origin) else None
+        noise = NoiseOfRequest(self.model, request, content, shared)
+        cells = encode_cells(frame["n_cells"]) if "n_cells" in frame else None
         population = resting_cells(self.data, self.model, self.posterior.seed)
         rng = np.random.default_rng(self.posterior.seed)
         out = np.empty((n_samples, len(frame), len(self.screen.genes)), np.float32)
@@ -256,9 +267,7 @@ class Queries:
             with torch.no_grad():
                 shift = self._shift(values, conditions, unseen, s, protocol)
                 if self.model.n_batches > 1:
-                    shift = shift + torch.where(
-                        (batch >= 0)[:, None], values["eta"][batch.clamp_min(0)], 0.0
-                    )
+                    shift = shift + noise.draw(values, s)
                 z = self._states(values, population, conditions, s, protocol)
                 mean, variance = moments(self.model, values, z, shift, size_factor)
             out[s] = mean.cpu().numpy()
@@ -294,7 +303,7 @@ class Queries:
         its condition's response is replaced by the requested one.
         """
         check_draws(n_samples)
-        conditions, _, unseen = self.conditions(frame)
+        conditions, unseen = self.conditions(frame)
         n_genes, mean_count = len(self.screen.genes), self.posterior.guide.mean_count
         block = max(1, _BLOCK_BYTES // (4 * n_samples * n_genes))
         for start in range(0, len(cells), block):
@@ -388,12 +397,3 @@ class Queries:
                     cells.conditions,
                 )
                 yield loc.cpu().numpy(), args
-
-
-def _cell_numbers(column: pd.Series) -> np.ndarray:
-    """Numbers of cells, (C,) float, or ScreenError naming the first that is none."""
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
-    bad = np.flatnonzero(~((numbers >= 1) & np.isfinite(numbers)))
-    if len(bad):
-        raise ScreenError(f'column "n_cells" has {column.iloc[bad[0]]!r}; at least 1 is needed')
-    return numbers

@@ -49,7 +49,8 @@ def test_draws_have_named_dimensions_and_coordinates(fitted):
 @pytest.fixture(scope="module")
 def everything(make_screen, build):
     """A model that has every site there is."""
-    adata = make_screen(media=1, times=(1.0, 2.0), combinations=True, balanced=False)
+    nested = {"n_batches": 3, "laboratories": (2, 1)}
+    adata = make_screen(media=1, times=(1.0, 2.0), combinations=True, balanced=False, **nested)
     rng = np.random.default_rng(0)
     adata.obs["donor"] = rng.choice(["d1", "d2"], len(adata))
     adata.obs["age"] = rng.random(len(adata))
@@ -58,6 +59,7 @@ def everything(make_screen, build):
         "categorical_covariate_keys": "donor",
         "continuous_covariate_keys": "age",
         "perturbation_time_key": "perturbed_at",
+        "laboratory_key": "laboratory",
     }
     options = {"interactions": True, "content_dependent_noise": True, "dynamics": "node"}
     options["assume"] = [Assume.steady(probability=0.5)]
