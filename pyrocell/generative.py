@@ -197,21 +197,36 @@ class GenerativeModel(ScreenMap):
             (cells, n_covariates), standardised.
         """
         values = self.globals()
-        shift = self.cell_shift(values, condition, batch, covariates)
+        shift = self.shift_parts(values, condition, batch, covariates).plus(values["V.baseline"])
         with pyro.plate("cells", self.n_cells, subsample=index):
             z = pyro.sample(
                 "X.z",
-                dist.Normal(shift.new_zeros(len(index), self.config.n_latent), 1.0).to_event(1),
+                dist.Normal(self.loading.new_zeros(len(index), self.config.n_latent), 1.0).to_event(
+                    1
+                ),
             )
-            logits = self.resting_logits(values, z) + shift
-            return pyro.sample("x", self.view(values, logits, log_size, z), obs=x)
+            logits, offset = shift.decoded(*self.decoding(values, z))
+            view = self.view(values, logits, log_size, z, offset)
+            return pyro.sample("x", view, obs=x)
 
     def view(
-        self, values: dict[str, Tensor], logits: Tensor, log_size: Tensor, z: Tensor
+        self,
+        values: dict[str, Tensor],
+        logits: Tensor,
+        log_size: Tensor,
+        z: Tensor,
+        offset: tuple[Tensor, Tensor] | None = None,
     ) -> NegativeBinomial | ZeroInflatedNegativeBinomial:
-        """The measurement view V: counts given log relative expression and cell state."""
+        """The measurement view V: counts given log relative expression and cell state.
+
+        `offset`: a table, and for each cell the rows of it to be added to its logits.
+        """
         log_theta = values["V.dispersion"].log()
-        common = {"log_size": log_size, "composition": self.config.composition}
+        common = {
+            "log_size": log_size,
+            "composition": self.config.composition,
+            "offset": offset,
+        }
         if self.config.likelihood == "nb":
             return NegativeBinomial(logits, log_theta, **common)
         intercept, slope = values["V.gate"].unbind(-1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrocell.assume import Assume
+from pyrocell.cell_shifts import CellShift
 from pyrocell.decoder import Curvature
 from pyrocell.imposed import imposed_contrasts
 from pyrocell.layout import batch_content
@@ -260,11 +261,14 @@ class ScreenMap(nn.Module):
 
     def resting_logits(self, values: dict[str, Tensor], z: Tensor) -> Tensor:
         """Log relative expression of unperturbed cells in states z (n, d), (n, G)."""
-        features, weight = z, self.loading
-        if self.config.decoder == "curved":
-            features = torch.cat([z, self.curvature(z)], 1)
-            weight = torch.cat([self.loading, values["V.curvature"]])
-        return torch.addmm(values["V.baseline"], features, weight)
+        return torch.addmm(values["V.baseline"], *self.decoding(values, z))
+
+    def decoding(self, values: dict[str, Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of states z (n, d), (n, H), and their weights on log expression, (H, G)."""
+        if self.config.decoder == "linear":
+            return z, self.loading
+        features = torch.cat([z, self.curvature(z)], 1)
+        return features, torch.cat([self.loading, values["V.curvature"]])
 
     def shift(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         """Log-mean shift of each condition against rest, η excluded, (C, G), log-fold change."""
@@ -372,11 +376,22 @@ class ScreenMap(nn.Module):
 
         `conditions` is the table that `condition` refers to; default: the screen's own.
         """
+        return self.shift_parts(values, condition, batch, covariates, conditions).dense()
+
+    def shift_parts(
+        self,
+        values: dict[str, Tensor],
+        condition: Tensor,
+        batch: Tensor,
+        covariates: Tensor | None = None,
+        conditions: Conditions | None = None,
+    ) -> CellShift:
+        """The same as rows of tables; arguments as in `cell_shift`."""
         rows, inverse = torch.unique(condition, return_inverse=True)
         table = self.conditions if conditions is None else conditions
-        shift = self.shift(values, table.select(rows))[inverse]
+        shift = CellShift((self.shift(values, table.select(rows)),), (inverse,))
         if self.n_batches > 1:
-            shift = shift + values["eta"][batch]
+            shift = CellShift((*shift.tables, values["eta"]), (inverse, batch))
         if self.config.n_covariates:
-            shift = torch.addmm(shift, covariates, values["V.covariate"])
+            shift = shift._replace(covariates=covariates, per_covariate=values["V.covariate"])
         return shift
