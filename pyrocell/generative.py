@@ -254,11 +254,11 @@ class GenerativeModel(ScreenMap):
             (cells, n_covariates), standardised.
         """
         values = self.globals()
-        shift = self.cell_shift(values, condition, batch, covariates)
+        shift = self.shift_parts(values, condition, batch, covariates).plus(values["V.baseline"])
         with pyro.plate("cells", self.n_cells, subsample=index):
-            z = self._own_state(values, condition, shift)
-            logits = self.resting_logits(values, z) + shift
-            counts = pyro.sample("x", self.view(values, logits, log_size, z), obs=x)
+            z = self._own_state(values, condition)
+            logits, offset = shift.decoded(*self.decoding(values, z))
+            counts = pyro.sample("x", self.view(values, logits, log_size, z, offset), obs=x)
         if self.objective.weight:
             controls = self.genotype.sum(1) + self.exposure.sum(1) == 0
             pyro.factor(
@@ -269,11 +269,11 @@ class GenerativeModel(ScreenMap):
             )
         return counts
 
-    def _own_state(self, values: dict[str, Tensor], condition: Tensor, shift: Tensor) -> Tensor:
+    def _own_state(self, values: dict[str, Tensor], condition: Tensor) -> Tensor:
         """Sample X.z: a resting cell's state, moved by then where states move on their own."""
         n = len(condition)
         if not self.has_motion:
-            normal = dist.Normal(shift.new_zeros(n, self.config.n_latent), 1.0)
+            normal = dist.Normal(self.loading.new_zeros(n, self.config.n_latent), 1.0)
             return pyro.sample("X.z", normal.to_event(1))
         return draw_state(*self.cell_way(values, condition), self.motion.at_start(n))
 
@@ -292,11 +292,23 @@ class GenerativeModel(ScreenMap):
         return state_log_prob(z, *way, self.motion.at_start(len(z)), reversal)
 
     def view(
-        self, values: dict[str, Tensor], logits: Tensor, log_size: Tensor, z: Tensor
+        self,
+        values: dict[str, Tensor],
+        logits: Tensor,
+        log_size: Tensor,
+        z: Tensor,
+        offset: tuple[Tensor, Tensor] | None = None,
     ) -> NegativeBinomial | ZeroInflatedNegativeBinomial:
-        """The measurement view V: counts given log relative expression and cell state."""
+        """The measurement view V: counts given log relative expression and cell state.
+
+        `offset`: a table, and for each cell the rows of it to be added to its logits.
+        """
         log_theta = values["V.dispersion"].log()
-        common = {"log_size": log_size, "composition": self.config.composition}
+        common = {
+            "log_size": log_size,
+            "composition": self.config.composition,
+            "offset": offset,
+        }
         if self.config.likelihood == "nb":
             return NegativeBinomial(logits, log_theta, **common)
         intercept, slope = values["V.gate"].unbind(-1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrocell.distributions import LowRankNormal, LowRankRow, MarkovLowRankNormal
-from pyrocell.encoder import fisher_metric, fisher_weight, state_shift
+from pyrocell.encoder import fisher_metric, fisher_weight, row_sums, state_shift
 from pyrocell.guide_parameters import GuideParameters
 from pyrocell.motion import draw_past
 from pyrocell.structure import Conditions
@@ -383,13 +383,11 @@ class Guide(GuideParameters):
         conditions: Conditions | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation of X.z given the sampled globals, (cells, d)."""
-        shift = self.model.cell_shift(values, condition, batch, covariates, conditions)
-        shift = shift + (values["V.baseline"] - self.baseline_loc)
-        dense = x.to_dense() if x.layout != torch.strided else x
-        loc, scale = self.encoder(dense)
+        shift = self.model.shift_parts(values, condition, batch, covariates, conditions)
+        loc, scale = self.encoder(x)
         moved = state_shift(
-            shift,
-            dense.sum(1) / self.mean_count.sum(),
+            shift.plus(values["V.baseline"] - self.baseline_loc),
+            row_sums(x) / self.mean_count.sum(),
             self.model.loading.detach(),
             self.mean_count,
             values["V.dispersion"].detach(),

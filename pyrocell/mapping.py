@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyrocell.assume import Assume
+from pyrocell.cell_shifts import CellShift
 from pyrocell.decoder import Curvature
-from pyrocell.imposed import imposed_contrasts
 from pyrocell.motion import Motion, arm_way
-from pyrocell.noise_map import NoiseMap
 from pyrocell.operators import (
     ResponseParameters,
     bounded_rate,
@@ -28,20 +25,19 @@ from pyrocell.operators.transport import Leg, StateField
 from pyrocell.operators.waiting import onset_curve, relative_curve, relative_onset
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
+from pyrocell.screen_tensors import ScreenTensors
 from pyrocell.state import State
-from pyrocell.steadiness import UncertainAssumptions
 from pyrocell.structure import (
     Conditions,
     ModelConfig,
     ScreenStatistics,
     gather_nodes,
-    number_arms,
 )
 
 __all__ = ["ScreenMap"]
 
 
-class ScreenMap(NoiseMap):
+class ScreenMap(ScreenTensors):
     """Point parameters, the screen as tensors, and the map from sites to log-mean shifts.
 
     Parameters
@@ -85,73 +81,6 @@ class ScreenMap(NoiseMap):
         self.residual_start = priors.walk_sd if self.has_time else priors.residual_sd
         self.register_buffer("baseline_centre", statistics.baseline.clone())
         self.register_buffer("kl_weight", torch.tensor(1.0))
-
-    def _register_screen(self, screen: Screen) -> None:
-        as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
-        genotype, exposure = as_float(screen.genotype), as_float(screen.exposure)
-        several = (genotype.sum(1) + exposure.sum(1)) > 1
-        arms, interaction = number_arms(genotype, exposure, several)
-        self.n_interactions = arms if self.config.interactions and self.config.gene_residual else 0
-        if not self.n_interactions:
-            interaction = torch.full_like(interaction, -1)
-        times = as_float(screen.times)
-        self.has_time = len(screen.times) > 1
-        self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0
-        drift = screen.aliased[screen.aliased.contrast == "time"]
-        self.has_rates = self.has_time and self.config.dynamics != "none"
-        self.has_field = self.has_time and self.config.dynamics == "node"
-        self.has_motion = self.config.dynamics in ("flow", "sde")
-        self.has_drift = self.has_rates and bool(drift.estimable.all())
-        for name, value in {
-            "several": several.nonzero()[:, 0],
-            "genotype": genotype,
-            "exposure": exposure,
-            "duration": as_float(screen.duration),
-            "time_index": torch.as_tensor(screen.time_index),
-            "interaction": interaction,
-            "perturbed_at": as_float(screen.perturbed_at),
-            "exposed_at": as_float(screen.exposed_at),
-            "target": torch.as_tensor(screen.target),
-            **self._noise_tables(screen),
-            "time_steps": times.diff() if self.has_time else torch.zeros(0),
-            "on_target_sign": torch.tensor(
-                [{"CRISPRi": -1.0, "CRISPRa": 1.0}.get(t, 0.0) for t in screen.perturbation_types]
-            ),
-        }.items():
-            self.register_buffer(name, value, persistent=False)
-        lost = (self.exposed_at < self.perturbed_at) & (genotype.sum(1) > 0)  # after it had begun
-        reversed_media = (exposure * lost[:, None]).any(0)  # (J,) both orders were run
-        self.register_buffer("reversed_media", reversed_media, persistent=False)
-        self.has_turnover = bool(reversed_media.any())
-        # where arms differ in time, a medium's gene-level part is lost as its response is
-        self.follows_gain = bool((self.exposed_at + self.perturbed_at).any())
-        p = self.priors
-        self.media_residual_sd = p.media_gene_sd if self.follows_gain else p.media_residual_sd
-        self.clock = float(np.mean(screen.times)) if len(screen.times) else 1.0
-        assume = [Assume(**a) for a in self.config.assume]
-        self.imposed = imposed_contrasts(screen, assume)
-        self.uncertain = UncertainAssumptions(screen, assume)
-        own = torch.zeros(self.n_perturbations, self.n_genes)
-        measured = self.target >= 0
-        own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
-        self.register_buffer("own_gene", own, persistent=False)  # (K, G)
-
-    def motion_parameters(self) -> list[nn.Parameter]:
-        """Point parameters of the field that states move along."""
-        return list(self.motion.parameters()) if self.has_motion else []
-
-    @property
-    def conditions(self) -> Conditions:
-        """The screen's own conditions."""
-        return Conditions(
-            self.genotype,
-            self.exposure,
-            self.duration,
-            self.time_index,
-            self.interaction,
-            self.perturbed_at,
-            self.exposed_at,
-        )
 
     def log_decay(self, values: dict[str, Tensor]) -> Tensor:
         """log μ of each perturbed gene's product, (K,): never slower than the response itself."""
@@ -260,11 +189,14 @@ class ScreenMap(NoiseMap):
 
     def resting_logits(self, values: dict[str, Tensor], z: Tensor) -> Tensor:
         """Log relative expression of unperturbed cells in states z (n, d), (n, G)."""
-        features, weight = z, self.loading
-        if self.config.decoder == "curved":
-            features = torch.cat([z, self.curvature(z)], 1)
-            weight = torch.cat([self.loading, values["V.curvature"]])
-        return torch.addmm(values["V.baseline"], features, weight)
+        return torch.addmm(values["V.baseline"], *self.decoding(values, z))
+
+    def decoding(self, values: dict[str, Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of states z (n, d), (n, H), and their weights on log expression, (H, G)."""
+        if self.config.decoder == "linear":
+            return z, self.loading
+        features = torch.cat([z, self.curvature(z)], 1)
+        return features, torch.cat([self.loading, values["V.curvature"]])
 
     def shift(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         """Log-mean shift of each condition against rest, η excluded, (C, G), log-fold change."""
@@ -395,11 +327,22 @@ class ScreenMap(NoiseMap):
 
         `conditions` is the table that `condition` refers to; default: the screen's own.
         """
+        return self.shift_parts(values, condition, batch, covariates, conditions).dense()
+
+    def shift_parts(
+        self,
+        values: dict[str, Tensor],
+        condition: Tensor,
+        batch: Tensor,
+        covariates: Tensor | None = None,
+        conditions: Conditions | None = None,
+    ) -> CellShift:
+        """The same as rows of tables; arguments as in `cell_shift`."""
         rows, inverse = torch.unique(condition, return_inverse=True)
         table = self.conditions if conditions is None else conditions
-        shift = self.shift(values, table.select(rows))[inverse]
+        shift = CellShift((self.shift(values, table.select(rows)),), (inverse,))
         if self.n_batches > 1:
-            shift = shift + values["eta"][batch]
+            shift = CellShift((*shift.tables, values["eta"]), (inverse, batch))
         if self.config.n_covariates:
-            shift = torch.addmm(shift, covariates, values["V.covariate"])
+            shift = shift._replace(covariates=covariates, per_covariate=values["V.covariate"])
         return shift

@@ -58,8 +58,8 @@ def check_options(config: ModelConfig) -> None:
             raise ScreenError(f"{name}={value} must be at least {least}")
     if config.objective is not None and config.dynamics in ("flow", "sde"):
         raise ScreenError(
-            f'dynamics="{config.dynamics}" moves the resting states that objective= compares; leave '
-            "one of the two out"
+            f'dynamics="{config.dynamics}" moves the resting states that objective= compares; '
+            "leave one of the two out"
         )
     if config.lipschitz is not None and not config.lipschitz > 0:
         raise ScreenError(f"lipschitz={config.lipschitz} must be above zero, or None for no bound")
