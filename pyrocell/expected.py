@@ -10,7 +10,7 @@ from pyrocell.batches import CellData
 from pyrocell.generative import GenerativeModel
 from pyrocell.guide import Guide
 from pyrocell.motion import arrive, set_out
-from pyrocell.operators.transport import STEPS, Leg, StateField
+from pyrocell.operators.transport import NOISY_STEPS, Leg, StateField
 from pyrocell.structure import Conditions
 from pyrocell.views.rna import count_variance, mean_counts
 
@@ -66,7 +66,7 @@ def carried_states(z: Tensor, way: tuple[tuple[Leg, ...], StateField] | None, se
     luck = None
     if field.noise is not None:
         generator = torch.Generator(device=z.device).manual_seed(seed)
-        luck = torch.randn((STEPS, 1, *z.shape), generator=generator, device=z.device)
+        luck = torch.randn((NOISY_STEPS, 1, *z.shape), generator=generator, device=z.device)
     return arrive(z.expand(len(legs[0].span), *z.shape), legs, field, luck)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyrocell.distributions.moving import CarriedNormal, GaussianChain
 from pyrocell.operators import ResponseParameters, decay_rate
 from pyrocell.operators.transport import (
-    STEPS,
+    NOISY_STEPS,
     Leg,
     StateField,
     arm_legs,
@@ -63,6 +63,7 @@ class Motion(nn.Module):
         self.direction = nn.Parameter(normal(n_latent, _WIDTH) / n_latent**0.5)  # A
         self.code_direction = nn.Parameter(normal(_CODES, _WIDTH) / _CODES**0.5)  # B
         self.offset = nn.Parameter(normal(_WIDTH))  # b
+        self.code_gain = nn.Parameter(normal(_CODES, _WIDTH) / _CODES**0.5)  # C
         # width of the weights' prior; learned, so that a feature nobody needs is pruned
         self.log_scale = nn.Parameter(torch.full((_WIDTH, 1), _START).log())
         # where cells start: the axes of state have unit spread over all times, less at the first
@@ -76,6 +77,7 @@ class Motion(nn.Module):
             direction=self.direction,
             code_direction=self.code_direction,
             offset=self.offset,
+            code_gain=self.code_gain,
             weight=values["W.flow"],
             code=values["P.flow"],
             media_code=values.get("M.flow", self.offset.new_zeros(0, _CODES)),
@@ -111,29 +113,29 @@ class Reversal(nn.Module):
     by a small network of state, step and code that starts at zero.
     """
 
-    def __init__(self, n_latent: int):
+    def __init__(self, n_latent: int, n_codes: int = _CODES):
         super().__init__()
-        self.inner = nn.Linear(n_latent + _CODES + 2, 2 * _WIDTH)
+        self.inner = nn.Linear(n_latent + n_codes + 2, 2 * _WIDTH)
         self.outer = nn.Linear(2 * _WIDTH, n_latent)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
-        self.log_ratio = nn.Parameter(torch.zeros(STEPS, n_latent))
+        self.log_ratio = nn.Parameter(torch.zeros(NOISY_STEPS, n_latent))
 
     def forward(self, end: Tensor, leg: Leg, field: StateField) -> GaussianChain:
-        """Chain of the STEPS states before `end` (n, d), the start first."""
+        """Chain of the NOISY_STEPS states before `end` (n, d), the start first."""
         loc, scale = self._back(end, -1, leg, field)
         return GaussianChain(
-            loc, scale, lambda z, i: self._back(z, i, leg, field), STEPS, backwards=True
+            loc, scale, lambda z, i: self._back(z, i, leg, field), NOISY_STEPS, backwards=True
         )
 
     def _back(self, z: Tensor, i: int, leg: Leg, field: StateField) -> tuple[Tensor, Tensor]:
-        step = STEPS - 2 - i  # undone is the step from here to the next
-        share = (step + 0.5) / STEPS
-        loc, spread = diffusion_step(z, step, STEPS, leg, field)
+        step = NOISY_STEPS - 2 - i  # undone is the step from here to the next
+        share = (step + 0.5) / NOISY_STEPS
+        loc, spread = diffusion_step(z, step, NOISY_STEPS, leg, field)
         span = leg.spans(z) / field.clock
         code = leg.codes(z.new_tensor(share), z)
         place = torch.cat([z, code, torch.full_like(span, share), span * share], -1)
-        drift = self.outer(torch.tanh(self.inner(place))) * span / STEPS
+        drift = self.outer(torch.tanh(self.inner(place))) * span / NOISY_STEPS
         scale = (spread * self.log_ratio[step].exp()).expand_as(z)
         return z - (loc - z) + drift, scale
 
@@ -176,10 +178,10 @@ def draw_state(legs: Sequence[Leg], field: StateField, start: tuple[Tensor, Tens
     leg = whole(legs, field.clock)
 
     def step(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        return diffusion_step(z, i, STEPS, leg, field)
+        return diffusion_step(z, i, NOISY_STEPS, leg, field)
 
-    path = pyro.sample("X.path", GaussianChain(*start, step, STEPS))
-    loc, scale = step(path[..., -1, :], STEPS - 1)
+    path = pyro.sample("X.path", GaussianChain(*start, step, NOISY_STEPS))
+    loc, scale = step(path[..., -1, :], NOISY_STEPS - 1)
     return pyro.sample("X.z", dist.Normal(loc, scale.expand_as(loc)).to_event(1))
 
 
@@ -202,34 +204,34 @@ def state_log_prob(
     path = back.rsample()
 
     def step(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        return diffusion_step(z, i, STEPS, leg, field)
+        return diffusion_step(z, i, NOISY_STEPS, leg, field)
 
-    forth = GaussianChain(*start, step, STEPS + 1)
+    forth = GaussianChain(*start, step, NOISY_STEPS + 1)
     return forth.log_prob(torch.cat([path, z[:, None]], 1)) - back.log_prob(path)
 
 
 def draw_past(reversal: Reversal, z: Tensor, legs: Sequence[Leg], field: StateField) -> Tensor:
-    """Sample `X.path` given where cells are, in the plate of cells; (n, STEPS, d)."""
+    """Sample `X.path` given where cells are, in the plate of cells; (n, NOISY_STEPS, d)."""
     return pyro.sample("X.path", reversal(z, whole(legs, field.clock), field))
 
 
 def set_out(
     z: Tensor, legs: Sequence[Leg], field: StateField, reversal: Reversal | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Where cells at states z (n, d) came from, and the luck they had (STEPS, n, d) if there is."""
+    """Where cells at states z (n, d) came from, and the luck they had (steps, n, d) if there is."""
     if reversal is None:
         return carry(z, legs, field, back=True)[0], None
     leg = whole(legs, field.clock)
     path = torch.cat([reversal(z, leg, field).rsample(), z[:, None]], 1).unbind(1)
     luck = []
-    for i in range(STEPS):
-        loc, scale = diffusion_step(path[i], i, STEPS, leg, field)
+    for i in range(NOISY_STEPS):
+        loc, scale = diffusion_step(path[i], i, NOISY_STEPS, leg, field)
         luck.append((path[i + 1] - loc) / scale)
     return path[0], torch.stack(luck)
 
 
 def arrive(z: Tensor, legs: Sequence[Leg], field: StateField, luck: Tensor | None = None) -> Tensor:
-    """Where cells that start at z (C, n, d) are at the end; luck (STEPS, C, n, d) if there is."""
+    """Where cells that start at z (C, n, d) are at the end; luck (steps, C, n, d) if any."""
     if field.noise is None:
         return carry(z, legs, field)[0]
     return diffuse(z, whole(legs, field.clock), field, luck)[-1]

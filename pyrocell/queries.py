@@ -94,9 +94,9 @@ class Queries:
         cells = resting_cells(self.data, self.model, self.posterior.seed) if moves else {}
         for s, values in enumerate(self.posterior.draws(n_samples)):
             with torch.no_grad():
-                shift = self._shift(values, conditions, noise, s)
+                shift = self.shift(values, conditions, noise, s)
                 if moves:  # an effect is then also where cells go, of which only means have a size
-                    z = self._states(values, cells, conditions, s)
+                    z = self.states(values, cells, conditions, s)
                     level = moments(self.model, values, z, shift, 1.0)[0].log()
                     change = level[1:] - level[:1]
                 else:
@@ -185,7 +185,7 @@ class Queries:
         unseen = several & ~known if model.n_interactions else torch.zeros_like(several)
         return rows, unseen.float()
 
-    def _shift(
+    def shift(
         self,
         values: dict[str, Tensor],
         conditions: Conditions,
@@ -265,17 +265,17 @@ class Queries:
         out = np.empty((n_samples, len(frame), len(self.screen.genes)), np.float32)
         for s, values in enumerate(progress(self.posterior.draws(n_samples))):
             with torch.no_grad():
-                shift = self._shift(values, conditions, unseen, s, protocol)
+                shift = self.shift(values, conditions, unseen, s, protocol)
                 if self.model.n_batches > 1:
                     shift = shift + noise.draw(values, s)
-                z = self._states(values, population, conditions, s, protocol)
+                z = self.states(values, population, conditions, s, protocol)
                 mean, variance = moments(self.model, values, z, shift, size_factor)
             out[s] = mean.cpu().numpy()
             if cells is not None:
                 out[s] = pseudobulk(mean.cpu().numpy(), variance.cpu().numpy(), cells, rng)
         return out
 
-    def _states(
+    def states(
         self,
         values: dict[str, Tensor],
         cells: dict[str, Tensor],
@@ -314,7 +314,7 @@ class Queries:
                 theta = values["V.dispersion"]
                 with torch.no_grad(), drawn_loading(self.model, mean_count, theta, s):
                     z = draw_own_state(self.posterior.guide, values, args, s, cells.conditions)
-                    shift = self._shift(values, conditions, unseen, s)
+                    shift = self.shift(values, conditions, unseen, s)
                     if self.model.n_batches > 1:
                         shift = shift + values["eta"][args["batch"]]
                     if "covariates" in args:

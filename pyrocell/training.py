@@ -112,7 +112,7 @@ class ElboPlan(pl.LightningModule):
 
     def configure_optimizers(self) -> dict:
         """Adam with two rates and cosine decay."""
-        fast, own = list(self.guide.fast_parameters()), list(self.model.motion_parameters())
+        fast, own = list(self.guide.fast_parameters()), self._motion()
         others = {id(p) for p in (*fast, *own)}
         slow = [p for p in self.parameters() if id(p) not in others]
         optimiser = torch.optim.Adam(
@@ -129,6 +129,10 @@ class ElboPlan(pl.LightningModule):
             "optimizer": optimiser,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _motion(self) -> list[nn.Parameter]:
+        """Point parameters of the field that states move along, if they do."""
+        return list(self.model.motion.parameters()) if hasattr(self.model, "motion") else []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Negative ELBO per cell of one minibatch."""

@@ -24,7 +24,7 @@ from pyrocell.errors import ProtocolError
 from pyrocell.operators.field import Field, deviate, step_times
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
-from pyrocell.operators.transport import STEPS, Leg, StateField, carry, code_of, diffuse
+from pyrocell.operators.transport import NOISY_STEPS, Leg, StateField, carry, code_of, diffuse
 from pyrocell.operators.waiting import (
     driven,
     onset_curve,
@@ -292,7 +292,7 @@ def _carried(
     leg = Leg(torch.zeros_like(duration), duration, code)
     if params.motion.noise is None:
         return carry(state.z, [leg], params.motion)[0]
-    luck = torch.randn(STEPS, *state.z.shape, dtype=state.z.dtype, device=state.z.device)
+    luck = torch.randn(NOISY_STEPS, *state.z.shape, dtype=state.z.dtype, device=state.z.device)
     return diffuse(state.z, leg, params.motion, luck)[-1]
 
 

@@ -25,6 +25,7 @@ from pyrocell.operators.medium import gain_limit
 from pyrocell.operators.waiting import relax
 
 __all__ = [
+    "NOISY_STEPS",
     "STEPS",
     "Leg",
     "StateField",
@@ -37,7 +38,8 @@ __all__ = [
     "diffusion_step",
 ]
 
-STEPS = 8  # of a leg: Runge-Kutta of order 4 without noise, Euler-Maruyama with it
+STEPS = 8  # of a leg without noise, by Runge-Kutta of order 4
+NOISY_STEPS = 16  # of a wait with noise, by Euler-Maruyama
 _TOLERANCE = 0.05  # change of the answer under twice the steps, relative to the way gone
 _INSIDE = 1e-4  # an event at the end of a leg belongs to the next
 
@@ -46,12 +48,14 @@ Code = Callable[[Tensor], Tensor]  # time since the start (C,) → code (C, m)
 
 @dataclass(frozen=True, eq=False)
 class StateField:
-    r"""v(z, a) = tanh(z A + a B + b) W / clock, and how strongly noise drives z.
+    r"""v(z, a) = [tanh(z A + a B + b) ∘ (1 + a C)] W / clock, and how strongly noise drives z.
+
+    So a code can move the states at which something happens, and turn it down or off.
 
     Parameters
     ----------
-    direction, code_direction, offset
-        A (d, H), B (m, H), b (H,).
+    direction, code_direction, offset, code_gain
+        A (d, H), B (m, H), b (H,), C (m, H).
     weight
         W, (H, d), in units of state per `clock`. The field is bounded, so no cell runs away.
     code, media_code
@@ -65,6 +69,7 @@ class StateField:
     direction: Tensor
     code_direction: Tensor
     offset: Tensor
+    code_gain: Tensor
     weight: Tensor
     code: Tensor
     media_code: Tensor
@@ -77,13 +82,18 @@ class StateField:
 
     def velocity(self, z: Tensor, code: Tensor) -> Tensor:
         """v at states z (..., d) under codes (..., m)."""
-        return self.features(z, code) @ (self.weight / self.clock)
+        return (self.features(z, code) * self._gain(code)) @ (self.weight / self.clock)
 
     def velocity_and_divergence(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
         """v and Σ_i ∂v_i / ∂z_i, exact: (..., d) and (..., 1)."""
         features, weight = self.features(z, code), self.weight / self.clock
+        gain = self._gain(code)
         trace = (self.direction * weight.mT).sum(-2)  # (H,)
-        return features @ weight, (1 - features.square()) @ trace.unsqueeze(-1)
+        slope = (1 - features.square()) * gain
+        return (features * gain) @ weight, slope @ trace.unsqueeze(-1)
+
+    def _gain(self, code: Tensor) -> Tensor:
+        return 1 + code @ self.code_gain
 
 
 @dataclass(frozen=True, eq=False)
