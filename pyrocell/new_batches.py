@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
-from pyrocell.errors import UnknownLabelError
+from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.generative import GenerativeModel
 from pyrocell.labels import suggestion
 from pyrocell.layout import average_content, content_names
 from pyrocell.nesting import new_batch_moments
-from pyrocell.requested import RequestedNoise
+from pyrocell.posterior import Posterior
+from pyrocell.requested import RequestedNoise, encode_noise
 from pyrocell.screen import Screen
 
-__all__ = ["NoiseOfRequest", "content_of", "shared_axes"]
+__all__ = ["NoiseOfRequest", "content_of", "noise_of_request", "shared_axes"]
 
 _FEWEST_CONTRASTS = 3  # from which genes are seen to vary together
 _STREAM = 1_000_000_007  # keeps these draws apart from those of cells, which have the same seeds
@@ -36,6 +38,8 @@ def content_of(screen: Screen, stated: Mapping[str, float] | None) -> Tensor:
     ------
     UnknownLabelError
         If a name is none by which the screen's batches differ.
+    ScreenError
+        If a fraction is not between 0 and 1.
     """
     names, average = content_names(screen), average_content(screen)
     content = torch.zeros_like(average)
@@ -45,6 +49,8 @@ def content_of(screen: Screen, stated: Mapping[str, float] | None) -> Tensor:
                 f'batch_content has "{name}", by which batches of the screen do not differ'
                 f"{suggestion(name, names)}"
             )
+        if not 0 <= fraction <= 1:
+            raise ScreenError(f'batch_content["{name}"]={fraction} is a fraction, from 0 to 1')
         content[names.index(name)] = float(fraction) - average[names.index(name)]
     return content
 
@@ -80,7 +86,7 @@ class NoiseOfRequest:
     request
         Whose noise each condition has.
     content
-        (F,) what new batches contain, see `content_of`.
+        (F,) what new batches contain, see `content_of`; None where that does not matter.
     shared
         (q, G) axes along which genes of a new batch vary together, see `shared_axes`; None: each
         on its own. How far a gene varies does not depend on them.
@@ -88,7 +94,7 @@ class NoiseOfRequest:
 
     model: GenerativeModel
     request: RequestedNoise
-    content: Tensor
+    content: Tensor | None = None
     shared: Tensor | None = None
 
     def draw(self, values: dict[str, Tensor], seed: int) -> Tensor:
@@ -123,6 +129,28 @@ class NoiseOfRequest:
             noise = own * noise + normal(len(self.shared)) @ self.shared
         root = torch.linalg.cholesky(covariance)  # (G, M, M)
         drawn = mean + torch.einsum("gij,jg->ig", root, noise)
-        if model.has_content:
+        if self.content is not None:
             drawn = drawn + self.content.to(scale) @ values["eta.content"]
         return drawn
+
+
+def noise_of_request(
+    posterior: Posterior, screen: Screen, frame: pd.DataFrame, stated: Mapping[str, float] | None
+) -> NoiseOfRequest:
+    """Batch noise of the conditions of a table; see `encode_noise` and `content_of`.
+
+    Raises
+    ------
+    ScreenError
+        If contents are stated of batches whose noise does not depend on them.
+    """
+    model, request = posterior.model, encode_noise(screen, frame)
+    if stated and not model.has_content:
+        raise ScreenError(
+            "batch_content was given, but batch noise of this model does not depend on it; build "
+            "the model with content_dependent_noise=True, where batches differ in content"
+        )
+    if not len(request.origin):
+        return NoiseOfRequest(model, request)
+    content = content_of(screen, stated) if model.has_content else None
+    return NoiseOfRequest(model, request, content, shared_axes(model, posterior.mean()))

@@ -15,11 +15,11 @@ from pyrocell.errors import ScreenError
 from pyrocell.expected import carried_states, moments, resting_cells, resting_states
 from pyrocell.local_posterior import draw_own_state, drawn_loading
 from pyrocell.motion import arrive, set_out
-from pyrocell.new_batches import NoiseOfRequest, content_of, shared_axes
+from pyrocell.new_batches import noise_of_request
 from pyrocell.noise import centre
 from pyrocell.operators import Protocol, run
 from pyrocell.posterior import Posterior, check_draws, summarise
-from pyrocell.requested import encode_cells, encode_noise
+from pyrocell.requested import encode_cells
 from pyrocell.screen import Screen
 from pyrocell.state import State
 from pyrocell.structure import Conditions
@@ -256,9 +256,7 @@ class Queries:
         if not size_factor > 0:
             raise ScreenError(f"size_factor={size_factor} must be above 0: the depth of a cell")
         conditions, unseen = self.conditions(frame)
-        request, content = encode_noise(self.screen, frame), content_of(self.screen, batch_content)
-        shared = shared_axes(self.model, self.posterior.mean()) if len(request.origin) else None
-        noise = NoiseOfRequest(self.model, request, content, shared)
+        noise = noise_of_request(self.posterior, self.screen, frame, batch_content)
         cells = encode_cells(frame["n_cells"]) if "n_cells" in frame else None
         population = resting_cells(self.data, self.model, self.posterior.seed)
         rng = np.random.default_rng(self.posterior.seed)

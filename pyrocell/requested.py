@@ -98,8 +98,8 @@ def encode_noise(screen: Screen, frame: pd.DataFrame) -> RequestedNoise:
     Raises
     ------
     UnknownLabelError
-        If a batch is not in the screen, or not of the laboratory named, or the screen was
-        registered without laboratories.
+        If a batch is not in the screen, or not of the laboratory named, the screen was registered
+        without laboratories, or it has one batch and a new one is asked for.
     """
     n, n_laboratories = len(frame), len(screen.laboratories)
     batch, batches = _labels(frame, "batch")
@@ -134,6 +134,11 @@ def encode_noise(screen: Screen, frame: pd.DataFrame) -> RequestedNoise:
             )
         elif where is not None:
             out.laboratory[rows] = known_home[where]
+    if found and len(screen.batches) == 1:
+        raise UnknownLabelError(
+            f'the screen has one batch ("{screen.batches[0]}"), so nothing is known of how a new '
+            "one would differ; register a batch_key with at least two"
+        )
     return out._replace(origin=np.array([home for home, _ in found], dtype=np.int64))
 
 

@@ -257,7 +257,7 @@ def transfer_effects(
         columns = {"perturbation": name, "media": media, "time": np.nan if time is None else time}
         columns |= {"gene": screen.genes, "mean": mean, "sd": sd}
         columns |= {"lower": mean - width * sd, "upper": mean + width * sd}
-        tables.append(pd.DataFrame(columns | {"shared": t_ab / np.sqrt(t_aa * t_bb)}))
+        tables.append(pd.DataFrame(columns | {"shared": t_ab / np.sqrt(t_aa * t_bb) + 0.0}))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -175,6 +175,8 @@ def test_what_a_new_batch_contains_moves_it(nested):
     assert not np.allclose(few, many)
     with pytest.raises(UnknownLabelError, match="controls"):
         nested.predict(asked, n_samples=2, batch_content={"controls": 1.0})
+    with pytest.raises(ScreenError, match="from 0 to 1"):
+        nested.predict(asked, n_samples=2, batch_content={"control": 20})
 
 
 def test_requests_that_do_not_fit_name_the_label(nested, fitted):
@@ -187,6 +189,8 @@ def test_requests_that_do_not_fit_name_the_label(nested, fitted):
         nested.predict(asked)
     with pytest.raises(UnknownLabelError, match='"batch9" is not in the screen.*"new"'):
         nested.predict(asked.assign(batch="batch9", laboratory=home))
+    with pytest.raises(ScreenError, match="content_dependent_noise=True"):
+        fitted.predict(CONTROLS.assign(time=1.0), batch_content={"control": 0.5})
     with pytest.raises(UnknownLabelError, match="laboratory_key="):
         fitted.predict(asked.assign(batch=None, time=1.0))
 
@@ -232,3 +236,11 @@ def test_two_laboratories_are_too_few_to_leave_one_out(make_screen, build):
     model = build(adata, {"laboratory_key": "laboratory"})
     with pytest.raises(ScreenError, match="has 2 laboratories"):
         leave_one_laboratory_out(model)
+
+
+def test_one_batch_tells_nothing_of_a_new_one(make_screen, build):
+    with pytest.warns(ScreenWarning, match="one batch"):
+        model = build(make_screen(n_batches=1))
+    model.is_trained_ = True
+    with pytest.raises(UnknownLabelError, match="one batch"):
+        model.predict(CONTROLS, n_samples=2)
