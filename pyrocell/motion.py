@@ -69,7 +69,7 @@ class Motion(nn.Module):
         # where cells start: the axes of state have unit spread over all times, less at the first
         self.start = nn.Parameter(torch.zeros(n_latent))
         self.log_start_scale = nn.Parameter(torch.zeros(n_latent))
-        self.clock = clock
+        self.clock, self.n_codes = clock, _CODES
 
     def field(self, values: dict[str, Tensor]) -> StateField:
         """The field under sampled sites."""

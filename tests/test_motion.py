@@ -261,6 +261,15 @@ def test_models_whose_states_move_train_and_survive_a_file(moving, tmp_path):
     assert np.isfinite(moving.history["validation_elbo"]).all()
 
 
+def test_sites_of_motion_have_named_dimensions(moving):
+    group = moving.to_arviz(2)["posterior"]  # InferenceData (ArviZ 0.x) or DataTree (1.x)
+    posterior = group.to_dataset() if hasattr(group, "to_dataset") else group
+    assert posterior["W.flow"].dims[2:] == ("state_feature", "state_axis")
+    assert posterior["P.flow"].dims[2:] == ("perturbation", "code")
+    assert posterior["state_axis"].values.tolist() == ["z1", "z2"]
+    assert posterior["M.flow"].sizes["code"] == len(posterior["code"]) == 4
+
+
 def test_moving_cells_are_simulated_and_counted_by_fate(moving):
     medium, gene = moving.screen.media[0], moving.screen.perturbations[0]
     frame = pd.DataFrame({"perturbation": ["control", gene], "media": medium, "time": [1.0, 3.0]})
