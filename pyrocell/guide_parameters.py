@@ -238,5 +238,4 @@ class GuideParameters(nn.Module):
 
     def fast_parameters(self) -> list[nn.Parameter]:
         """Parameters of the global sites, trained at the higher rate."""
-        networks = ("encoder.", "reversal.")
-        return [p for name, p in self.named_parameters() if not name.startswith(networks)]
+        return [p for name, p in self.named_parameters() if not name.startswith("encoder.")]
