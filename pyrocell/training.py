@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pyrocell.batches import CellData, batch_loader
+from pyrocell.cell_shifts import shifts_shared
 from pyrocell.checkpoints import Checkpoints, SafeCheckpointIO, TrainingCheckpoints
 from pyrocell.errors import NonFiniteError, ScreenError
 from pyrocell.failure import find_failure, non_finite_parameter
@@ -141,7 +142,9 @@ class ElboPlan(pl.LightningModule):
     def _finite_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Negative ELBO per cell, or NonFiniteError naming the site that is not finite."""
         try:
-            loss = self.elbo.differentiable_loss(self.model, self.guide, **batch) / self.n_cells
+            with shifts_shared():
+                loss = self.elbo.differentiable_loss(self.model, self.guide, **batch)
+            loss = loss / self.n_cells
         except (torch.linalg.LinAlgError, ValueError) as error:  # a factorisation met a NaN
             failure = find_failure(self.model, self.guide, batch, self.global_step)
             raise (failure or error) from (error if failure else None)

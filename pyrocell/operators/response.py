@@ -75,6 +75,8 @@ class ResponseParameters:
         log μ, rate at which the product of each perturbed gene is lost; shape (K,). None: at once.
     field
         h(y, Δ), production beyond the drive (eq. 25); None: none, and W has a closed form.
+    at_once
+        Whether all rates are so fast that a response is there at any time above zero.
 
     Raises
     ------
@@ -91,6 +93,7 @@ class ResponseParameters:
     reference_time: float = 1.0
     log_decay: Tensor | None = None
     field: Field | None = None
+    at_once: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a reference time at which every response is zero."""
@@ -166,6 +169,11 @@ def respond(
     stays there and every dose starts at zero.
     """
     gain = exposure * gain_limit(genotype, params.gain)  # (C, J)
+    if params.at_once and params.field is None:
+        begun = (duration > 0).to(gain)[..., None]
+        dose = genotype * begun
+        y = dose @ params.effect + (gain * begun) @ params.media_effect
+        return State(y=y, genotype=genotype, dose=dose, exposure=exposure, gain=gain)
     rate, decay = condition_rate(genotype, exposure, params), decay_rate(params)
     reference = params.reference_time
 
