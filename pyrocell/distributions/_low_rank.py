@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -53,17 +54,24 @@ def _all_pairs(axes: Tensor) -> Tensor:
 
 def _pairs(axes: Tensor) -> Tensor:
     """Products of axes i <= j, (d (d + 1) / 2, G)."""
-    i, j = torch.triu_indices(len(axes), len(axes), device=axes.device)
+    i, j, _, _ = _layout(len(axes), axes.device)
     return axes[i] * axes[j]
+
+
+@lru_cache(maxsize=8)
+def _layout(d: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pairs i <= j of d axes, how often each is in a square, and where each entry is in them."""
+    i, j = torch.triu_indices(d, d, device=device)
+    position = torch.empty(d, d, dtype=torch.long, device=device)
+    position[i, j] = position[j, i] = torch.arange(len(i), device=device)
+    return i, j, torch.where(i == j, 1.0, 2.0), position
 
 
 def _square(packed: Tensor, d: int) -> Tensor:
     """(..., d, d) from all of its entries, or from those on and above the diagonal."""
     if packed.shape[-1] == d * d:
         return packed.reshape(*packed.shape[:-1], d, d)
-    position = torch.empty(d, d, dtype=torch.long, device=packed.device)
-    i, j = torch.triu_indices(d, d, device=packed.device)
-    position[i, j] = position[j, i] = torch.arange(len(i), device=packed.device)
+    position = _layout(d, packed.device)[3]
     return packed[..., position]
 
 
@@ -98,8 +106,8 @@ class _LowRankLogProb(torch.autograd.Function):
         inner = tau[..., :, None] * tau[..., None, :] * inverse  # M, Σ⁻¹ = P − P A' M A P
         moved = (inner @ terms.along[..., None])[..., 0]  # (..., d)
         solved = torch.addcmul(terms.weighted, terms.precision, moved @ axes, value=-1)  # y
-        i, j = torch.triu_indices(d, d, device=axes.device)
-        twice = inner[..., i, j] * torch.where(i == j, 1.0, 2.0).to(inner)
+        i, j, often, _ = _layout(d, axes.device)
+        twice = inner[..., i, j] * often.to(inner)
         diagonal = terms.precision * (1 - terms.precision * (twice @ pairs))  # of Σ⁻¹
         row = weight[..., None]
         for_scale = row * scale * (solved.square() - diagonal)

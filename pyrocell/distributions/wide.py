@@ -70,6 +70,7 @@ class Drawn(TorchDistribution):
 
     arg_constraints: dict = {}
     has_rsample = True
+    has_enumerate_support = False
     _last: tuple[Tensor, Tensor] | None = None
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
@@ -102,6 +103,8 @@ class WideNormal(Drawn, dist.Independent):
     shape
         Of the event, where it is not that of loc and scale.
     """
+
+    _validate_args = False  # Pyro would ask the entries' distribution
 
     def __init__(self, loc: Tensor | None, scale: Tensor, shape: torch.Size | None = None):
         self.loc, self.scale = loc, scale
