@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["CellShift"]
+__all__ = ["CellShift", "shared_shift", "shifts_shared"]
+
+_DERIVED = {"eta", "W.log_decay"}  # functions of other sites, computed by guide and model anew
+_last: ContextVar[list[tuple[dict[str, Tensor], Tensor, Tensor]] | None] = ContextVar(
+    "shared_shift", default=None
+)
+
+
+@contextmanager
+def shifts_shared() -> Iterator[None]:
+    """Within the block, the model takes up the shifts that the guide has computed for its draw."""
+    token = _last.set([])
+    try:
+        yield
+    finally:
+        _last.reset(token)
+
+
+def shared_shift(
+    values: dict[str, Tensor], condition: Tensor, compute: Callable[[], Tensor]
+) -> Tensor:
+    """What `compute` returns, or returned for the very same draws and cells."""
+    kept = _last.get()
+    if kept is None:
+        return compute()
+    draws = {name: value for name, value in values.items() if name not in _DERIVED}
+    for before, cells, shift in kept:
+        same = cells is condition and before.keys() == draws.keys()
+        if same and all(before[name] is value for name, value in draws.items()):
+            return shift
+    shift = compute()
+    kept[:] = [(draws, condition, shift)]
+    return shift
 
 
 class CellShift(NamedTuple):

@@ -14,7 +14,14 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyrocell.distributions import GaussianWalk, NegativeBinomial, ZeroInflatedNegativeBinomial
+from pyrocell.cell_shifts import CellShift, shared_shift
+from pyrocell.distributions import (
+    GaussianWalk,
+    NegativeBinomial,
+    WideLogNormal,
+    WideNormal,
+    ZeroInflatedNegativeBinomial,
+)
 from pyrocell.mapping import ScreenMap
 from pyrocell.motion import Reversal, draw_state, state_log_prob
 from pyrocell.objectives import DistributionObjective
@@ -67,7 +74,7 @@ class GenerativeModel(ScreenMap):
             values |= self._residual_sites(values)
             if self.imposed is not None:
                 change = self.imposed_change(values)
-                normal = dist.Normal(change, self.priors.assumed_sd).to_event(2)
+                normal = WideNormal(change, change.new_tensor(self.priors.assumed_sd))
                 pyro.sample("assumed", normal, obs=torch.zeros_like(change))
             if len(self.uncertain):
                 values["assumed.scale"] = self._assumed_scale()
@@ -98,10 +105,10 @@ class GenerativeModel(ScreenMap):
         one = self.loading.new_ones(())
         values = {
             "V.baseline": _sample("V.baseline", self.baseline_centre, p.baseline_sd * one),
-            "V.loading": _sample("V.loading", one.new_zeros(self.config.n_response, g), one),
+            "V.loading": _centred("V.loading", (self.config.n_response, g), one),
             "V.dispersion": pyro.sample(
                 "V.dispersion",
-                dist.LogNormal(one.new_full((g,), p.dispersion_loc), p.dispersion_sd).to_event(1),
+                WideLogNormal(p.dispersion_loc * one, p.dispersion_sd * one, (g,)),
             ),
         }
         if self.config.likelihood == "zinb":
@@ -109,11 +116,11 @@ class GenerativeModel(ScreenMap):
                 "V.gate", one.new_tensor(p.gate_loc).expand(g, 2), one.new_tensor(p.gate_sd)
             )
         if self.config.n_covariates:
-            zeros = one.new_zeros(self.config.n_covariates, g)
-            values["V.covariate"] = _sample("V.covariate", zeros, p.covariate_sd * one)
+            shape = (self.config.n_covariates, g)
+            values["V.covariate"] = _centred("V.covariate", shape, p.covariate_sd * one)
         if self.config.decoder == "curved":
-            scale = self.curvature.log_scale.exp().expand(-1, g)
-            values["V.curvature"] = _sample("V.curvature", torch.zeros_like(scale), scale)
+            scale = self.curvature.log_scale.exp()
+            values["V.curvature"] = _centred("V.curvature", (len(scale), g), scale)
         return values
 
     def _noise_sites(self) -> dict[str, Tensor]:
@@ -121,9 +128,11 @@ class GenerativeModel(ScreenMap):
             return {"eta": self.loading.new_zeros(1, self.n_genes)}
         scale = pyro.sample(
             "eta.scale",
-            dist.LogNormal(
-                self.log_eta_scale.expand(self.n_genes), self.priors.eta_spread
-            ).to_event(1),
+            WideLogNormal(
+                self.log_eta_scale,
+                self.log_eta_scale.new_tensor(self.priors.eta_spread),
+                (self.n_genes,),
+            ),
         )
         values = {"eta.scale": scale}
         if self.has_laboratories:
@@ -131,11 +140,11 @@ class GenerativeModel(ScreenMap):
             spread = dist.LogNormal(loc, self.priors.eta_spread).to_event(1)
             values["eta.laboratory_scale"] = pyro.sample("eta.laboratory_scale", spread)
         if self.has_content:
-            zeros = scale.new_zeros(self.content.shape[1], self.n_genes)
+            shape = (self.content.shape[1], self.n_genes)
             sd = scale.new_tensor(self.priors.content_sd)
-            values["eta.content"] = _sample("eta.content", zeros, sd)
-        zeros = scale.new_zeros(self.n_batches - 1, self.n_genes)
-        values["eta.free"] = _sample("eta.free", zeros, self.eta_scale(values))
+            values["eta.content"] = _centred("eta.content", shape, sd)
+        shape = (self.n_batches - 1, self.n_genes)
+        values["eta.free"] = _centred("eta.free", shape, self.eta_scale(values))
         values["eta"] = pyro.deterministic("eta", self.eta(values), event_dim=2)
         if self.has_laboratories:
             offset = self.laboratory_offset(values)
@@ -146,17 +155,13 @@ class GenerativeModel(ScreenMap):
         p, k, j = self.priors, self.n_perturbations, self.n_media
         one = self.loading.new_ones(())
         values = {
-            "P.effect": _sample(
-                "P.effect", one.new_zeros(k, self.n_axes), self.log_effect_scale.exp()
-            ),
+            "P.effect": _centred("P.effect", (k, self.n_axes), self.log_effect_scale.exp()),
             "P.on_target": _sample(
                 "P.on_target", p.on_target_loc * self.on_target_sign, p.on_target_sd * one
             ),
         }
         if j:
-            values["M.effect"] = _sample(
-                "M.effect", one.new_zeros(j, self.n_axes), p.media_effect_sd * one
-            )
+            values["M.effect"] = _centred("M.effect", (j, self.n_axes), p.media_effect_sd * one)
             values["M.gain"] = pyro.sample("M.gain", self.gain_prior().to_event(2))
         if self.has_rates:
             per_time = -math.log(self.reference_time)
@@ -166,26 +171,23 @@ class GenerativeModel(ScreenMap):
             values["W.log_rate"] = _sample(
                 "W.log_rate", base.expand(k + j), p.log_rate_spread * one
             )
-            loc = one.new_full((k,), p.decay_ratio_loc)
-            ratio = dist.LogNormal(loc, p.decay_ratio_sd).to_event(1)
+            ratio = WideLogNormal(p.decay_ratio_loc * one, p.decay_ratio_sd * one, (k,))
             values["W.decay_ratio"] = pyro.sample("W.decay_ratio", ratio)
             decay = self.log_decay(values)
             values["W.log_decay"] = pyro.deterministic("W.log_decay", decay, event_dim=1)
         if self.has_turnover:
-            loc = self.log_turnover_centre(values).expand(j)
-            turnover = dist.LogNormal(loc, p.turnover_sd).to_event(1)
+            loc = self.log_turnover_centre(values)
+            turnover = WideLogNormal(loc * one, p.turnover_sd * one, (j,))
             values["M.turnover"] = pyro.sample("M.turnover", turnover)
         if self.has_field:
-            scale = self.field.log_scale.exp().expand(-1, self.n_axes)
-            values["W.field"] = _sample("W.field", torch.zeros_like(scale), scale)
+            scale = self.field.log_scale.exp()
+            values["W.field"] = _centred("W.field", (len(scale), self.n_axes), scale)
         if self.has_motion:
             noise = (p.state_noise_sd, p.state_noise_spread)
             branches = self.config.dynamics == "sde"
             values |= self.motion.sites(k, j, noise if branches else None)
         if self.has_drift:
-            values["W.drift"] = _sample(
-                "W.drift", one.new_zeros(self.config.n_response), p.drift_sd * one
-            )
+            values["W.drift"] = _centred("W.drift", (self.config.n_response,), p.drift_sd * one)
         return values
 
     def _residual_sites(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -197,15 +199,14 @@ class GenerativeModel(ScreenMap):
             medians = one.new_tensor([p.process_noise_sd, p.process_noise_effect])
             out["W.process_noise"] = pyro.sample(
                 "W.process_noise",
-                dist.LogNormal(medians.log(), p.process_noise_spread).to_event(1),
+                WideLogNormal(medians.log(), p.process_noise_spread * one),
             )
-            out["W.gene_scale"] = pyro.sample(
-                "W.gene_scale", dist.LogNormal(one.new_zeros(self.n_genes), 0.5).to_event(1)
-            )
-            drivers = one.new_zeros(self.n_perturbations + self.n_media)
-            out["W.driver_scale"] = pyro.sample(
-                "W.driver_scale", dist.LogNormal(drivers, 0.5).to_event(1)
-            )
+            for name, n in (
+                ("gene", self.n_genes),
+                ("driver", self.n_perturbations + self.n_media),
+            ):
+                site = f"W.{name}_scale"
+                out[site] = pyro.sample(site, WideLogNormal(None, 0.5 * one, (n,)))
         both = values | out
         keep = self.persistence()
         out["P.residual"] = pyro.sample(
@@ -217,8 +218,8 @@ class GenerativeModel(ScreenMap):
                 GaussianWalk(self.media_residual_sd * one, self.step_scale(both, "M"), keep),
             )
         if self.n_interactions:
-            zeros = one.new_zeros(self.n_interactions, self.n_genes)
-            out["P.interaction"] = _sample("P.interaction", zeros, p.interaction_sd * one)
+            shape = (self.n_interactions, self.n_genes)
+            out["P.interaction"] = _centred("P.interaction", shape, p.interaction_sd * one)
         return out
 
     def gain_prior(self) -> dist.MixtureSameFamily:
@@ -291,6 +292,39 @@ class GenerativeModel(ScreenMap):
         way = self.cell_way(values, condition, table)
         return state_log_prob(z, *way, self.motion.at_start(len(z)), reversal)
 
+    def cell_shift(
+        self,
+        values: dict[str, Tensor],
+        condition: Tensor,
+        batch: Tensor,
+        covariates: Tensor | None = None,
+        conditions: Conditions | None = None,
+    ) -> Tensor:
+        """Log-mean shift of each cell, (cells, G): its condition's, its batch's, its covariates'.
+
+        `conditions` is the table that `condition` refers to; default: the screen's own.
+        """
+        return self.shift_parts(values, condition, batch, covariates, conditions).dense()
+
+    def shift_parts(
+        self,
+        values: dict[str, Tensor],
+        condition: Tensor,
+        batch: Tensor,
+        covariates: Tensor | None = None,
+        conditions: Conditions | None = None,
+    ) -> CellShift:
+        """The same as rows of tables; arguments as in `cell_shift`."""
+        rows, inverse = torch.unique(condition, return_inverse=True)
+        table = self.conditions if conditions is None else conditions
+        shift = shared_shift(values, condition, lambda: self.shift(values, table.select(rows)))
+        parts = CellShift((shift,), (inverse,))
+        if self.n_batches > 1:
+            parts = CellShift((shift, values["eta"]), (inverse, batch))
+        if self.config.n_covariates:
+            parts = parts._replace(covariates=covariates, per_covariate=values["V.covariate"])
+        return parts
+
     def view(
         self,
         values: dict[str, Tensor],
@@ -343,5 +377,8 @@ class _RealMixture(dist.MixtureSameFamily):
 
 
 def _sample(name: str, loc: Tensor, scale: Tensor) -> Tensor:
-    normal = dist.Normal(loc, scale)
-    return pyro.sample(name, normal.to_event(len(normal.batch_shape)))
+    return pyro.sample(name, WideNormal(loc, scale))
+
+
+def _centred(name: str, shape: tuple[int, ...], scale: Tensor) -> Tensor:
+    return pyro.sample(name, WideNormal(None, scale, shape))

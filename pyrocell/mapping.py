@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pyrocell.cell_shifts import CellShift
 from pyrocell.decoder import Curvature
 from pyrocell.motion import Motion, arm_way
 from pyrocell.operators import (
@@ -115,6 +114,7 @@ class ScreenMap(ScreenTensors):
             reference_time=self.reference_time,
             log_decay=values.get("W.log_decay"),
             field=self._field(values) if self.has_field else None,
+            at_once=not self.has_rates,
         )
 
     def _field(self, values: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -159,12 +159,15 @@ class ScreenMap(ScreenTensors):
 
     def low_rank(self, values: dict[str, Tensor], operator: str) -> Tensor:
         """Low-rank response of each driver at the nodes of its residual's walk, (K or J, T, G)."""
-        effect = values["P.effect" if operator == "P" else "M.effect"]  # (n, D)
-        response = (effect @ self.axes(values))[:, None]
+        return self.driver_response(values, operator) @ self.axes(values)
+
+    def driver_response(self, values: dict[str, Tensor], operator: str) -> Tensor:
+        """The same along the axes, (K or J, T, D)."""
+        effect = values["P.effect" if operator == "P" else "M.effect"][:, None]  # (n, 1, D)
         if not self.has_time:
-            return response
+            return effect
         curve = self.onset(values) if operator == "P" else self._growth(values)  # (K or J, T)
-        return curve[..., None] * response
+        return curve[..., None] * effect
 
     def onset(self, values: dict[str, Tensor]) -> Tensor:
         """Response of each perturbation alone at the measured times, 1 at the reference, (K, T)."""
@@ -314,35 +317,3 @@ class ScreenMap(ScreenTensors):
             for part in self.imposed
         )
         return genes * (contrast @ self.shift(values, conditions))
-
-    def cell_shift(
-        self,
-        values: dict[str, Tensor],
-        condition: Tensor,
-        batch: Tensor,
-        covariates: Tensor | None = None,
-        conditions: Conditions | None = None,
-    ) -> Tensor:
-        """Log-mean shift of each cell, (cells, G): its condition's, its batch's, its covariates'.
-
-        `conditions` is the table that `condition` refers to; default: the screen's own.
-        """
-        return self.shift_parts(values, condition, batch, covariates, conditions).dense()
-
-    def shift_parts(
-        self,
-        values: dict[str, Tensor],
-        condition: Tensor,
-        batch: Tensor,
-        covariates: Tensor | None = None,
-        conditions: Conditions | None = None,
-    ) -> CellShift:
-        """The same as rows of tables; arguments as in `cell_shift`."""
-        rows, inverse = torch.unique(condition, return_inverse=True)
-        table = self.conditions if conditions is None else conditions
-        shift = CellShift((self.shift(values, table.select(rows)),), (inverse,))
-        if self.n_batches > 1:
-            shift = CellShift((*shift.tables, values["eta"]), (inverse, batch))
-        if self.config.n_covariates:
-            shift = shift._replace(covariates=covariates, per_covariate=values["V.covariate"])
-        return shift

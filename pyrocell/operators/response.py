@@ -79,6 +79,8 @@ class ResponseParameters:
         h(y, Δ), production beyond the drive (eq. 25); None: none, and W has a closed form.
     motion
         The field along which resting states move on their own (App. C.1); None: they stay.
+    at_once
+        Whether all rates are so fast that a response is there at any time above zero.
 
     Raises
     ------
@@ -96,6 +98,7 @@ class ResponseParameters:
     log_decay: Tensor | None = None
     field: Field | None = None
     motion: StateField | None = None
+    at_once: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a reference time at which every response is zero."""
@@ -171,6 +174,11 @@ def respond(
     stays there and every dose starts at zero.
     """
     gain = exposure * gain_limit(genotype, params.gain)  # (C, J)
+    if params.at_once and params.field is None:
+        begun = (duration > 0).to(gain)[..., None]
+        dose = genotype * begun
+        y = dose @ params.effect + (gain * begun) @ params.media_effect
+        return State(y=y, genotype=genotype, dose=dose, exposure=exposure, gain=gain)
     rate, decay = condition_rate(genotype, exposure, params), decay_rate(params)
     reference = params.reference_time
 
