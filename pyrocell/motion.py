@@ -109,14 +109,15 @@ class Motion(nn.Module):
 class Reversal(nn.Module):
     """Where a cell came from, step by step: the guide's chain from `X.z` back to its start.
 
-    A step back undoes the field's step at the later state, and beyond that drifts as noise wants:
-    by a small network of state, step and code that starts at zero.
+    The drift back is −v + σ² ∇log p: against the field where cells are on their way, along it where
+    noise and field balance. So a small network of state, step and code says how much of v, what
+    beyond it, and how wide; it starts at standing still.
     """
 
     def __init__(self, n_latent: int, n_codes: int = _CODES):
         super().__init__()
         self.inner = nn.Linear(n_latent + n_codes + 2, 2 * _WIDTH)
-        self.outer = nn.Linear(2 * _WIDTH, n_latent)
+        self.outer = nn.Linear(2 * _WIDTH, 3 * n_latent)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
         self.log_ratio = nn.Parameter(torch.zeros(NOISY_STEPS, n_latent))
@@ -135,9 +136,9 @@ class Reversal(nn.Module):
         span = leg.spans(z) / field.clock
         code = leg.codes(z.new_tensor(share), z)
         place = torch.cat([z, code, torch.full_like(span, share), span * share], -1)
-        drift = self.outer(torch.tanh(self.inner(place))) * span / NOISY_STEPS
-        scale = (spread * self.log_ratio[step].exp()).expand_as(z)
-        return z - (loc - z) + drift, scale
+        share_of_v, beyond, log_ratio = self.outer(torch.tanh(self.inner(place))).chunk(3, -1)
+        scale = spread * (self.log_ratio[step] + log_ratio).exp()
+        return z + share_of_v * (loc - z) + beyond * span / NOISY_STEPS, scale
 
 
 def arm_way(
