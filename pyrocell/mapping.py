@@ -238,10 +238,15 @@ class ScreenMap(ScreenTensors):
         return out
 
     def _residual(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
-        walk = values["P.residual"]  # (K, T, G)
+        walk, genotype = values["P.residual"], conditions.genotype  # (K, T, G)
+        out = self._at_nodes(genotype, walk, conditions, conditions.perturbed_at)
         # the level at a perturbation's own gene is P.on_target; its residual only moves in time
-        walk = walk - self.own_gene[:, None] * walk[:, :1]
-        out = self._at_nodes(conditions.genotype, walk, conditions, conditions.perturbed_at)
+        one = walk.new_ones(len(genotype), 1)
+        begun = self._at_nodes(
+            one, one.new_ones(1, self.n_times, 1), conditions, conditions.perturbed_at
+        )
+        level = walk[:, 0].gather(1, self.target.clamp_min(0)[:, None])[:, 0]  # (K,)
+        out = out - begun * on_target_shift(genotype, level, self.target, self.n_genes)
         set_in = self._set_in(values, conditions)[:, None]  # (C, 1)
         if self.n_media:
             met, walk = conditions.exposure, values["M.residual"]

@@ -77,10 +77,6 @@ class ScreenTensors(NoiseMap):
         assume = [Assume(**a) for a in self.config.assume]
         self.imposed = imposed_contrasts(screen, assume)
         self.uncertain = UncertainAssumptions(screen, assume)
-        own = torch.zeros(self.n_perturbations, self.n_genes)
-        measured = self.target >= 0
-        own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
-        self.register_buffer("own_gene", own, persistent=False)  # (K, G)
 
     @property
     def conditions(self) -> Conditions:

@@ -31,20 +31,37 @@ class _Terms:
     """
 
     def __init__(self, deviation: Tensor, scale: Tensor, axes: Tensor, tau: Tensor, pairs: Tensor):
-        d, n_genes = axes.shape
-        self.precision = scale.square().reciprocal()
-        self.weighted = deviation * self.precision  # (..., G)
+        d = len(axes)
+        self.precision, self.weighted, diagonal = _weigh(deviation, scale)
         self.fisher = _square(self.precision @ pairs.T, d)  # F, (..., d, d)
-        eye = torch.eye(d, dtype=axes.dtype, device=axes.device)
-        capacitance = eye + tau[..., :, None] * tau[..., None, :] * self.fisher
+        capacitance = tau[..., :, None] * tau[..., None, :] * self.fisher
+        capacitance = capacitance + torch.eye(d, dtype=axes.dtype, device=axes.device)
         self.chol = torch.linalg.cholesky(capacitance)
         self.along = self.weighted @ axes.T  # A P x, (..., d)
         half = torch.linalg.solve_triangular(self.chol, (tau * self.along)[..., None], upper=False)
-        self.half = half[..., 0]
-        quadratic = (deviation * self.weighted).sum(-1) - self.half.square().sum(-1)
-        log_det = -self.precision.log().sum(-1)
-        log_det = log_det + 2 * self.chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        self.log_prob = -0.5 * (quadratic + log_det + n_genes * _LOG_2PI)
+        log_det = self.chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        self.log_prob = diagonal + 0.5 * half.square().sum((-1, -2)) - log_det
+
+
+def _weigh(deviation: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Precision P and P x, (..., G), and the log density without axes, (...,)."""
+    constant = 0.5 * scale.shape[-1] * _LOG_2PI
+    if _in_one_pass(deviation, scale):
+        from pyrocell.distributions import _low_rank_rows as rows  # loads numba
+
+        precision, weighted, value = rows.weigh(deviation, scale)
+        return precision, weighted, value - constant
+    precision = scale.square().reciprocal()
+    weighted = deviation * precision
+    value = -0.5 * (deviation * weighted).sum(-1) - scale.log().sum(-1)
+    return precision, weighted, value - constant
+
+
+def _in_one_pass(*tensors: Tensor) -> bool:
+    """Whether the kernels may be asked: no gradient is recorded, single precision, on the CPU."""
+    return not torch.is_grad_enabled() and all(
+        t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
+    )
 
 
 def _all_pairs(axes: Tensor) -> Tensor:
@@ -105,14 +122,25 @@ class _LowRankLogProb(torch.autograd.Function):
         inverse = torch.cholesky_inverse(terms.chol)
         inner = tau[..., :, None] * tau[..., None, :] * inverse  # M, Σ⁻¹ = P − P A' M A P
         moved = (inner @ terms.along[..., None])[..., 0]  # (..., d)
-        solved = torch.addcmul(terms.weighted, terms.precision, moved @ axes, value=-1)  # y
         i, j, often, _ = _layout(d, axes.device)
-        twice = inner[..., i, j] * often.to(inner)
-        diagonal = terms.precision * (1 - terms.precision * (twice @ pairs))  # of Σ⁻¹
-        row = weight[..., None]
-        for_scale = row * scale * (solved.square() - diagonal)
+        spread_pairs = (inner[..., i, j] * often.to(inner)) @ pairs  # A' M A, its diagonal
+        slopes = _slopes(terms, scale, moved @ axes, spread_pairs, weight)
         seen = terms.along - (terms.fisher @ moved[..., None])[..., 0]  # A y
         spread = terms.fisher.diagonal(dim1=-2, dim2=-1) - (
             (terms.fisher @ inner) * terms.fisher
         ).sum(-1)
-        return -row * solved, for_scale, None, row * tau * (seen.square() - spread)
+        return (*slopes, None, weight[..., None] * tau * (seen.square() - spread))
+
+
+def _slopes(
+    terms: _Terms, scale: Tensor, moved: Tensor, spread: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient for deviation and scale from A' M A P x and the diagonal of A' M A, (..., G)."""
+    if _in_one_pass(scale, moved, weight):
+        from pyrocell.distributions import _low_rank_rows as rows  # loads numba
+
+        return rows.slopes(terms.precision, terms.weighted, scale, moved, spread, weight)
+    row = weight[..., None]
+    solved = torch.addcmul(terms.weighted, terms.precision, moved, value=-1)  # y
+    diagonal = terms.precision * (1 - terms.precision * spread)  # of Σ⁻¹
+    return -row * solved, row * scale * (solved.square() - diagonal)

@@ -24,6 +24,7 @@ from pyrocell.distributions._analytic import (
     log_zero_probability,
     reference_log_prob,
 )
+from pyrocell.distributions.wide import broadcast
 
 __all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial", "likelihood_path"]
 
@@ -90,7 +91,7 @@ class _Counts(TorchDistribution):
         batches = [t.shape[:-1] for t in [logits, *per_gene] if t is not None]
         if log_size is not None:
             batches.append(log_size.shape)
-        batch_shape = torch.broadcast_shapes(*batches)
+        batch_shape = broadcast(*batches)
         super().__init__(batch_shape, logits.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> _Counts:
@@ -276,7 +277,7 @@ class _Counts(TorchDistribution):
         """Shape of the answer before genes are summed over."""
         if value.shape[-1:] == self.event_shape:
             try:
-                return torch.broadcast_shapes(self.batch_shape + self.event_shape, value.shape)
+                return broadcast(self.batch_shape + self.event_shape, value.shape)
             except RuntimeError:
                 pass
         raise ValueError(

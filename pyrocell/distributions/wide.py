@@ -16,7 +16,14 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-__all__ = ["Drawn", "WideLogNormal", "WideMultivariateNormal", "WideNormal", "normal_log_prob"]
+__all__ = [
+    "Drawn",
+    "WideLogNormal",
+    "WideMultivariateNormal",
+    "WideNormal",
+    "broadcast",
+    "normal_log_prob",
+]
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -51,6 +58,14 @@ class _NormalLogProb(torch.autograd.Function):
             repeats = value.numel() / scale.numel()
             for_scale = -(square + weight * repeats) / scale
         return slope if needs_value else None, for_loc, for_scale
+
+
+def broadcast(*shapes: torch.Size) -> torch.Size:
+    """torch.broadcast_shapes, which takes 0.1 ms, where one look does not answer."""
+    longest = max(shapes, key=len)
+    if all(shape in (longest, torch.Size()) for shape in shapes):
+        return longest
+    return torch.broadcast_shapes(*shapes)
 
 
 def normal_log_prob(value: Tensor, loc: Tensor | None, scale: Tensor) -> Tensor:
@@ -108,9 +123,9 @@ class WideNormal(Drawn, dist.Independent):
 
     def __init__(self, loc: Tensor | None, scale: Tensor, shape: torch.Size | None = None):
         self.loc, self.scale = loc, scale
-        known = [t.shape for t in (loc, scale) if t is not None]
-        shape = torch.broadcast_shapes(*known) if shape is None else torch.Size(shape)
-        TorchDistribution.__init__(self, torch.Size(), shape, validate_args=False)
+        if shape is None:
+            shape = scale.shape if loc is None else broadcast(loc.shape, scale.shape)
+        TorchDistribution.__init__(self, torch.Size(), torch.Size(shape), validate_args=False)
 
     @property
     def reinterpreted_batch_ndims(self) -> int:
