@@ -55,8 +55,8 @@ def main() -> None:
     jobs = [
         (split, held[split], seed, noise, args.day)
         for split in args.splits
-        for noise in PRIORS
         for seed in range(args.seeds)
+        for noise in PRIORS
     ]
     table = pd.DataFrame(run_all(one_fit, jobs, args.jobs))
     means = table.groupby(["split", "noise"])[["mse", "movers", "crps", "coverage"]].mean()
