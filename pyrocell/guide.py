@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from pyrocell.distributions import LowRankNormal, LowRankRow, MarkovLowRankNormal
-from pyrocell.encoder import fisher_metric, fisher_weight, state_shift
+from pyrocell.encoder import fisher_metric, fisher_weight, row_sums, state_shift
 from pyrocell.guide_parameters import GuideParameters
+from pyrocell.motion import draw_past
 from pyrocell.structure import Conditions
 
 __all__ = ["Guide"]
 
+_FLOW = (("W.flow", "flow"), ("P.flow", "flow_code"), ("M.flow", "flow_media"))
 _COLLAPSED = 1e-3  # an axis of z with this share of the average information is not used
 
 
@@ -52,6 +54,8 @@ class Guide(GuideParameters):
                 values |= self._residual_sites(values, drawn)
             if len(model.several):
                 values |= self._joint_sites(values, drawn)
+            if len(model.uncertain):
+                values["assumed.scale"] = self._normal("assumed.scale", "assumed", dist.LogNormal)
         return values
 
     def _normal(self, site: str, name: str, cls: type = dist.Normal) -> Tensor:
@@ -157,6 +161,9 @@ class Guide(GuideParameters):
             return {"eta": model.loading.new_zeros(1, model.n_genes)}
         scale = self._normal("eta.scale", "eta_scale", dist.LogNormal)
         values = {"eta.scale": scale}
+        if model.has_laboratories:
+            common = self._normal("eta.laboratory_scale", "laboratory_scale", dist.LogNormal)
+            values["eta.laboratory_scale"] = common
         taken = None
         if model.has_content:
             values["eta.content"] = self._normal("eta.content", "content")
@@ -165,6 +172,8 @@ class Guide(GuideParameters):
             taken = self.content_kept.sigmoid() * (model.contrast.T @ change)
         values["eta.free"] = self._low_rank("eta.free", "eta", self.eta_mix, taken)
         values["eta"] = model.eta(values)
+        if model.has_laboratories:
+            values["eta.laboratory"] = model.laboratory_offset(values)
         return values
 
     def _operator_sites(self, drawn: Tensor) -> dict[str, Tensor]:
@@ -174,6 +183,8 @@ class Guide(GuideParameters):
             values["M.turnover"] = self._turnover(values)
         if model.has_field:
             values["W.field"] = self._weights("W.field", "field")
+        if model.has_motion:
+            values |= self._motion_sites()
         values |= {
             "P.effect": self._effect(drawn, values),
             "P.on_target": self._normal("P.on_target", "on_target"),
@@ -183,6 +194,14 @@ class Guide(GuideParameters):
             values["M.effect"] = self._media_effect(self.media_effect_loc * ratio)
         if model.has_drift:
             values["W.drift"] = self._normal("W.drift", "drift")
+        return values
+
+    def _motion_sites(self) -> dict[str, Tensor]:
+        values = {
+            name: self._normal(name, part) for name, part in _FLOW if hasattr(self, f"{part}_loc")
+        }
+        if self.model.config.dynamics == "sde":
+            values["W.noise"] = self._normal("W.noise", "state_noise", dist.LogNormal)
         return values
 
     def _turnover(self, rates: dict[str, Tensor]) -> Tensor:
@@ -350,7 +369,9 @@ class Guide(GuideParameters):
         values = self.globals()
         loc, scale = self.encode(values, x, condition, batch, covariates)
         with pyro.plate("cells", self.model.n_cells, subsample=index):
-            pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
+            z = pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
+            if self.model.config.dynamics == "sde":
+                draw_past(self.reversal, z, *self.model.cell_way(values, condition))
 
     def encode(
         self,
@@ -362,13 +383,11 @@ class Guide(GuideParameters):
         conditions: Conditions | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation of X.z given the sampled globals, (cells, d)."""
-        shift = self.model.cell_shift(values, condition, batch, covariates, conditions)
-        shift = shift + (values["V.baseline"] - self.baseline_loc)
-        dense = x.to_dense() if x.layout != torch.strided else x
-        loc, scale = self.encoder(dense)
+        shift = self.model.shift_parts(values, condition, batch, covariates, conditions)
+        loc, scale = self.encoder(x)
         moved = state_shift(
-            shift,
-            dense.sum(1) / self.mean_count.sum(),
+            shift.plus(values["V.baseline"] - self.baseline_loc),
+            row_sums(x) / self.mean_count.sum(),
             self.model.loading.detach(),
             self.mean_count,
             values["V.dispersion"].detach(),
