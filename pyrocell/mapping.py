@@ -136,7 +136,7 @@ class ScreenMap(ScreenTensors):
         low_rank = self.low_rank(values, operator)[:, 1:]
         own = self._walk_scale(values, operator)
         variance = (constant * own).square() + (relative * low_rank).square()
-        return (variance * self.time_steps[:, None]).sqrt()
+        return (variance * self.time_steps[:, None] / self.step_unit).sqrt()
 
     def residual_scale(self, values: dict[str, Tensor]) -> Tensor:
         """Prior width of a perturbation's residual at its first time: learned in a time course."""
@@ -148,7 +148,7 @@ class ScreenMap(ScreenTensors):
         """Share of a residual that is kept from one measured time to the next, (T - 1,)."""
         if not self.has_time:
             return self.time_steps
-        return self.logit_persistence.sigmoid().pow(self.time_steps)
+        return self.logit_persistence.sigmoid().pow(self.time_steps / self.step_unit)
 
     def _walk_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
         """Relative size of a driver's residual by gene, (K or J, 1, G)."""

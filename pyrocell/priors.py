@@ -59,7 +59,7 @@ class Priors:
         Batch noise between a batch without and one wholly of some content (eq. 19), per gene.
     process_noise_sd, process_noise_effect
         Prior medians of the residual's step between measured times: a constant part (per square
-        root of a time unit) and a part proportional to the low-rank effect.
+        root of the mean step) and a part proportional to the low-rank effect.
     process_noise_spread
         Spread of their logarithms around those medians.
     state_noise_sd, state_noise_spread

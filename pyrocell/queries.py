@@ -210,7 +210,8 @@ class Queries:
             own = own[:, None] * values["W.gene_scale"]
             variance = (constant * own).square() + (relative * shift).square()
             perturbed = (conditions.genotype.sum(1, keepdim=True) > 0).float()
-            shift = shift + perturbed * (variance * unseen[:, 1:]).sqrt() * noise()
+            steps = unseen[:, 1:] / model.step_unit
+            shift = shift + perturbed * (variance * steps).sqrt() * noise()
         return shift
 
     def _with_turnover(self, values: dict[str, Tensor], seed: int) -> dict[str, Tensor]:

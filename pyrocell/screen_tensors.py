@@ -43,6 +43,8 @@ class ScreenTensors(NoiseMap):
         times = as_float(screen.times)
         self.has_time = len(screen.times) > 1
         self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0
+        # of the residual's walk: the mean step, so that hours and days give one model
+        self.step_unit = float(times.diff().mean()) if self.has_time else 1.0
         drift = screen.aliased[screen.aliased.contrast == "time"]
         self.has_rates = self.has_time and self.config.dynamics != "none"
         self.has_field = self.has_time and self.config.dynamics == "node"
