@@ -21,7 +21,7 @@ from pyrocell.posterior import summarise
 from pyrocell.queries import Queries
 from pyrocell.screen import Screen
 
-__all__ = ["counterfactual", "labelled", "levels", "predict", "protocol_frame"]
+__all__ = ["counterfactual", "labelled", "levels", "predict", "protocol_frame", "requested"]
 
 
 def protocol_frame(protocol: Protocol, screen: Screen) -> pd.DataFrame:
@@ -69,6 +69,23 @@ def _usual_order(protocol: Protocol) -> bool:
     return order == sorted(order)
 
 
+def requested(
+    conditions: Protocol | pd.DataFrame, screen: Screen
+) -> tuple[pd.DataFrame, Protocol | None]:
+    """A table of conditions, and the protocol where its order is not the screen's own."""
+    order = None
+    if isinstance(conditions, Protocol):
+        order = None if _usual_order(conditions) else conditions
+        conditions = protocol_frame(conditions, screen)
+    if not isinstance(conditions, pd.DataFrame) or conditions.empty:
+        what = "an empty one" if isinstance(conditions, pd.DataFrame) else repr(conditions)
+        raise ScreenError(
+            "conditions must be a Protocol, or a table with a row per condition and a column "
+            f'"perturbation", not {what}'
+        )
+    return conditions.reset_index(drop=True), order
+
+
 def predict(
     queries: Queries,
     conditions: Protocol | pd.DataFrame,
@@ -81,17 +98,7 @@ def predict(
 ) -> AnnData | xr.DataArray:
     """Predicted counts of conditions as AnnData, or their joint draws."""
     screen = queries.screen
-    order = None
-    if isinstance(conditions, Protocol):
-        order = None if _usual_order(conditions) else conditions
-        conditions = protocol_frame(conditions, screen)
-    if not isinstance(conditions, pd.DataFrame) or conditions.empty:
-        what = "an empty one" if isinstance(conditions, pd.DataFrame) else repr(conditions)
-        raise ScreenError(
-            "conditions must be a Protocol, or a table with a row per condition and a column "
-            f'"perturbation", not {what}'
-        )
-    frame = conditions.reset_index(drop=True)
+    frame, order = requested(conditions, screen)
     draws = queries.predict(frame, n_samples, size_factor, progress, order, batch_content)
     # a protocol's one row is named by where it ends, so that orders can be compared
     named = frame if order is None else frame.drop(columns=list(EVENTS), errors="ignore")
@@ -180,6 +187,10 @@ _DIMS = {
     "W.decay_ratio": ("perturbation",),
     "W.log_decay": ("perturbation",),
     "W.field": ("field_feature", "axis"),
+    "W.flow": ("state_feature", "state_axis"),
+    "P.flow": ("perturbation", "code"),
+    "M.flow": ("media", "code"),
+    "W.noise": ("state_axis",),
     "W.drift": ("own_axis",),
     "W.process_noise": ("part",),
     "W.gene_scale": ("gene",),
@@ -194,6 +205,7 @@ _DIMS = {
     "eta.content": ("content", "gene"),
     "eta.scale": ("gene",),
     "eta.free": ("contrast", "gene"),
+    "assumed.scale": ("assumption",),
     "eta.laboratory": ("laboratory", "gene"),
     "eta.laboratory_scale": ("gene",),
 }
@@ -218,10 +230,13 @@ def labelled(
         "arm": _arms(screen, model),
         "axis": [*(f"z{i + 1}" for i in range(model.config.n_latent)), *own_axis],
         "own_axis": own_axis,
+        "state_axis": [f"z{i + 1}" for i in range(model.config.n_latent)],
+        "code": [f"c{i + 1}" for i in range(model.motion.n_codes if model.has_motion else 0)],
         "part": ["constant", "proportional"],
         "gate": ["intercept", "slope"],
         "covariate": list(covariates),
         "content": content_names(screen),
+        "assumption": model.uncertain.kinds,
     }
     dims = {site: list(_DIMS[site]) for site in samples if site in _DIMS}
     used = {dim for names in dims.values() for dim in names}

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Encoder", "fisher_metric", "fisher_weight", "state_shift"]
+from pyrocell.cell_shifts import CellShift
+
+__all__ = ["Encoder", "fisher_metric", "fisher_weight", "row_sums", "state_shift"]
 
 _LOG_SD_RANGE = (-5.0, 1.0)
 
@@ -26,13 +28,34 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, (cells, d) each."""
-        loc, log_scale = self.body(torch.log1p(x)).chunk(2, -1)
+        """Mean and standard deviation, (cells, d) each, from dense or CSR counts (cells, G)."""
+        loc, log_scale = self.body[1:](self._first(x)).chunk(2, -1)
         return loc, log_scale.clamp(*_LOG_SD_RANGE).exp()
+
+    def _first(self, x: Tensor) -> Tensor:
+        """First layer, (cells, H)."""
+        layer = self.body[0]
+        if x.layout == torch.strided:
+            return layer(torch.log1p(x))
+        if x.device.type != "cpu" or {x.dtype, layer.weight.dtype} != {torch.float32}:
+            return layer(torch.log1p(x.to_dense()))
+        from pyrocell.sparse_linear import SparseLinear  # loads numba
+
+        value = torch.log1p(x.values())
+        return SparseLinear.apply(
+            x.crow_indices(), x.col_indices(), value, layer.weight, layer.bias
+        )
+
+
+def row_sums(x: Tensor) -> Tensor:
+    """Counts per cell, (cells,), of dense or CSR counts."""
+    if x.layout == torch.strided:
+        return x.sum(1)
+    return torch.segment_reduce(x.values(), "sum", offsets=x.crow_indices(), initial=0)
 
 
 def state_shift(
-    shift: Tensor, depth: Tensor, loading: Tensor, mean: Tensor, theta: Tensor
+    shift: Tensor | CellShift, depth: Tensor, loading: Tensor, mean: Tensor, theta: Tensor
 ) -> Tensor:
     """How far a log-mean shift moves the posterior mean of z, (cells, d).
 
@@ -42,7 +65,7 @@ def state_shift(
     Parameters
     ----------
     shift
-        (cells, G) sampled log-mean shift.
+        (cells, G) sampled log-mean shift, or the tables it is the sum of.
     depth
         (cells,) counts of the cell relative to the average.
     loading, mean, theta
@@ -51,7 +74,8 @@ def state_shift(
     weighted = loading * fisher_weight(mean, theta)
     value, axes = torch.linalg.eigh(weighted @ loading.T)
     scale = depth[:, None] / (1 + depth[:, None] * value.clamp_min(0))  # (cells, d)
-    return ((shift @ weighted.T) @ axes * scale) @ axes.T
+    along = shift.along(weighted) if isinstance(shift, CellShift) else shift @ weighted.T
+    return (along @ axes * scale) @ axes.T
 
 
 def fisher_weight(mean: Tensor, theta: Tensor) -> Tensor:

@@ -16,9 +16,18 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrocell.distributions import LowRankNormal, LowRankRow, MarkovLowRankNormal
-from pyrocell.encoder import fisher_metric, fisher_weight, state_shift
-from pyrocell.guide_parameters import GuideParameters
+from pyrocell.distributions import (
+    LowRankNormal,
+    LowRankRow,
+    MarkovLowRankNormal,
+    WideLogNormal,
+    WideMultivariateNormal,
+    WideNormal,
+)
+from pyrocell.encoder import fisher_metric, fisher_weight, row_sums, state_shift
+from pyrocell.given_back import given_back
+from pyrocell.guide_rates import GuideRates
+from pyrocell.motion import draw_past
 from pyrocell.structure import Conditions
 
 __all__ = ["Guide"]
@@ -26,7 +35,7 @@ __all__ = ["Guide"]
 _COLLAPSED = 1e-3  # an axis of z with this share of the average information is not used
 
 
-class Guide(GuideParameters):
+class Guide(GuideRates):
     """Structured Gaussian guide of `GenerativeModel`; parameters are created eagerly.
 
     Parameters
@@ -46,17 +55,15 @@ class Guide(GuideParameters):
         with pyro.poutine.scale(scale=model.kl_weight):
             values = self._view_sites()
             values |= self._noise_sites()
-            drawn = self._drawn(values)
-            values |= self._operator_sites(drawn)
+            drawn, centre = self._drawn(values), self._centre()
+            values |= self._operator_sites(drawn, centre)
             if model.config.gene_residual:
-                values |= self._residual_sites(values, drawn)
+                values |= self._residual_sites(values, drawn, centre)
             if len(model.several):
-                values |= self._joint_sites(values, drawn)
+                values |= self._joint_sites(values, drawn, centre)
+            if len(model.uncertain):
+                values["assumed.scale"] = self._normal("assumed.scale", "assumed", WideLogNormal)
         return values
-
-    def _normal(self, site: str, name: str, cls: type = dist.Normal) -> Tensor:
-        loc, scale = getattr(self, f"{name}_loc"), getattr(self, f"{name}_log_scale").exp()
-        return pyro.sample(site, cls(loc, scale).to_event(loc.dim()))
 
     def _low_rank(
         self, site: str, name: str, mix: Tensor | None = None, taken: Tensor | None = None
@@ -81,7 +88,7 @@ class Guide(GuideParameters):
         """Weights of features in units of their prior's width, as an effect in its own."""
         width = getattr(self.model, name).log_scale.exp()
         loc, scale = getattr(self, f"{name}_loc"), getattr(self, f"{name}_log_scale").exp()
-        return pyro.sample(site, dist.Normal(loc * width, scale * width).to_event(2))
+        return pyro.sample(site, WideNormal(loc * width, scale * width))
 
     def _triangular(self, name: str) -> Tensor:
         """Cholesky factor, its rows in units of their diagonal: steps are relative to the width."""
@@ -89,7 +96,9 @@ class Guide(GuideParameters):
         unit = lower + torch.eye(lower.shape[-1], device=lower.device)
         return getattr(self, f"{name}_log_scale").exp()[..., None] * unit
 
-    def _effect(self, drawn: Tensor, rates: dict[str, Tensor]) -> Tensor:
+    def _effect(
+        self, drawn: Tensor, rates: dict[str, Tensor], centre: dict[str, Tensor] | None = None
+    ) -> Tensor:
         """e in units of its prior's width, so that an axis nobody needs is pruned by its width.
 
         Along the axes of z it gives back what baseline and η were drawn to be there, and in size
@@ -102,22 +111,21 @@ class Guide(GuideParameters):
         back = self.effect_cells @ self._along_state(drawn) / (self.effect_value + precision)
         back = back.index_copy(0, self.joined, self.joined_axes @ back[self.joined])
         loc = self.effect_loc * width
-        if self.model.has_rates:
-            loc = self._same_response(rates)[:, None] * loc
+        if centre is not None and self.model.has_rates:
+            loc = self._same_response(rates, centre)[:, None] * loc
         loc = torch.cat([loc[:, :d] - back, loc[:, d:]], 1)
         chol = width[:, None] * self._triangular("effect")
-        normal = dist.MultivariateNormal(loc, scale_tril=chol)
-        return pyro.sample("P.effect", normal.to_event(1))
+        return pyro.sample("P.effect", WideMultivariateNormal(loc, chol))
 
-    def _same_response(self, rates: dict[str, Tensor]) -> Tensor:
+    def _same_response(self, rates: dict[str, Tensor], centre: dict[str, Tensor]) -> Tensor:
         """Factor on effects that brings a response of drawn rates nearest to the centre's, (K,).
 
         Least squares over the measured times, weighted by cells.
         """
         model = self.model
         cells = self.cells_at_time[: model.n_perturbations]
-        centre, drawn = (model.onset(v) for v in (self._centre(), rates))  # (K, T)
-        return (cells * centre * drawn).sum(1) / (cells * drawn.square()).sum(1).clamp_min(1e-6)
+        usual, drawn = (model.onset(v) for v in (centre, rates))  # (K, T)
+        return (cells * usual * drawn).sum(1) / (cells * drawn.square()).sum(1).clamp_min(1e-6)
 
     def _along_state(self, drawn: Tensor) -> Tensor:
         """What was drawn of each batch (B, G) on the axes of z, Fisher-weighted, (B, d)."""
@@ -133,15 +141,14 @@ class Guide(GuideParameters):
         along = self.control_log_error.exp()[:, None] * loc
         covariance = chol @ chol.mT + along[..., :, None] * along[..., None, :]
         root = torch.linalg.cholesky_ex(covariance).L  # a NaN is to be found at its site
-        normal = dist.MultivariateNormal(loc, scale_tril=root)
-        return pyro.sample("M.effect", normal.to_event(1))
+        return pyro.sample("M.effect", WideMultivariateNormal(loc, root))
 
     def _view_sites(self) -> dict[str, Tensor]:
         config = self.model.config
         values = {
             "V.baseline": self._low_rank("V.baseline", "baseline"),
             "V.loading": self._normal("V.loading", "loading"),
-            "V.dispersion": self._normal("V.dispersion", "dispersion", dist.LogNormal),
+            "V.dispersion": self._normal("V.dispersion", "dispersion", WideLogNormal),
         }
         if config.likelihood == "zinb":
             values["V.gate"] = self._normal("V.gate", "gate")
@@ -155,10 +162,10 @@ class Guide(GuideParameters):
         model = self.model
         if model.n_batches == 1:
             return {"eta": model.loading.new_zeros(1, model.n_genes)}
-        scale = self._normal("eta.scale", "eta_scale", dist.LogNormal)
+        scale = self._normal("eta.scale", "eta_scale", WideLogNormal)
         values = {"eta.scale": scale}
         if model.has_laboratories:
-            common = self._normal("eta.laboratory_scale", "laboratory_scale", dist.LogNormal)
+            common = self._normal("eta.laboratory_scale", "laboratory_scale", WideLogNormal)
             values["eta.laboratory_scale"] = common
         taken = None
         if model.has_content:
@@ -172,15 +179,17 @@ class Guide(GuideParameters):
             values["eta.laboratory"] = model.laboratory_offset(values)
         return values
 
-    def _operator_sites(self, drawn: Tensor) -> dict[str, Tensor]:
+    def _operator_sites(self, drawn: Tensor, centre: dict[str, Tensor]) -> dict[str, Tensor]:
         model = self.model
         values = self._rate_sites() if model.has_rates else {}
         if model.has_turnover:
             values["M.turnover"] = self._turnover(values)
         if model.has_field:
             values["W.field"] = self._weights("W.field", "field")
+        if model.has_motion:
+            values |= self._motion_sites()
         values |= {
-            "P.effect": self._effect(drawn, values),
+            "P.effect": self._effect(drawn, values, centre),
             "P.on_target": self._normal("P.on_target", "on_target"),
         }
         if model.n_media:
@@ -190,48 +199,23 @@ class Guide(GuideParameters):
             values["W.drift"] = self._normal("W.drift", "drift")
         return values
 
-    def _turnover(self, rates: dict[str, Tensor]) -> Tensor:
-        """ρ given the common rate; the prior, exactly, of media that one order was run of."""
-        model = self.model
-        scale = self.turnover_log_scale.exp()
-        scale = torch.where(model.reversed_media, scale, model.priors.turnover_sd)
-        normal = dist.LogNormal(self._log_turnover(rates), scale)
-        return pyro.sample("M.turnover", normal.to_event(1))
-
-    def _log_turnover(self, rates: dict[str, Tensor]) -> Tensor:
-        """Centre of log ρ at a common rate, (J,)."""
-        prior = self.model.log_turnover_centre(rates)
-        shift = self.turnover_loc - self.model.priors.turnover_loc
-        if self.model.has_rates:
-            moved = rates["W.log_rate_base"] - self.rate_base_loc
-            shift = shift - (1 - self.turnover_along_base) * moved
-        return torch.where(self.model.reversed_media, prior + shift, prior)
-
-    def _rate_sites(self) -> dict[str, Tensor]:
-        """Rates in the order common, driver, product: what one takes the next gives back."""
-        base = self._normal("W.log_rate_base", "rate_base")
-        moved = self.rate_along_base * (base - self.rate_base_loc)
-        normal = dist.Normal(self.rate_loc + moved, self.rate_log_scale.exp())
-        rate = pyro.sample("W.log_rate", normal.to_event(1))
-        moved = self.decay_along_rate * (rate - self.rate_loc)[: len(self.decay_loc)]
-        ratio = dist.LogNormal(self.decay_loc + moved, self.decay_log_scale.exp())
-        values = {"W.log_rate_base": base, "W.log_rate": rate}
-        values["W.decay_ratio"] = pyro.sample("W.decay_ratio", ratio.to_event(1))
-        return values | {"W.log_decay": self.model.log_decay(values)}
-
-    def _residual_sites(self, values: dict[str, Tensor], drawn: Tensor) -> dict[str, Tensor]:
+    def _residual_sites(
+        self, values: dict[str, Tensor], drawn: Tensor, centre: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         model, out = self.model, {}
         if model.has_time:
-            out["W.process_noise"] = self._normal("W.process_noise", "process", dist.LogNormal)
-            out["W.gene_scale"] = self._normal("W.gene_scale", "gene_scale", dist.LogNormal)
-            out["W.driver_scale"] = self._normal("W.driver_scale", "driver_scale", dist.LogNormal)
+            out["W.process_noise"] = self._normal("W.process_noise", "process", WideLogNormal)
+            out["W.gene_scale"] = self._normal("W.gene_scale", "gene_scale", WideLogNormal)
+            out["W.driver_scale"] = self._normal("W.driver_scale", "driver_scale", WideLogNormal)
         both = values | out
-        out["P.residual"] = self._walk("P", both, drawn)
+        out["P.residual"] = self._walk("P", both, drawn, centre)
         if model.n_media:
-            out["M.residual"] = self._walk("M", both, drawn)
+            out["M.residual"] = self._walk("M", both, drawn, centre)
         return out
 
-    def _joint_sites(self, values: dict[str, Tensor], drawn: Tensor) -> dict[str, Tensor]:
+    def _joint_sites(
+        self, values: dict[str, Tensor], drawn: Tensor, centre: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Interactions and gains: what is left of a condition's sum once its parts are drawn.
 
         Cells of a condition with several drivers measure the sum of its parts, so what is sampled
@@ -239,7 +223,6 @@ class Guide(GuideParameters):
         """
         model, out = self.model, {}
         rows = model.conditions.select(model.several)
-        centre = self._centre()
         if model.n_media:
             values = values | {"M.gain": centre["M.gain"]}
         if model.n_interactions:
@@ -251,8 +234,8 @@ class Guide(GuideParameters):
             per_arm = self.arm_share @ taken  # (arms, G)
             kept = (self.interaction_log_ratio + self.interaction_kept[:, None]).sigmoid()
             loc = self.interaction_loc - kept * per_arm
-            normal = dist.Normal(loc, self.interaction_log_scale.exp())
-            out["P.interaction"] = pyro.sample("P.interaction", normal.to_event(2))
+            normal = WideNormal(loc, self.interaction_log_scale.exp())
+            out["P.interaction"] = pyro.sample("P.interaction", normal)
             change = out["P.interaction"] - self.interaction_loc
             taken = taken + change[rows.interaction]
         if model.n_media:
@@ -279,22 +262,28 @@ class Guide(GuideParameters):
             weight = rows.genotype * (single * rows.exposure[:, j])[:, None]  # (rows, K)
             shift.append((weight.T @ slope) / weight.sum(0).clamp_min(1e-6))
         loc = centre["M.gain"] - self.gain_kept * torch.stack(shift, 1)
-        return pyro.sample("M.gain", dist.Normal(loc, self.gain_log_scale.exp()).to_event(2))
+        return pyro.sample("M.gain", WideNormal(loc, self.gain_log_scale.exp()))
 
-    def _walk(self, name: str, values: dict[str, Tensor], drawn: Tensor) -> Tensor:
+    def _walk(
+        self, name: str, values: dict[str, Tensor], drawn: Tensor, centre: dict[str, Tensor]
+    ) -> Tensor:
         part = lambda field: getattr(self, f"{name}_residual_{field}")  # noqa: E731
-        model = self.model
-        taken = model.low_rank(values, name) - model.low_rank(self._centre(), name)
-        taken = taken + getattr(self, f"{name}_batch_share") @ drawn  # (n, T, G)
-        kept = (getattr(self, f"{name}_log_ratio") + part("kept")[..., None]).sigmoid()
+        model, unseen = self.model, getattr(self, f"{name}_unseen")
+        # what was drawn before: change of the low-rank response, and each batch's share; (n, T, G)
+        now, usual = (model.driver_response(v, name) for v in (values, centre))
+        weights = torch.cat([now, -usual, getattr(self, f"{name}_batch_share")], -1)
+        taken = weights @ torch.cat([model.axes(values), model.axes(centre), drawn])
+        loc = given_back(part("loc"), getattr(self, f"{name}_log_ratio"), part("kept"), taken)
+        with torch.no_grad():
+            step = model.step_scale(values, name) if bool(unseen.any()) else unseen[:, 1:, None]
         walk = MarkovLowRankNormal(
-            part("loc") - kept * taken,
+            loc,
             part("log_scale").exp(),
             model.loading.detach(),
             part("tau").exp(),
             part("phi"),
-            getattr(self, f"{name}_unseen"),
-            model.step_scale(values, name).detach(),
+            unseen,
+            step,
             model.persistence().detach(),
         )
         return pyro.sample(f"{name}.residual", walk)
@@ -355,7 +344,9 @@ class Guide(GuideParameters):
         values = self.globals()
         loc, scale = self.encode(values, x, condition, batch, covariates)
         with pyro.plate("cells", self.model.n_cells, subsample=index):
-            pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
+            z = pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
+            if self.model.config.dynamics == "sde":
+                draw_past(self.reversal, z, *self.model.cell_way(values, condition))
 
     def encode(
         self,
@@ -367,13 +358,11 @@ class Guide(GuideParameters):
         conditions: Conditions | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation of X.z given the sampled globals, (cells, d)."""
-        shift = self.model.cell_shift(values, condition, batch, covariates, conditions)
-        shift = shift + (values["V.baseline"] - self.baseline_loc)
-        dense = x.to_dense() if x.layout != torch.strided else x
-        loc, scale = self.encoder(dense)
+        shift = self.model.shift_parts(values, condition, batch, covariates, conditions)
+        loc, scale = self.encoder(x)
         moved = state_shift(
-            shift,
-            dense.sum(1) / self.mean_count.sum(),
+            shift.plus(values["V.baseline"] - self.baseline_loc),
+            row_sums(x) / self.mean_count.sum(),
             self.model.loading.detach(),
             self.mean_count,
             values["V.dispersion"].detach(),

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyrocell.assume import Assume
 from pyrocell.decoder import Curvature
-from pyrocell.imposed import imposed_contrasts
-from pyrocell.noise_map import NoiseMap
+from pyrocell.motion import Motion, arm_way
 from pyrocell.operators import (
     ResponseParameters,
     bounded_rate,
@@ -23,22 +20,23 @@ from pyrocell.operators import (
 )
 from pyrocell.operators.perturbation import on_target_shift
 from pyrocell.operators.response import FASTEST
+from pyrocell.operators.transport import Leg, StateField
 from pyrocell.operators.waiting import onset_curve, relative_curve, relative_onset
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
+from pyrocell.screen_tensors import ScreenTensors
 from pyrocell.state import State
 from pyrocell.structure import (
     Conditions,
     ModelConfig,
     ScreenStatistics,
     gather_nodes,
-    number_arms,
 )
 
 __all__ = ["ScreenMap"]
 
 
-class ScreenMap(NoiseMap):
+class ScreenMap(ScreenTensors):
     """Point parameters, the screen as tensors, and the map from sites to log-mean shifts.
 
     Parameters
@@ -67,6 +65,8 @@ class ScreenMap(NoiseMap):
             self.curvature = Curvature(config.n_latent)
         if self.has_field:
             self.field = Curvature(2 * self.n_axes)
+        if self.has_motion:
+            self.motion = Motion(config.n_latent, self.clock)
         if config.dropout == "cell":
             self.gate_loading = nn.Parameter(torch.zeros_like(statistics.loading))
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
@@ -80,66 +80,6 @@ class ScreenMap(NoiseMap):
         self.residual_start = priors.walk_sd if self.has_time else priors.residual_sd
         self.register_buffer("baseline_centre", statistics.baseline.clone())
         self.register_buffer("kl_weight", torch.tensor(1.0))
-
-    def _register_screen(self, screen: Screen) -> None:
-        as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
-        genotype, exposure = as_float(screen.genotype), as_float(screen.exposure)
-        several = (genotype.sum(1) + exposure.sum(1)) > 1
-        arms, interaction = number_arms(genotype, exposure, several)
-        self.n_interactions = arms if self.config.interactions and self.config.gene_residual else 0
-        if not self.n_interactions:
-            interaction = torch.full_like(interaction, -1)
-        times = as_float(screen.times)
-        self.has_time = len(screen.times) > 1
-        self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0
-        drift = screen.aliased[screen.aliased.contrast == "time"]
-        self.has_rates = self.has_time and self.config.dynamics != "none"
-        self.has_field = self.has_time and self.config.dynamics == "node"
-        self.has_drift = self.has_rates and bool(drift.estimable.all())
-        for name, value in {
-            "several": several.nonzero()[:, 0],
-            "genotype": genotype,
-            "exposure": exposure,
-            "duration": as_float(screen.duration),
-            "time_index": torch.as_tensor(screen.time_index),
-            "interaction": interaction,
-            "perturbed_at": as_float(screen.perturbed_at),
-            "exposed_at": as_float(screen.exposed_at),
-            "target": torch.as_tensor(screen.target),
-            **self._noise_tables(screen),
-            "time_steps": times.diff() if self.has_time else torch.zeros(0),
-            "on_target_sign": torch.tensor(
-                [{"CRISPRi": -1.0, "CRISPRa": 1.0}.get(t, 0.0) for t in screen.perturbation_types]
-            ),
-        }.items():
-            self.register_buffer(name, value, persistent=False)
-        lost = (self.exposed_at < self.perturbed_at) & (genotype.sum(1) > 0)  # after it had begun
-        reversed_media = (exposure * lost[:, None]).any(0)  # (J,) both orders were run
-        self.register_buffer("reversed_media", reversed_media, persistent=False)
-        self.has_turnover = bool(reversed_media.any())
-        # where arms differ in time, a medium's gene-level part is lost as its response is
-        self.follows_gain = bool((self.exposed_at + self.perturbed_at).any())
-        p = self.priors
-        self.media_residual_sd = p.media_gene_sd if self.follows_gain else p.media_residual_sd
-        self.clock = float(np.mean(screen.times)) if len(screen.times) else 1.0
-        self.imposed = imposed_contrasts(screen, [Assume(**a) for a in self.config.assume])
-        own = torch.zeros(self.n_perturbations, self.n_genes)
-        measured = self.target >= 0
-        own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
-        self.register_buffer("own_gene", own, persistent=False)  # (K, G)
-
-    @property
-    def conditions(self) -> Conditions:
-        """The screen's own conditions."""
-        return Conditions(
-            self.genotype,
-            self.exposure,
-            self.duration,
-            self.time_index,
-            self.interaction,
-            self.perturbed_at,
-            self.exposed_at,
-        )
 
     def log_decay(self, values: dict[str, Tensor]) -> Tensor:
         """log μ of each perturbed gene's product, (K,): never slower than the response itself."""
@@ -174,6 +114,7 @@ class ScreenMap(NoiseMap):
             reference_time=self.reference_time,
             log_decay=values.get("W.log_decay"),
             field=self._field(values) if self.has_field else None,
+            at_once=not self.has_rates,
         )
 
     def _field(self, values: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -218,12 +159,15 @@ class ScreenMap(NoiseMap):
 
     def low_rank(self, values: dict[str, Tensor], operator: str) -> Tensor:
         """Low-rank response of each driver at the nodes of its residual's walk, (K or J, T, G)."""
-        effect = values["P.effect" if operator == "P" else "M.effect"]  # (n, D)
-        response = (effect @ self.axes(values))[:, None]
+        return self.driver_response(values, operator) @ self.axes(values)
+
+    def driver_response(self, values: dict[str, Tensor], operator: str) -> Tensor:
+        """The same along the axes, (K or J, T, D)."""
+        effect = values["P.effect" if operator == "P" else "M.effect"][:, None]  # (n, 1, D)
         if not self.has_time:
-            return response
+            return effect
         curve = self.onset(values) if operator == "P" else self._growth(values)  # (K or J, T)
-        return curve[..., None] * response
+        return curve[..., None] * effect
 
     def onset(self, values: dict[str, Tensor]) -> Tensor:
         """Response of each perturbation alone at the measured times, 1 at the reference, (K, T)."""
@@ -248,15 +192,22 @@ class ScreenMap(NoiseMap):
 
     def resting_logits(self, values: dict[str, Tensor], z: Tensor) -> Tensor:
         """Log relative expression of unperturbed cells in states z (n, d), (n, G)."""
-        features, weight = z, self.loading
-        if self.config.decoder == "curved":
-            features = torch.cat([z, self.curvature(z)], 1)
-            weight = torch.cat([self.loading, values["V.curvature"]])
-        return torch.addmm(values["V.baseline"], features, weight)
+        return torch.addmm(values["V.baseline"], *self.decoding(values, z))
+
+    def decoding(self, values: dict[str, Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of states z (n, d), (n, H), and their weights on log expression, (H, G)."""
+        if self.config.decoder == "linear":
+            return z, self.loading
+        features = torch.cat([z, self.curvature(z)], 1)
+        return features, torch.cat([self.loading, values["V.curvature"]])
 
     def shift(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         """Log-mean shift of each condition against rest, η excluded, (C, G), log-fold change."""
-        state = respond_in_order(
+        return self.shift_of(values, self.state_of(values, conditions), conditions)
+
+    def state_of(self, values: dict[str, Tensor], conditions: Conditions) -> State:
+        """State of each condition's cells, from rest through its own order of steps."""
+        return respond_in_order(
             conditions.genotype,
             conditions.exposure,
             conditions.duration,
@@ -264,17 +215,21 @@ class ScreenMap(NoiseMap):
             conditions.exposed_at,
             self.response_parameters(values),
         )
-        return self.shift_of(values, state, conditions)
+
+    def displacement(
+        self, values: dict[str, Tensor], state: State, conditions: Conditions
+    ) -> Tensor:
+        """y of cells in a given state, with what drift adds to it, (C, D)."""
+        if not self.has_drift:
+            return state.y
+        rate = values["W.log_rate_base"].exp()
+        curve = relative_curve(rate, conditions.duration, self.reference_time)
+        drift = curve[:, None] * values["W.drift"]
+        return state.y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
 
     def shift_of(self, values: dict[str, Tensor], state: State, conditions: Conditions) -> Tensor:
         """Log-mean shift of cells in a given state, however they came there, (C, G)."""
-        y = state.y
-        if self.has_drift:
-            rate = values["W.log_rate_base"].exp()
-            curve = relative_curve(rate, conditions.duration, self.reference_time)
-            drift = curve[:, None] * values["W.drift"]
-            y = y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
-        out = y @ self.axes(values)
+        out = self.displacement(values, state, conditions) @ self.axes(values)
         out = out + on_target_shift(
             conditions.genotype, values["P.on_target"], self.target, self.n_genes
         )
@@ -283,10 +238,15 @@ class ScreenMap(NoiseMap):
         return out
 
     def _residual(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
-        walk = values["P.residual"]  # (K, T, G)
+        walk, genotype = values["P.residual"], conditions.genotype  # (K, T, G)
+        out = self._at_nodes(genotype, walk, conditions, conditions.perturbed_at)
         # the level at a perturbation's own gene is P.on_target; its residual only moves in time
-        walk = walk - self.own_gene[:, None] * walk[:, :1]
-        out = self._at_nodes(conditions.genotype, walk, conditions, conditions.perturbed_at)
+        one = walk.new_ones(len(genotype), 1)
+        begun = self._at_nodes(
+            one, one.new_ones(1, self.n_times, 1), conditions, conditions.perturbed_at
+        )
+        level = walk[:, 0].gather(1, self.target.clamp_min(0)[:, None])[:, 0]  # (K,)
+        out = out - begun * on_target_shift(genotype, level, self.target, self.n_genes)
         set_in = self._set_in(values, conditions)[:, None]  # (C, 1)
         if self.n_media:
             met, walk = conditions.exposure, values["M.residual"]
@@ -338,6 +298,21 @@ class ScreenMap(NoiseMap):
         since = (conditions.duration - conditions.perturbed_at).clamp_min(0)
         return torch.where(lost, onset_curve(rate, turnover, since), ones)
 
+    def way(
+        self, values: dict[str, Tensor], conditions: Conditions, rows: Tensor | None = None
+    ) -> tuple[tuple[Leg, ...], StateField]:
+        """How resting states of each condition go, and the field they go along."""
+        field = self.motion.field(values)
+        return arm_way(conditions, self.response_parameters(values), field, rows), field
+
+    def cell_way(
+        self, values: dict[str, Tensor], condition: Tensor, table: Conditions | None = None
+    ) -> tuple[tuple[Leg, ...], StateField]:
+        """The same for cells of given conditions, in their order; `table` as in `cell_shift`."""
+        rows, inverse = torch.unique(condition, return_inverse=True)
+        table = self.conditions if table is None else table
+        return self.way(values, table.select(rows), inverse)
+
     def imposed_change(self, values: dict[str, Tensor]) -> Tensor:
         """What the assumptions imposed hold to be zero, (contrasts, G), log-fold change."""
         conditions, contrast, genes = (
@@ -347,24 +322,3 @@ class ScreenMap(NoiseMap):
             for part in self.imposed
         )
         return genes * (contrast @ self.shift(values, conditions))
-
-    def cell_shift(
-        self,
-        values: dict[str, Tensor],
-        condition: Tensor,
-        batch: Tensor,
-        covariates: Tensor | None = None,
-        conditions: Conditions | None = None,
-    ) -> Tensor:
-        """Log-mean shift of each cell, (cells, G): its condition's, its batch's, its covariates'.
-
-        `conditions` is the table that `condition` refers to; default: the screen's own.
-        """
-        rows, inverse = torch.unique(condition, return_inverse=True)
-        table = self.conditions if conditions is None else conditions
-        shift = self.shift(values, table.select(rows))[inverse]
-        if self.n_batches > 1:
-            shift = shift + values["eta"][batch]
-        if self.config.n_covariates:
-            shift = torch.addmm(shift, covariates, values["V.covariate"])
-        return shift

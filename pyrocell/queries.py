@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pyrocell.batches import CellData
 from pyrocell.errors import ScreenError
+from pyrocell.expected import carried_states, moments, resting_cells, resting_states
 from pyrocell.local_posterior import draw_own_state, drawn_loading
+from pyrocell.motion import arrive, set_out
 from pyrocell.new_batches import noise_of_request
 from pyrocell.noise import centre
 from pyrocell.operators import Protocol, run
@@ -21,12 +23,11 @@ from pyrocell.requested import encode_cells
 from pyrocell.screen import Screen
 from pyrocell.state import State
 from pyrocell.structure import Conditions
-from pyrocell.views.rna import count_variance, mean_counts, pseudobulk
+from pyrocell.views.rna import pseudobulk
 
 __all__ = ["Prediction", "Queries"]
 
 _BLOCK_BYTES = 2**28
-_POPULATION = 500
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,18 @@ class Queries:
         frame = pd.DataFrame({"perturbation": labels, "media": media, "time": time})
         conditions, noise = self.conditions(frame)
         out = np.empty((n_samples, len(perturbations), len(self.screen.genes)), np.float32)
+        moves = self.model.has_motion
+        cells = resting_cells(self.data, self.model, self.posterior.seed) if moves else {}
         for s, values in enumerate(self.posterior.draws(n_samples)):
             with torch.no_grad():
-                shift = self._shift(values, conditions, noise, s)
-                out[s] = self._normalise(values, shift).cpu().numpy()
+                shift = self.shift(values, conditions, noise, s)
+                if moves:  # an effect is then also where cells go, of which only means have a size
+                    z = self.states(values, cells, conditions, s)
+                    level = moments(self.model, values, z, shift, 1.0)[0].log()
+                    change = level[1:] - level[:1]
+                else:
+                    change = self._normalise(values, shift)
+                out[s] = change.cpu().numpy()
         return out
 
     def _normalise(self, values: dict[str, Tensor], shift: Tensor) -> Tensor:
@@ -176,7 +185,7 @@ class Queries:
         unseen = several & ~known if model.n_interactions else torch.zeros_like(several)
         return rows, unseen.float()
 
-    def _shift(
+    def shift(
         self,
         values: dict[str, Tensor],
         conditions: Conditions,
@@ -214,13 +223,18 @@ class Queries:
         log_turnover = model.log_turnover_centre(values) + model.priors.turnover_sd * noise
         return values | {"M.turnover": log_turnover.exp()}
 
-    def _carry_out(self, protocol: Protocol, values: dict[str, Tensor]) -> State:
+    def _carry_out(
+        self, protocol: Protocol, values: dict[str, Tensor], z: Tensor | None = None
+    ) -> State:
         screen = self.screen
         names = (
             {n: i for i, n in enumerate(each)} for each in (screen.perturbations, screen.media)
         )
         params = self.model.response_parameters(values)
-        return run(protocol, params, *names, types=screen.perturbation_types)
+        if z is not None:
+            params = replace(params, motion=self.model.motion.field(values))
+            z = z[None]
+        return run(protocol, params, *names, types=screen.perturbation_types, z=z)
 
     def predict(
         self,
@@ -244,69 +258,39 @@ class Queries:
         conditions, unseen = self.conditions(frame)
         noise = noise_of_request(self.posterior, self.screen, frame, batch_content)
         cells = encode_cells(frame["n_cells"]) if "n_cells" in frame else None
-        population = self._resting_population()
+        population = resting_cells(self.data, self.model, self.posterior.seed)
         rng = np.random.default_rng(self.posterior.seed)
         out = np.empty((n_samples, len(frame), len(self.screen.genes)), np.float32)
         for s, values in enumerate(progress(self.posterior.draws(n_samples))):
             with torch.no_grad():
-                shift = self._shift(values, conditions, unseen, s, protocol)
+                shift = self.shift(values, conditions, unseen, s, protocol)
                 if self.model.n_batches > 1:
                     shift = shift + noise.draw(values, s)
-                z = self._resting_state(values, population, s, self.data.conditions)
-                mean, variance = self._moments(values, z, shift, size_factor)
+                z = self.states(values, population, conditions, s, protocol)
+                mean, variance = moments(self.model, values, z, shift, size_factor)
             out[s] = mean.cpu().numpy()
             if cells is not None:
                 out[s] = pseudobulk(mean.cpu().numpy(), variance.cpu().numpy(), cells, rng)
         return out
 
-    def _resting_population(self) -> dict[str, Tensor]:
-        """Unperturbed cells in baseline medium (all cells where there are none)."""
-        table = self.model.conditions if self.data.conditions is None else self.data.conditions
-        plain = (table.genotype.sum(1) == 0) & (table.exposure.sum(1) == 0)
-        rows = np.flatnonzero(plain.cpu().numpy()[self.data.condition])
-        if len(rows) == 0:
-            rows = np.arange(len(self.data))
-        rng = np.random.default_rng(self.posterior.seed)
-        rows = np.sort(rng.permutation(rows)[:_POPULATION])
-        device = self.model.loading.device
-        return {k: v.to(device) for k, v in self.data.rows(rows).items()}
-
-    def _resting_state(
+    def states(
         self,
         values: dict[str, Tensor],
         cells: dict[str, Tensor],
+        conditions: Conditions,
         seed: int,
-        table: Conditions | None = None,
+        protocol: Protocol | None = None,
     ) -> Tensor:
-        """One draw of X.z for each cell of the population given the globals, (n, d)."""
-        loc, scale = self.posterior.guide.encode(
-            values, cells["x"], cells["condition"], cells["batch"], cells.get("covariates"), table
-        )
-        generator = torch.Generator(device=loc.device).manual_seed(seed)
-        return loc + scale * torch.randn(loc.shape, generator=generator, device=loc.device)
-
-    def _moments(
-        self, values: dict[str, Tensor], z: Tensor, shift: Tensor, size_factor: float
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and variance over cells of the counts of each condition, (C, G) each."""
-        model = self.model
-        rest = model.resting_logits(values, z)  # (n, G)
-        log_size = float(np.log(size_factor))
-        log_theta = values["V.dispersion"].log()
-        total = square = 0.0
-        size = max(1, _BLOCK_BYTES // (16 * shift.numel()))
-        for chunk, state in zip(rest.split(size), z.split(size), strict=True):
-            log_mu = chunk[:, None] + shift  # (n, C, G)
-            if model.config.composition:
-                log_mu = torch.log_softmax(log_mu, -1)
-            log_mu = log_mu + log_size
-            gate = model.gate(values, log_mu, state)
-            mean = mean_counts(log_mu, gate)
-            within = count_variance(log_mu, log_theta, gate)
-            total = total + mean.sum(0)
-            square = square + (within + mean.square()).sum(0)
-        mean = total / len(rest)
-        return mean, square / len(rest) - mean.square()
+        """States of resting cells under each condition, (C, n, d); (n, d) where states stay."""
+        z = resting_states(self.posterior.guide, values, cells, seed, self.data.conditions)
+        if not self.model.has_motion:
+            return z
+        values = self._with_turnover(values, seed)
+        if protocol is None:
+            return carried_states(z, self.model.way(values, conditions), seed)
+        with torch.random.fork_rng([z.device] if z.is_cuda else []):
+            torch.manual_seed(seed)
+            return self._carry_out(protocol, values, z).z
 
     def counterfactual(
         self, cells: CellData, frame: pd.DataFrame, n_samples: int
@@ -328,16 +312,42 @@ class Queries:
                 theta = values["V.dispersion"]
                 with torch.no_grad(), drawn_loading(self.model, mean_count, theta, s):
                     z = draw_own_state(self.posterior.guide, values, args, s, cells.conditions)
-                    shift = self._shift(values, conditions, unseen, s)
+                    shift = self.shift(values, conditions, unseen, s)
                     if self.model.n_batches > 1:
                         shift = shift + values["eta"][args["batch"]]
                     if "covariates" in args:
                         shift = shift + args["covariates"] @ values["V.covariate"]
+                    z = self._elsewhere(values, z, args, conditions, cells.conditions, s)
                     logits = self.model.resting_logits(values, z) + shift
                     draws[s] = (
                         self.model.view(values, logits, args["log_size"], z).mean.cpu().numpy()
                     )
             yield rows, draws
+
+    def _elsewhere(
+        self,
+        values: dict[str, Tensor],
+        z: Tensor,
+        cells: dict[str, Tensor],
+        condition: Conditions,
+        table: Conditions | None,
+        seed: int,
+    ) -> Tensor:
+        """Where cells at z (n, d) would be in the one condition asked for, with the luck they had.
+
+        Back to where they set out from and on from there; z itself where states do not move.
+        """
+        if not self.model.has_motion:
+            return z
+        reversal = getattr(self.posterior.guide, "reversal", None)
+        values = self._with_turnover(values, seed)
+        with torch.random.fork_rng([z.device] if z.is_cuda else []):
+            torch.manual_seed(seed)
+            start, luck = set_out(
+                z, *self.model.cell_way(values, cells["condition"], table), reversal
+            )
+        luck = None if luck is None else luck[:, None]
+        return arrive(start[None], *self.model.way(values, condition), luck)[0]
 
     # ------------------------------------------------------------------ cells
     def latent(self, cells: CellData, batch_size: int) -> np.ndarray:

@@ -1,18 +1,50 @@
-"""How many threads torch gets."""
+"""How many threads torch gets, and kernels of ours that share them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
 
-__all__ = ["few_threads", "on_few_threads"]
+__all__ = ["few_threads", "in_threads", "on_few_threads"]
 
 _FEW_GENES = 1000
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
+
+
+def in_threads(work: Callable[[int], None], n_items: int) -> None:
+    """Run work(0) .. work(n_items - 1), of kernels that release the GIL, on torch's threads."""
+    n_threads = min(torch.get_num_threads(), n_items)
+    if n_threads <= 1:
+        for i in range(n_items):
+            work(i)
+        return
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pyrocell")
+
+    def share(first: int) -> None:
+        for i in range(first, n_items, n_threads):
+            work(i)
+
+    others = [_pool.submit(share, first) for first in range(1, n_threads)]
+    share(0)
+    for other in others:
+        other.result()
 
 
 @contextmanager

@@ -19,17 +19,18 @@ import pyro
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pyrocell.batches import CellData, batch_loader
+from pyrocell.cell_shifts import shifts_shared
 from pyrocell.checkpoints import Checkpoints, SafeCheckpointIO, TrainingCheckpoints
 from pyrocell.errors import NonFiniteError, ScreenError
 from pyrocell.failure import find_failure, non_finite_parameter
 from pyrocell.threads import few_threads
 
-__all__ = ["ElboPlan", "TrainingConfig", "held_out_elbo", "train"]
+__all__ = ["ElboPlan", "TrainingConfig", "held_out_elbo", "negative_elbo", "train"]
 
 _BATCH_SIZE = 512
 _PLAIN = (bool, int, float, str, type(None))
@@ -104,7 +105,6 @@ class ElboPlan(pl.LightningModule):
         super().__init__()
         self.model, self.guide = model, guide
         self.n_cells, self.total_steps, self.config = n_cells, max(1, total_steps), config
-        self.elbo = Trace_ELBO()
         self.history: list[dict[str, float]] = []
         # Lightning's own mean over an epoch does not outlive a restart within it
         self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64))
@@ -112,13 +112,15 @@ class ElboPlan(pl.LightningModule):
 
     def configure_optimizers(self) -> dict:
         """Adam with two rates and cosine decay."""
-        fast = list(self.guide.fast_parameters())
-        fast_ids = {id(p) for p in fast}
-        slow = [p for p in self.parameters() if id(p) not in fast_ids]
+        fast, own = list(self.guide.fast_parameters()), self._motion()
+        others = {id(p) for p in (*fast, *own)}
+        slow = [p for p in self.parameters() if id(p) not in others]
         optimiser = torch.optim.Adam(
             [
                 {"params": fast, "lr": self.config.global_lr},
                 {"params": slow, "lr": self.config.lr},
+                # a field learns from where cells are, which has to be learned first
+                *([{"params": own, "lr": 2 * self.config.global_lr}] if own else []),
             ],
             fused=True,
         )
@@ -128,12 +130,15 @@ class ElboPlan(pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def _motion(self) -> list[nn.Parameter]:
+        """Point parameters of the field that states move along, if they do."""
+        return list(self.model.motion.parameters()) if hasattr(self.model, "motion") else []
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Negative ELBO per cell of one minibatch."""
         progress = self.global_step / (self.config.kl_warmup * self.total_steps)
         self.model.kl_weight.fill_(min(1.0, max(progress, 1e-3)))
         loss = self._finite_loss(batch)
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=1)
         self.loss_sum += loss.detach()
         self.loss_steps += 1
         return loss
@@ -141,7 +146,8 @@ class ElboPlan(pl.LightningModule):
     def _finite_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Negative ELBO per cell, or NonFiniteError naming the site that is not finite."""
         try:
-            loss = self.elbo.differentiable_loss(self.model, self.guide, **batch) / self.n_cells
+            with shifts_shared():
+                loss = negative_elbo(self.model, self.guide, batch) / self.n_cells
         except (torch.linalg.LinAlgError, ValueError) as error:  # a factorisation met a NaN
             failure = find_failure(self.model, self.guide, batch, self.global_step)
             raise (failure or error) from (error if failure else None)
@@ -162,8 +168,10 @@ class ElboPlan(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Keep the history as rows of a table; what was not measured again stays as it was."""
+        loss = self.loss_sum / self.loss_steps
+        self.log("train_loss", loss.float())
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        metrics["train_loss"] = float(self.loss_sum / self.loss_steps)
+        metrics["train_loss"] = float(loss)
         before = self.history[-1] if self.history else {}
         self.history.append({**before, "epoch": self.current_epoch, **metrics})
         self.loss_sum.zero_()
@@ -178,13 +186,37 @@ class ElboPlan(pl.LightningModule):
         self.history = checkpoint["history"]
 
 
+def negative_elbo(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """One draw of the negative ELBO, differentiable, nats.
+
+    What `Trace_ELBO` computes for a guide that is reparametrised throughout; terms under one scale
+    are scaled together.
+    """
+    q = poutine.trace(guide).get_trace(**batch)
+    p = poutine.trace(poutine.replay(model, q)).get_trace(**batch)
+    terms: dict[float, list[Tensor]] = {}  # by scale
+    for trace, sign in ((p, -1.0), (q, 1.0)):
+        for node in trace.nodes.values():
+            if node["type"] != "sample" or node["infer"].get("_deterministic"):
+                continue
+            if site_is_subsample(node):
+                continue
+            log_prob = node["fn"].log_prob(node["value"])
+            log_prob = log_prob.sum() if log_prob.dim() else log_prob
+            terms.setdefault(sign * float(node["scale"]), []).append(log_prob)
+    return sum(scale * torch.stack(found).sum() for scale, found in terms.items())
+
+
 def held_out_elbo(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Per-cell ELBO terms of the local sites, (cells,), nats."""
     with torch.no_grad(), warnings.catch_warnings():
         q = poutine.trace(guide).get_trace(**batch)
         p = poutine.trace(poutine.replay(model, q)).get_trace(**batch)
         terms = []
-        for trace, site, sign in ((p, "x", 1.0), (p, "X.z", 1.0), (q, "X.z", -1.0)):
+        parts = [(p, "x", 1.0), (p, "X.z", 1.0), (q, "X.z", -1.0)]
+        if "X.path" in q.nodes:
+            parts += [(p, "X.path", 1.0), (q, "X.path", -1.0)]
+        for trace, site, sign in parts:
             node = trace.nodes[site]
             terms.append(sign * node["fn"].log_prob(node["value"]))
     return torch.stack(terms).sum(0)

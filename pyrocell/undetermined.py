@@ -118,7 +118,8 @@ def redraw(model: ScreenMap, values: dict[str, Tensor], noise: bool = True) -> d
         values["M.residual"] = values["M.residual"] + (of_media.T @ t)[:, None]
     moved = of_gene.T @ t  # (K, G)
     values["P.residual"] = values["P.residual"] + moved[:, None]
-    values["P.on_target"] = values["P.on_target"] + (moved * model.own_gene).sum(1)
+    own = moved.gather(1, model.target.clamp_min(0)[:, None])[:, 0] * (model.target >= 0)
+    values["P.on_target"] = values["P.on_target"] + own
     return values
 
 

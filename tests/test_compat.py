@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrocell import PyroCell
+from pyrocell import Assume, PyroCell
 from pyrocell._compat import inference_data
 
 
@@ -62,6 +62,7 @@ def everything(make_screen, build):
         "laboratory_key": "laboratory",
     }
     options = {"interactions": True, "content_dependent_noise": True, "dynamics": "node"}
+    options["assume"] = [Assume.steady(probability=0.5)]
     model = build(adata, covariates, **options)
     model.train(max_epochs=1, progress_bar=False)
     return model
@@ -72,7 +73,10 @@ def test_every_site_of_the_model_page_has_named_dimensions(everything):
     table = re.findall(r"^\| (`.*?) \| \(", page, flags=re.MULTILINE)
     sites = {site for cell in table for site in re.findall(r"`([\w.]+)`", cell)}
     posterior = posterior_of(everything.to_arviz(2))
-    assert set(posterior) == sites - {"X.z", "x", "assumed"}  # those of cells, and observed ones
+    observed = {"x", "assumed", "assumed.state", "distribution"}
+    moving = {"W.flow", "P.flow", "M.flow", "W.noise"}  # tests/test_motion.py
+    assert set(posterior) == sites - {"X.z", "X.path"} - observed - moving
+    assert sites >= moving
     for site in posterior:
         for dim in posterior[site].dims[2:]:
             assert not dim.startswith(site), f"{site} has no named dimensions"

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from pyrocell.distributions import GaussianWalk, LowRankNormal, MarkovLowRankNormal
+from pyrocell.distributions import (
+    GaussianWalk,
+    LowRankNormal,
+    LowRankRow,
+    MarkovLowRankNormal,
+    WideLogNormal,
+    WideMultivariateNormal,
+    WideNormal,
+)
+from pyrocell.distributions._low_rank import low_rank_log_prob
 
 J, T, G, D = 3, 4, 5, 2
 N_DRAWS = 40_000
@@ -120,6 +129,67 @@ def test_gradients_of_a_low_rank_density_are_exact():
     inputs = [torch.randn(J, G), positive(J, G), torch.randn(D, G), positive(J, D)]
     inputs = [tensor.requires_grad_() for tensor in inputs]
     assert torch.autograd.gradcheck(lambda *p: LowRankNormal(*p).log_prob(value), inputs)
+
+
+def test_gradients_with_fixed_axes_are_exact_to_second_order():
+    axes, noise = torch.randn(D, G), torch.randn(J, G).requires_grad_()
+    inputs = [noise, positive(J, G).requires_grad_(), positive(J, D).requires_grad_()]
+    density = lambda x, scale, tau: low_rank_log_prob(x, scale, axes, tau)  # noqa: E731
+    assert torch.autograd.gradcheck(density, inputs)
+    assert torch.autograd.gradgradcheck(density, inputs)
+
+
+@pytest.mark.parametrize("shapes", [((J, G), (J, G)), ((), (G,)), ((J, 1), ()), (None, (J, 1))])
+def test_a_wide_normal_is_normals_side_by_side(shapes):
+    loc, scale = (None if s is None else torch.randn(s) for s in shapes)
+    scale = scale.exp()
+    value = torch.randn(J, G)
+    inputs = [t.requires_grad_() for t in (value, loc, scale) if t is not None]
+    plain = torch.distributions.Normal(0.0 if loc is None else loc, scale)
+    expected = plain.log_prob(value).sum()
+    found = WideNormal(loc, scale, (J, G)).log_prob(value)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(x, inputs, create_graph=True) for x in (found, expected))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(
+            *(
+                torch.autograd.grad(x.square().sum(), scale, retain_graph=True)
+                for x in (mine, theirs)
+            )
+        )
+
+
+def families() -> dict:
+    lower = torch.linalg.cholesky(covariance_of(low_rank())[:G, :G]).expand(J, G, G)
+    return {
+        "normal": WideNormal(torch.randn(J, G), positive(J, G)),
+        "scalar": WideNormal(torch.randn(()), positive(1)[0]),
+        "log-normal": WideLogNormal(torch.randn(J, G), positive(J, G)),
+        "multivariate": WideMultivariateNormal(torch.randn(J, G), lower),
+        "low rank": low_rank(lower_triangular(J)),
+        "row": LowRankRow(
+            LowRankNormal(torch.randn(1, G), positive(1, G), torch.randn(D, G), positive(1, D))
+        ),
+        "markov": markov([False, False, False, True], J),
+    }
+
+
+@pytest.mark.parametrize("name", families())
+def test_the_density_of_a_draw_and_its_total_gradient_are_those_of_its_value(name):
+    family = families()[name]
+    leaves = {n: t for n, t in vars(family).items() if isinstance(t, torch.Tensor)}
+    leaves = [t for n, t in leaves.items() if n in ("loc", "scale", "tau", "scale_tril", "phi")]
+    leaves = [t.requires_grad_() for t in leaves if t is not None and t.is_leaf]
+    drawn = family.rsample()
+    drawn_density, density = family.log_prob(drawn), family.log_prob(drawn.clone())
+    torch.testing.assert_close(drawn_density, density)
+    if leaves:
+        found = torch.autograd.grad(drawn_density, leaves, allow_unused=True, retain_graph=True)
+        for mine, plain in zip(found, torch.autograd.grad(density, leaves), strict=True):
+            mine = torch.zeros_like(plain) if mine is None else mine
+            plain = plain.tril() if name == "multivariate" and plain.dim() == 3 else plain
+            torch.testing.assert_close(mine, plain, atol=1e-9, rtol=1e-6)
 
 
 def walk_covariance(walk: GaussianWalk, k: int, g: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from pyrocell.distributions.gaussian import (
     LowRankRow,
     MarkovLowRankNormal,
 )
+from pyrocell.distributions.wide import WideLogNormal, WideMultivariateNormal, WideNormal
 
 __all__ = [
     "GaussianWalk",
@@ -16,5 +17,8 @@ __all__ = [
     "LowRankRow",
     "MarkovLowRankNormal",
     "NegativeBinomial",
+    "WideLogNormal",
+    "WideMultivariateNormal",
+    "WideNormal",
     "ZeroInflatedNegativeBinomial",
 ]

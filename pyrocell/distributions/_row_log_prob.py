@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,38 +9,21 @@ import torch
 from torch import Tensor
 
 from pyrocell.distributions._analytic import dense_counts, gate_curve, log_mean, reference_log_prob
-from pyrocell.distributions._zinb_rows import CURVE, FREE, NO_GATE, TABLE, fill_tables, sum_rows
+from pyrocell.distributions._zinb_rows import (
+    CURVE,
+    FREE,
+    NO_GATE,
+    TABLE,
+    add_rows,
+    fill_tables,
+    sum_rows,
+)
+from pyrocell.threads import in_threads
 
 __all__ = ["RowLogProb"]
 
 ROWS_PER_BLOCK = 64  # gradients of parameters are summed in float32 within a block only
 MAX_BLOCKS = 32  # bounds the memory of the partial sums
-
-
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
-
-
-def _in_threads(work: Callable[[int], None], n_items: int, n_threads: int) -> None:
-    """Run work(0) .. work(n_items - 1) on the pool; the kernels release the GIL."""
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pyrocell-likelihood")
-
-    def share(first: int) -> None:
-        for i in range(first, n_items, n_threads):
-            work(i)
-
-    for _ in _pool.map(share, range(min(n_threads, n_items))):
-        pass
 
 
 def _array(x: Tensor) -> np.ndarray:
@@ -54,8 +34,9 @@ class RowLogProb(torch.autograd.Function):
     """Log probability of CSR counts, (cells,), with its gradient computed in the same pass.
 
     Inputs: logits (cells, G), log_theta (G,), intercept and slope (G,) or None, gate_logits (cells,
-    G) or None, log_size (cells,), composition (bool), and the CSR arrays start, column, count. All
-    float32, on the CPU. Cells out of the kernel's range (non-finite, or μ above e^60) get nan.
+    G) or None, log_size (cells,), offset (R, G) of which `rows` (cells, n) are added to the logits,
+    composition (bool), and the CSR arrays start, column, count. All float32, on the CPU. Cells out
+    of the kernel's range (non-finite, or μ above e^60) get nan.
     """
 
     @staticmethod
@@ -67,6 +48,8 @@ class RowLogProb(torch.autograd.Function):
         slope: Tensor | None,
         gate_logits: Tensor | None,
         log_size: Tensor,
+        offset: Tensor,
+        rows: Tensor,
         composition: bool,
         start: Tensor,
         column: Tensor,
@@ -74,7 +57,8 @@ class RowLogProb(torch.autograd.Function):
     ) -> Tensor:
         """Value per cell; keeps the gradient for equal weights of cells."""
         ctx.composition = composition
-        inputs = (logits, log_theta, intercept, slope, gate_logits, log_size, start, column, count)
+        inputs = (logits, log_theta, intercept, slope, gate_logits, log_size, offset, rows)
+        inputs = (*inputs, start, column, count)
         ctx.save_for_backward(*inputs)
         needed = any(ctx.needs_input_grad)
         value, gradients = _run(inputs, composition, None, needed)
@@ -94,14 +78,26 @@ class RowLogProb(torch.autograd.Function):
                 found = [g if g is None or factor == 1.0 else g.mul_(factor) for g in kept]
             else:
                 found = _run(saved, ctx.composition, weight, True)[1]
-        return (*found, None, None, None, None)
+            found.append(_gathered(found[0], *saved[6:8]) if ctx.needs_input_grad[6] else None)
+        return (*found, None, None, None, None, None)
+
+
+def _gathered(logit_grad: Tensor, offset: Tensor, rows: Tensor) -> Tensor:
+    """Gradient of the table of offsets, (R, G): sums over the cells that each row was added to."""
+    out = torch.zeros(offset.shape)
+    n_genes = offset.shape[1]
+    n_parts = min(torch.get_num_threads(), n_genes)
+    edges = [n_genes * i // n_parts for i in range(n_parts + 1)]
+    arrays = logit_grad.numpy(), rows.numpy(), out.numpy()
+    in_threads(lambda i: add_rows(edges[i], edges[i + 1], *arrays), n_parts)
+    return out
 
 
 def _run(
     saved: tuple[Tensor, ...], composition: bool, weight: Tensor | None, with_grad: bool
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Value per cell and the weighted gradients of the six differentiable inputs."""
-    logits, log_theta, intercept, slope, gate_logits, log_size, start, column, count = saved
+    """Value per cell and the weighted gradients of the first six inputs."""
+    logits, log_theta, intercept, slope, gate_logits, log_size, offset, rows, *counts = saved
     n_cells, n_genes = logits.shape
     kind = FREE if gate_logits is not None else NO_GATE if intercept is None else CURVE
     gate = np.zeros((2, 0), np.float32)
@@ -124,19 +120,15 @@ def _run(
     gate_grad = torch.empty(kept_rows if kind == FREE else 0, n_genes)
     gene_grad = torch.zeros(n_blocks, 3, n_genes)
     arguments = (
-        kind, composition, _array(logits), _array(log_size), gate, gene, *tables,
-        _array(start), _array(column), _array(count), weights,
+        kind, composition, _array(logits), _array(offset), _array(rows), _array(log_size), gate,
+        gene, *tables, *(_array(x) for x in counts), weights,
         value.numpy(), logit_grad.numpy(), size_grad.numpy(), gate_grad.numpy(),
     )  # fmt: skip
 
     def work(i: int) -> None:
         sum_rows(edges[i], edges[i + 1], *arguments, gene_grad[i].numpy())
 
-    if n_blocks == 1 or torch.get_num_threads() == 1:
-        for i in range(n_blocks):
-            work(i)
-    else:
-        _in_threads(work, n_blocks, torch.get_num_threads())
+    in_threads(work, n_blocks)
     per_gene = gene_grad.double().sum(0).float() if n_blocks > 1 else gene_grad[0]
     curve = (per_gene[1], per_gene[2]) if kind == CURVE else (None, None)
     free = gate_grad if kind == FREE else None
@@ -147,13 +139,15 @@ def _differentiable_gradient(
     saved: tuple[Tensor, ...], composition: bool, weight: Tensor
 ) -> list[Tensor | None]:
     """The same gradient through the reference formula, for derivatives of higher order."""
-    logits, log_theta, intercept, slope, gate_logits, log_size, start, column, count = saved
+    logits, log_theta, intercept, slope, gate_logits, log_size, offset, rows = saved[:8]
+    start, column, count = saved[8:]
+    logits = logits + offset[rows].sum(1)
     log_mu = log_mean(logits, log_size, composition)
     gate = gate_curve(log_mu, intercept, slope) if intercept is not None else gate_logits
     row = torch.repeat_interleave(torch.arange(len(logits)), start.diff())
     x = dense_counts(row, column, count, tuple(logits.shape))
     value = reference_log_prob(log_mu, log_theta, gate, x)
-    inputs = saved[:6]
+    inputs = saved[:7]
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(value, wanted, weight, create_graph=True))
     return [next(found) if t is not None and t.requires_grad else None for t in inputs]

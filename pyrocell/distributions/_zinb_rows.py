@@ -17,7 +17,7 @@ import numpy as np
 
 from pyrocell.distributions._fastmath import F32, I32, exact, exp32, jit, log1p32, log32, summing
 
-__all__ = ["CURVE", "FREE", "NO_GATE", "TABLE", "fill_tables", "sum_rows"]
+__all__ = ["CURVE", "FREE", "NO_GATE", "TABLE", "add_rows", "fill_tables", "sum_rows"]
 
 TABLE = 16  # largest count answered by the table
 MAX_LOG_MU = 60.0  # a row beyond this is left to the general formula
@@ -114,8 +114,14 @@ def _total(values):  # type: ignore[no-untyped-def]
 
 
 @summing
-def _log_mean(row, log_size, composition, s, mu, share):  # type: ignore[no-untyped-def]
+def _log_mean(logits, offset, rows, log_size, composition, s, mu, share):  # type: ignore[no-untyped-def]
     """Fill s = log μ, μ and (for a composition) the softmax; False if the row is out of range."""
+    row = s
+    for g in range(row.size):
+        row[g] = logits[g]
+    for i in rows:
+        for g in range(row.size):
+            row[g] += offset[i, g]
     check = 0.0
     for g in range(row.size):
         check += row[g]
@@ -279,6 +285,8 @@ def sum_rows(  # type: ignore[no-untyped-def]
     kind,
     composition,
     logits,
+    offset,
+    rows,
     log_size,
     gate,
     gene,
@@ -296,8 +304,9 @@ def sum_rows(  # type: ignore[no-untyped-def]
 ):
     """Rows first..last-1. Gradients are skipped where `logit_grad` has no rows.
 
-    gene holds θ, 1/θ and log θ; gate the curve's (2, G) or the rows' own logits (cells, G);
-    gene_grad (3, G) collects the slopes in log θ, intercept and slope. A row out of range gets nan.
+    Logits are those given plus rows of `offset`. gene holds θ, 1/θ and log θ; gate the curve's
+    (2, G) or the rows' own logits (cells, G); gene_grad (3, G) collects the slopes in log θ,
+    intercept and slope. A row out of range gets nan.
     """
     n_genes = logits.shape[1]
     with_grad = logit_grad.shape[0] > 0
@@ -312,7 +321,7 @@ def sum_rows(  # type: ignore[no-untyped-def]
     theta, inverse_theta, gt = gene[0], gene[1], gene_grad[0]
     for c in range(first, last):
         w = weight[c]
-        if not _log_mean(logits[c], log_size[c], composition, s, mu, share):
+        if not _log_mean(logits[c], offset, rows[c], log_size[c], composition, s, mu, share):
             value[c] = np.nan
             continue
         n = 0
@@ -349,3 +358,14 @@ def sum_rows(  # type: ignore[no-untyped-def]
                 row = gate_grad[c] if kind == FREE else gp
                 _finish_gate(kind, gate, s, gs, gp, row, gene_grad, w)
             size_grad[c] = w * _finish_mean(composition, share, gs, logit_grad[c], w)
+
+
+@exact
+def add_rows(first, last, values, rows, out):  # type: ignore[no-untyped-def]
+    """Add columns first..last-1 of values[c] to the rows[c] of out."""
+    for c in range(rows.shape[0]):
+        source = values[c, first:last]
+        for i in rows[c]:
+            target = out[i, first:last]
+            for g in range(last - first):
+                target[g] += source[g]

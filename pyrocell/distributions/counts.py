@@ -24,6 +24,7 @@ from pyrocell.distributions._analytic import (
     log_zero_probability,
     reference_log_prob,
 )
+from pyrocell.distributions.wide import broadcast
 
 __all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial", "likelihood_path"]
 
@@ -68,7 +69,6 @@ class _Counts(TorchDistribution):
     support = constraints.independent(constraints.nonnegative_integer, 1)
     has_rsample = False
 
-    logits: Tensor
     log_theta: Tensor
     gate_intercept: Tensor | None = None
     gate_slope: Tensor | None = None
@@ -83,14 +83,15 @@ class _Counts(TorchDistribution):
         log_size: Tensor | None,
         composition: bool,
         validate_args: bool | None,
+        offset: tuple[Tensor, Tensor] | None,
     ) -> None:
-        self.logits, self.log_theta = logits, log_theta
+        self._logits, self._offset, self.log_theta = logits, offset, log_theta
         self.log_size, self.composition = log_size, composition
         per_gene = [self.log_theta, self.gate_intercept, self.gate_slope, self.gate_logits]
         batches = [t.shape[:-1] for t in [logits, *per_gene] if t is not None]
         if log_size is not None:
             batches.append(log_size.shape)
-        batch_shape = torch.broadcast_shapes(*batches)
+        batch_shape = broadcast(*batches)
         super().__init__(batch_shape, logits.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> _Counts:
@@ -102,6 +103,14 @@ class _Counts(TorchDistribution):
         )
         new._validate_args = self._validate_args
         return new
+
+    @property
+    def logits(self) -> Tensor:
+        """Log relative expression, or log mean count, offset included, (..., cells, genes)."""
+        if self._offset is None:
+            return self._logits
+        table, rows = self._offset
+        return sum((table[row] for row in rows.unbind(1)), self._logits)
 
     @property
     def log_mu(self) -> Tensor:
@@ -191,7 +200,8 @@ class _Counts(TorchDistribution):
 
     def _parameters(self) -> list[Tensor]:
         names = ("log_theta", "gate_intercept", "gate_slope", "gate_logits", "log_size")
-        return [self.logits, *(t for n in names if (t := getattr(self, n)) is not None)]
+        found = [self._logits, *(t for n in names if (t := getattr(self, n)) is not None)]
+        return found if self._offset is None else [*found, self._offset[0]]
 
     def _fits_rows(self) -> bool:
         """Whether the kernel may be asked: single precision, parameters finite and per gene."""
@@ -211,7 +221,12 @@ class _Counts(TorchDistribution):
 
         matrix = torch.Size((1, *shape)[-2:])
         lead = shape[:-2]
-        log_size = self.logits.new_zeros(()) if self.log_size is None else self.log_size
+        log_size = self._logits.new_zeros(()) if self.log_size is None else self.log_size
+        logits, offset = self._logits, self._offset
+        if lead or offset is None or logits.shape != matrix:
+            logits = self.logits
+            none = torch.zeros(matrix[0], 0, dtype=torch.long)
+            offset = logits.new_zeros(0, matrix[1]), none
 
         def part(t: Tensor | None, index: tuple[int, ...], event: torch.Size) -> Tensor | None:
             return None if t is None else t.expand(lead + event)[index]
@@ -227,12 +242,13 @@ class _Counts(TorchDistribution):
         for index in np.ndindex(*lead):
             parts.append(
                 RowLogProb.apply(
-                    part(self.logits, index, matrix),
+                    part(logits, index, matrix),
                     per_gene(self.log_theta, index),
                     per_gene(self.gate_intercept, index),
                     per_gene(self.gate_slope, index),
                     part(self.gate_logits, index, matrix),
                     part(log_size, index, matrix[:1]),
+                    *offset,
                     self.composition,
                     *(counts or _compressed(value.expand(shape)[index], matrix)),
                 )
@@ -261,7 +277,7 @@ class _Counts(TorchDistribution):
         """Shape of the answer before genes are summed over."""
         if value.shape[-1:] == self.event_shape:
             try:
-                return torch.broadcast_shapes(self.batch_shape + self.event_shape, value.shape)
+                return broadcast(self.batch_shape + self.event_shape, value.shape)
             except RuntimeError:
                 pass
         raise ValueError(
@@ -315,6 +331,8 @@ class NegativeBinomial(_Counts):
         (cells,) log size factor, added to the log mean; none is 0.
     composition
         Whether μ = exp(log_size) · softmax(logits), so that a cell's means sum to its size.
+    offset
+        (R, genes) table and (cells, n) rows of it that are added to the logits of each cell.
     """
 
     def __init__(
@@ -324,8 +342,9 @@ class NegativeBinomial(_Counts):
         log_size: Tensor | None = None,
         composition: bool = True,
         validate_args: bool | None = None,
+        offset: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        super().__init__(logits, log_theta, log_size, composition, validate_args)
+        super().__init__(logits, log_theta, log_size, composition, validate_args, offset)
 
 
 class ZeroInflatedNegativeBinomial(_Counts):
@@ -348,6 +367,8 @@ class ZeroInflatedNegativeBinomial(_Counts):
         (cells,) log size factor, added to the log mean; none is 0.
     composition
         Whether μ = exp(log_size) · softmax(logits), so that a cell's means sum to its size.
+    offset
+        (R, genes) table and (cells, n) rows of it that are added to the logits of each cell.
 
     Raises
     ------
@@ -365,6 +386,7 @@ class ZeroInflatedNegativeBinomial(_Counts):
         log_size: Tensor | None = None,
         composition: bool = True,
         validate_args: bool | None = None,
+        offset: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         curve = [gate_intercept is not None, gate_slope is not None]
         if curve != [gate_logits is None] * 2:
@@ -374,4 +396,4 @@ class ZeroInflatedNegativeBinomial(_Counts):
             )
         self.gate_intercept, self.gate_slope = gate_intercept, gate_slope
         self.gate_logits = gate_logits
-        super().__init__(logits, log_theta, log_size, composition, validate_args)
+        super().__init__(logits, log_theta, log_size, composition, validate_args, offset)

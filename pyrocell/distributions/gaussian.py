@@ -9,36 +9,13 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyrocell.distributions._low_rank import low_rank_log_prob
+from pyrocell.distributions.wide import Drawn, normal_log_prob
+
 __all__ = ["GaussianWalk", "LowRankNormal", "LowRankRow", "MarkovLowRankNormal"]
 
-_LOG_2PI = math.log(2 * math.pi)
 
-
-def _normal_log_prob(deviation: Tensor, scale: Tensor) -> Tensor:
-    return -0.5 * (deviation / scale).square() - scale.log() - 0.5 * _LOG_2PI
-
-
-def _low_rank_log_prob(deviation: Tensor, scale: Tensor, axes: Tensor, tau: Tensor) -> Tensor:
-    """Log density of N(0, diag(scale²) + A' diag(tau²) A) by the Woodbury identity.
-
-    Shapes: deviation and scale (..., G), axes A (d, G), tau (..., d); returns (...,).
-    """
-    d, n_genes = axes.shape
-    precision = scale.square().reciprocal()
-    products = (axes[:, None] * axes[None]).reshape(d * d, n_genes)  # (d*d, G)
-    inner = (precision @ products.T).reshape(*precision.shape[:-1], d, d)
-    capacitance = torch.eye(d, dtype=axes.dtype, device=axes.device) + (
-        tau[..., :, None] * tau[..., None, :] * inner
-    )
-    chol = torch.linalg.cholesky(capacitance)
-    projected = tau * ((deviation * precision) @ axes.T)  # (..., d)
-    half = torch.linalg.solve_triangular(chol, projected[..., None], upper=False)[..., 0]
-    quadratic = (deviation.square() * precision).sum(-1) - half.square().sum(-1)
-    log_det = 2 * scale.log().sum(-1) + 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return -0.5 * (quadratic + log_det + n_genes * _LOG_2PI)
-
-
-class LowRankNormal(TorchDistribution):
+class LowRankNormal(Drawn):
     """Rows of Gaussians over genes whose covariance is diagonal plus a part along given axes.
 
     value = loc + mix @ (scale * eps + (tau * u) @ axes), eps and u standard normal.
@@ -55,9 +32,7 @@ class LowRankNormal(TorchDistribution):
         (J, J) lower-triangular matrix correlating the rows (the layout's, for η).
     """
 
-    arg_constraints: dict = {}
     support = constraints.independent(constraints.real, 2)
-    has_rsample = True
 
     def __init__(
         self, loc: Tensor, scale: Tensor, axes: Tensor, tau: Tensor, mix: Tensor | None = None
@@ -65,22 +40,26 @@ class LowRankNormal(TorchDistribution):
         self.loc, self.scale, self.axes, self.tau, self.mix = loc, scale, axes, tau, mix
         super().__init__(torch.Size(), loc.shape, validate_args=False)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.loc.shape
+    def _draw(self, sample_shape: torch.Size) -> tuple[Tensor, Tensor]:
+        shape = sample_shape + self.loc.shape
         along = torch.randn(
             shape[:-1] + self.tau.shape[-1:], dtype=self.loc.dtype, device=self.loc.device
         )
         eps = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         noise = self.scale * eps + (self.tau * along) @ self.axes
-        return self.loc + (noise if self.mix is None else self.mix @ noise)
+        return self.loc + (noise if self.mix is None else self.mix @ noise), noise
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def _log_prob(self, value: Tensor) -> Tensor:
         deviation = value - self.loc
-        log_det = 0.0
         if self.mix is not None:
             deviation = torch.linalg.solve_triangular(self.mix, deviation, upper=False)
-            log_det = self.loc.shape[-1] * self.mix.diagonal().log().sum()
-        return _low_rank_log_prob(deviation, self.scale, self.axes, self.tau).sum(-1) - log_det
+        return self._log_prob_drawn(deviation)
+
+    def _log_prob_drawn(self, noise: Tensor) -> Tensor:
+        out = low_rank_log_prob(noise, self.scale, self.axes, self.tau).sum(-1)
+        if self.mix is None:
+            return out
+        return out - self.loc.shape[-1] * self.mix.diagonal().log().sum()
 
     @property
     def mean(self) -> Tensor:
@@ -96,23 +75,23 @@ class LowRankRow(LowRankNormal):
     """A single row of `LowRankNormal` with event shape (G,)."""
 
     def __init__(self, rows: LowRankNormal):
-        self._rows = rows
         super().__init__(rows.loc, rows.scale, rows.axes, rows.tau, rows.mix)
         self._event_shape = rows.loc.shape[-1:]
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        return self._rows.rsample(sample_shape).squeeze(-2)
+    def _draw(self, sample_shape: torch.Size) -> tuple[Tensor, Tensor]:
+        value, noise = super()._draw(sample_shape)
+        return value.squeeze(-2), noise
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self._rows.log_prob(value.unsqueeze(-2))
+    def _log_prob(self, value: Tensor) -> Tensor:
+        return super()._log_prob(value.unsqueeze(-2))
 
     @property
     def mean(self) -> Tensor:
-        return self._rows.mean.squeeze(-2)
+        return super().mean.squeeze(-2)
 
     @property
     def variance(self) -> Tensor:
-        return self._rows.variance.squeeze(-2)
+        return super().variance.squeeze(-2)
 
 
 class GaussianWalk(TorchDistribution):
@@ -137,7 +116,8 @@ class GaussianWalk(TorchDistribution):
     def __init__(self, first_scale: Tensor, step_scale: Tensor, keep: Tensor | None = None):
         k, steps, g = step_scale.shape
         self.keep = step_scale.new_ones(steps) if keep is None else keep
-        self.first_scale, self.step_scale = first_scale.expand(k, g), step_scale
+        self._first, self.first_scale = first_scale, first_scale.expand(k, g)
+        self.step_scale = step_scale
         super().__init__(torch.Size(), torch.Size((k, steps + 1, g)), validate_args=False)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
@@ -151,14 +131,21 @@ class GaussianWalk(TorchDistribution):
         return torch.stack(values, -2)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        first = _normal_log_prob(value[..., 0, :], self.first_scale).sum((-1, -2))
+        first = _log_prob_rows(value[..., 0, :], self._first, 2)
         if self.step_scale.shape[1] == 0:
             return first
         step = value[..., 1:, :] - self.keep[:, None] * value[..., :-1, :]
-        return first + _normal_log_prob(step, self.step_scale).sum((-1, -2, -3))
+        return first + _log_prob_rows(step, self.step_scale, 3)
 
 
-class MarkovLowRankNormal(TorchDistribution):
+def _log_prob_rows(value: Tensor, scale: Tensor, n_event: int) -> Tensor:
+    """Log density of N(0, scale²) summed over the last dimensions."""
+    if value.dim() == n_event:
+        return normal_log_prob(value, None, scale)
+    return torch.stack([_log_prob_rows(one, scale, n_event) for one in value])
+
+
+class MarkovLowRankNormal(Drawn):
     """Guide of a gene-level residual: Markov in time, low-rank along the axes of cell state.
 
     v_t = m_t + phi_t (v_{t-1} - m_{t-1}) + scale_t eps + (tau_t u) A; nodes after a driver's last
@@ -178,7 +165,8 @@ class MarkovLowRankNormal(TorchDistribution):
     unseen : Tensor
         (K, T) bool; True after the last measured time of a driver.
     prior_step : Tensor
-        (K, T - 1, G) standard deviation of the prior's steps.
+        (K, T - 1, G) standard deviation of the prior's steps; not differentiated through, and not
+        read where every node was seen.
     prior_keep : Tensor, optional
         (T - 1,) share that the prior keeps; default 1.
     """
@@ -213,13 +201,15 @@ class MarkovLowRankNormal(TorchDistribution):
             nodes.append(torch.where(self.unseen[:, t, None], carried, self.loc[:, t]))
         return torch.stack(nodes, 1)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def _draw(self, sample_shape: torch.Size) -> tuple[Tensor, Tensor]:
         if len(sample_shape):
             n = math.prod(sample_shape)
-            draws = torch.stack([self.rsample() for _ in range(n)])
-            return draws.reshape(torch.Size(sample_shape) + self.event_shape)
+            draws = torch.stack([self._draw(torch.Size())[0] for _ in range(n)])
+            return draws.reshape(sample_shape + self.event_shape), draws
         eps = torch.randn_like(self.loc)
         noise = self.scale * eps + (self.tau * torch.randn_like(self.tau)) @ self.axes
+        if self.loc.shape[1] == 1:
+            return self.loc + noise, noise
         values = [self.loc[:, 0] + noise[:, 0]]
         for t in range(1, self.loc.shape[1]):
             previous = values[-1]
@@ -232,17 +222,24 @@ class MarkovLowRankNormal(TorchDistribution):
                 step = self.prior_keep[t - 1] * previous + self.prior_step[:, t - 1] * eps[:, t]
                 value = torch.where(self.unseen[:, t, None], step, value)
             values.append(value)
-        return torch.stack(values, 1)
+        return torch.stack(values, 1), noise
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def _log_prob(self, value: Tensor) -> Tensor:
         expected = self.loc
         if self.loc.shape[1] > 1:
             carried = self.phi[:, 1:, None] * (value[:, :-1] - self.loc[:, :-1])
             expected = torch.cat([self.loc[:, :1], self.loc[:, 1:] + carried], 1)
-        rows = _low_rank_log_prob(value - expected, self.scale, self.axes, self.tau)  # (K, T)
+        return self._density(value - expected, value)
+
+    def _log_prob_drawn(self, noise: Tensor) -> Tensor:
+        return self._density(noise, self._last[0])
+
+    def _density(self, deviation: Tensor, value: Tensor) -> Tensor:
+        rows = low_rank_log_prob(deviation, self.scale, self.axes, self.tau)  # (K, T)
         if any(self._any_unseen):
             change = value[:, 1:] - self.prior_keep[:, None] * value[:, :-1]
-            step = _normal_log_prob(change, self.prior_step).sum(-1)
+            square = (change / self.prior_step).square() + math.log(2 * math.pi)
+            step = -(0.5 * square + self.prior_step.log()).sum(-1)
             step = torch.cat([torch.zeros_like(rows[:, :1]), step], 1)
             rows = torch.where(self.unseen, step, rows)
         return rows.sum()
