@@ -13,8 +13,9 @@ measured in one of them only. Their effects in the other are independent ("own")
 ("same"). RMSE of `transfer_effects`, of the fit (which adds effects), of no change.
 
 papalexi: half of the non-targeting guides are given labels of their own, beside up to 120 cells of
-each knockout. Share of pseudo-effects (gene level) whose 95% interval leaves out 0, and of genes of
-real knockouts; anchor: the same of Wald intervals of pooled log ratios, Poisson errors.
+each knockout. Share of pseudo-effects (gene level) whose 95% interval leaves out 0, also by the
+counts to expect in the guide's cells, and the share of effects of real knockouts. Anchor: Wald
+intervals of pooled log ratios with Poisson errors.
 
     python benchmarks/batch_honesty.py --parts lanes lines papalexi
 """
@@ -137,12 +138,20 @@ def papalexi(seed: int) -> dict:
     out = (table.lower > 0) | (table.upper < 0)
     null = table.perturbation.isin(kinds)
     by_guide = out[null].groupby(table.perturbation[null]).mean()
+    rate = np.asarray(adata.X.sum(0), float).ravel() / len(adata)
+    expected = pd.Series(labels).value_counts()[table.perturbation[null]].to_numpy()
+    expected = expected * pd.Series(rate, adata.var_names)[table.gene[null]].to_numpy()
+    level = np.digitize(expected, [5, 50, 500])
+    by_counts = out[null].groupby(level).agg(["mean", "size"])
+    by_counts.index = [("0-5", "5-50", "50-500", "500 or more")[i] for i in by_counts.index]
     return {
         "part": "papalexi",
         "seed": seed,
         "cells": len(adata),
         "guides": len(kinds),
         "excluding_zero": float(out[null].mean()),
+        "by_counts": by_counts["mean"].round(4).to_dict(),
+        "effects_by_counts": by_counts["size"].to_dict(),
         "by_guide": by_guide.round(4).to_dict(),
         "real_excluding_zero": float(out[~null].mean()),
         "anchor_poisson": wald(adata, labels, kinds),

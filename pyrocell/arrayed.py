@@ -125,7 +125,7 @@ def fitted_levels(model: PyroCell, n_samples: int = 200) -> WellLevels:
         )
     row, batch = np.nonzero(screen.layout.to_numpy())
     eta, shift, prior = [], [], 0.0
-    for values in model.posterior.draws(n_samples):
+    for values in model.posterior.draws(n_samples, as_fitted=True):
         own, response = values["eta"], generative.shift(values, generative.conditions).detach()
         if generative.config.composition:
             weights = values["V.baseline"].softmax(-1)

@@ -38,8 +38,11 @@ class Posterior:
     def __init__(self, model: nn.Module, guide: nn.Module, seed: int = 0):
         self.model, self.guide, self.seed = model, guide, seed
 
-    def draws(self, n: int) -> Iterator[dict[str, Tensor]]:
+    def draws(self, n: int, as_fitted: bool = False) -> Iterator[dict[str, Tensor]]:
         """Yield n joint draws of the globals, one dictionary by site name at a time.
+
+        What the layout cannot tell is drawn from the prior given the sum that it can; `as_fitted`
+        leaves the split to the guide, for those who want the sum alone.
 
         Raises
         ------
@@ -47,14 +50,15 @@ class Posterior:
             If n is below 1.
         """
         check_draws(n)
-        return self._draws(n)
+        return self._draws(n, as_fitted)
 
-    def _draws(self, n: int) -> Iterator[dict[str, Tensor]]:
+    def _draws(self, n: int, as_fitted: bool) -> Iterator[dict[str, Tensor]]:
         devices = [self.model.loading.device] if self.model.loading.is_cuda else []
         for i in range(n):
             with torch.no_grad(), torch.random.fork_rng(devices):
                 torch.manual_seed(1_000_003 * self.seed + i)
-                values = self._determined(self.guide.globals())
+                values = self.guide.globals()
+                values = values if as_fitted else self._determined(values)
             yield values
 
     def mean(self) -> dict[str, Tensor]:
@@ -65,7 +69,7 @@ class Posterior:
             return self._determined(values, noise=False)
 
     def _determined(self, values: dict[str, Tensor], noise: bool = True) -> dict[str, Tensor]:
-        """Draw what the layout cannot tell from the prior given the sum that it can."""
+        """Split what the layout cannot tell as the prior does, given the sum that it can."""
         if not self.model.can_redraw:
             return values
         return redraw(self.model, values, noise)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["redraw", "undetermined"]
 
 _TOUCHED = 1e-6  # a direction moves what has an entry above this
+_BLOCK = 2**24  # numbers held at once
 
 
 def undetermined(screen: Screen) -> Tensor:
@@ -97,14 +98,17 @@ def redraw(model: ScreenMap, values: dict[str, Tensor], noise: bool = True) -> d
     width = model.eta_scale(values).square().expand_as(values["eta.free"])
     drivers = torch.cat([of_media, of_gene], 1)  # (Q, J + K)
     effect, variance = _effects(model, values)
-    precision = torch.einsum("qj,jg,rj->gqr", turned, width.reciprocal(), turned)
-    precision = precision + torch.einsum("qd,dg,rd->gqr", drivers, 1 / variance, drivers)
-    pull = turned @ (values["eta.free"] / width) + drivers @ (effect / variance)  # (Q, G)
-    root = torch.linalg.cholesky(precision)
-    t = -torch.cholesky_solve(pull.T[..., None], root)
-    if noise:
-        t = t + torch.linalg.solve_triangular(root.mT, torch.randn_like(t), upper=True)
-    t = t[..., 0].T  # (Q, G)
+    loading = torch.cat([turned, drivers], 1)  # (Q, B − 1 + J + K)
+    known = torch.cat([width, variance]).reciprocal()
+    pull = loading @ (known * torch.cat([values["eta.free"], effect]))  # (Q, G)
+    at_once = max(1, _BLOCK // loading.numel())
+    t = torch.cat(
+        [
+            _conditional(loading, *part, noise)
+            for part in zip(known.split(at_once, 1), pull.split(at_once, 1), strict=True)
+        ],
+        1,
+    )  # (Q, G)
     values["eta.free"] = values["eta.free"] + turned.T @ t
     values["eta"] = model.eta(values)
     if model.has_laboratories:
@@ -117,6 +121,16 @@ def redraw(model: ScreenMap, values: dict[str, Tensor], noise: bool = True) -> d
     own = moved.gather(1, model.target.clamp_min(0)[:, None])[:, 0] * (model.target >= 0)
     values["P.on_target"] = values["P.on_target"] + own
     return values
+
+
+def _conditional(loading: Tensor, known: Tensor, pull: Tensor, noise: bool) -> Tensor:
+    """t of some genes, (Q, g), from the prior precisions of what it moves, (n, g)."""
+    precision = (loading * known.T[:, None]) @ loading.T  # (g, Q, Q)
+    root = torch.linalg.cholesky(precision)
+    t = -torch.cholesky_solve(pull.T[..., None], root)
+    if noise:
+        t = t + torch.linalg.solve_triangular(root.mT, torch.randn_like(t), upper=True)
+    return t[..., 0].T
 
 
 def _prior_scales(model: ScreenMap, values: dict[str, Tensor], noise: bool) -> dict[str, Tensor]:
