@@ -7,8 +7,8 @@ negative binomial with programmes of genes along progress and fates, in four lan
 
 Knockouts are measured at times 1, 2 and 3 and predicted at 4, where only controls are measured.
 Fates of predicted cells are read as a user would: by a classifier of expression, trained on the
-cells measured, whose fates are known. Anchors: the knockout's own last share; the controls' share at
-the time asked for; and what sampling as many cells as were measured leaves of error.
+cells measured, whose fates are known. Anchors: the knockout's own last share; the controls' share
+at the time asked for; and what sampling as many cells as were measured leaves of error.
 """
 
 from __future__ import annotations
