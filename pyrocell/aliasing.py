@@ -21,7 +21,14 @@ from scipy.sparse.linalg import splu
 from pyrocell.errors import warn
 from pyrocell.labels import listed
 
-__all__ = ["Layout", "LayoutComponent", "aliased_table", "layout_components", "warn_of_layout"]
+__all__ = [
+    "Layout",
+    "LayoutComponent",
+    "aliased_table",
+    "layout_components",
+    "null_space",
+    "warn_of_layout",
+]
 
 _RIDGE = 1e-8  # relative to unit columns; leakage of the projection is (ridge / eigenvalue)³
 _POWER = 3
@@ -117,7 +124,7 @@ def _design(layout: Layout) -> tuple[sp.csc_array, list[tuple[str, int, int]]]:
     return sp.csc_array(sp.hstack(blocks, format="csc").astype(float)), columns
 
 
-def _null_space(design: sp.csc_array) -> tuple[np.ndarray, bool]:
+def null_space(design: sp.csc_array) -> tuple[np.ndarray, bool]:
     """Vectors (columns, d) of the null space up to column scale, and whether they span it.
 
     Random vectors are projected by a few rounds of ridge-regularised inverse iteration on the
@@ -302,7 +309,7 @@ def aliased_table(layout: Layout) -> pd.DataFrame:
     and in screens with hundreds of such contrasts), `estimable`, `reason`.
     """
     design, columns = _design(layout)
-    basis, complete = _null_space(design)
+    basis, complete = null_space(design)
     touched = (np.abs(basis) > _TOUCHED).any(axis=1)
     circuits = _circuits(basis) if complete else np.zeros((0, len(columns)), dtype=bool)
     rows = {}

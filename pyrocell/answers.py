@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from pyrocell.posterior import summarise
 from pyrocell.queries import Queries
 from pyrocell.screen import Screen
 
-__all__ = ["counterfactual", "labelled", "levels", "predict", "protocol_frame"]
+__all__ = ["counterfactual", "labelled", "levels", "predict", "protocol_frame", "requested"]
 
 
 def protocol_frame(protocol: Protocol, screen: Screen) -> pd.DataFrame:
@@ -69,17 +69,10 @@ def _usual_order(protocol: Protocol) -> bool:
     return order == sorted(order)
 
 
-def predict(
-    queries: Queries,
-    conditions: Protocol | pd.DataFrame,
-    n_samples: int,
-    size_factor: float,
-    credible_level: float,
-    return_draws: bool,
-    progress: Any,
-) -> AnnData | xr.DataArray:
-    """Predicted counts of conditions as AnnData, or their joint draws."""
-    screen = queries.screen
+def requested(
+    conditions: Protocol | pd.DataFrame, screen: Screen
+) -> tuple[pd.DataFrame, Protocol | None]:
+    """A table of conditions, and the protocol where its order is not the screen's own."""
     order = None
     if isinstance(conditions, Protocol):
         order = None if _usual_order(conditions) else conditions
@@ -90,8 +83,23 @@ def predict(
             "conditions must be a Protocol, or a table with a row per condition and a column "
             f'"perturbation", not {what}'
         )
-    frame = conditions.reset_index(drop=True)
-    draws = queries.predict(frame, n_samples, size_factor, progress, order)
+    return conditions.reset_index(drop=True), order
+
+
+def predict(
+    queries: Queries,
+    conditions: Protocol | pd.DataFrame,
+    n_samples: int,
+    size_factor: float,
+    credible_level: float,
+    return_draws: bool,
+    progress: Any,
+    batch_content: Mapping[str, float] | None = None,
+) -> AnnData | xr.DataArray:
+    """Predicted counts of conditions as AnnData, or their joint draws."""
+    screen = queries.screen
+    frame, order = requested(conditions, screen)
+    draws = queries.predict(frame, n_samples, size_factor, progress, order, batch_content)
     # a protocol's one row is named by where it ends, so that orders can be compared
     named = frame if order is None else frame.drop(columns=list(EVENTS), errors="ignore")
     names = [" | ".join(map(str, row)) for row in named.itertuples(index=False)]
@@ -105,18 +113,24 @@ def predict(
     return out
 
 
-def levels(queries: Queries, n_samples: int) -> list[ConditionLevels]:
-    """Levels of all conditions under draws of the scale of batch noise."""
+def levels(queries: Queries, n_samples: int, ratio: float = 1.0) -> list[ConditionLevels]:
+    """Levels of all conditions under draws of the scale of batch noise, times a ratio."""
     data, screen = queries.data, queries.screen
     if data.conditions is not None:
         raise ScreenError("the cells have conditions that this model was not built for")
     size = np.exp(data.log_size.astype(float))
-    scales = [np.ones(len(screen.genes))]  # of no consequence in one batch
+    scales = [(np.ones(len(screen.genes)),)]  # of no consequence in one batch
     if len(screen.batches) > 1:
-        scales = list(queries.posterior.samples(n_samples, ["eta.scale"])["eta.scale"])
+        sites = ["eta.scale", *["eta.laboratory_scale"] * queries.model.has_laboratories]
+        draws = queries.posterior.samples(n_samples, sites)
+        scales = [
+            tuple(ratio * each.astype(float) for each in one)
+            for one in zip(*draws.values(), strict=True)
+        ]
+    nested = (screen.batch_laboratory,) if queries.model.has_laboratories else ()
     return [
-        condition_levels(data.counts, size, data.condition, data.batch, scale.astype(float))
-        for scale in scales
+        condition_levels(data.counts, size, data.condition, data.batch, own, *nested, *common)
+        for own, *common in scales
     ]
 
 
@@ -173,6 +187,10 @@ _DIMS = {
     "W.decay_ratio": ("perturbation",),
     "W.log_decay": ("perturbation",),
     "W.field": ("field_feature", "axis"),
+    "W.flow": ("state_feature", "state_axis"),
+    "P.flow": ("perturbation", "code"),
+    "M.flow": ("media", "code"),
+    "W.noise": ("state_axis",),
     "W.drift": ("own_axis",),
     "W.process_noise": ("part",),
     "W.gene_scale": ("gene",),
@@ -187,6 +205,9 @@ _DIMS = {
     "eta.content": ("content", "gene"),
     "eta.scale": ("gene",),
     "eta.free": ("contrast", "gene"),
+    "assumed.scale": ("assumption",),
+    "eta.laboratory": ("laboratory", "gene"),
+    "eta.laboratory_scale": ("gene",),
 }
 
 
@@ -204,14 +225,18 @@ def labelled(
         "time": list(screen.times) or [0.0],
         "gene": list(screen.genes),
         "batch": list(screen.batches),
+        "laboratory": list(screen.laboratories),
         "driver": [*screen.perturbations, *screen.media],
         "arm": _arms(screen, model),
         "axis": [*(f"z{i + 1}" for i in range(model.config.n_latent)), *own_axis],
         "own_axis": own_axis,
+        "state_axis": [f"z{i + 1}" for i in range(model.config.n_latent)],
+        "code": [f"c{i + 1}" for i in range(model.motion.n_codes if model.has_motion else 0)],
         "part": ["constant", "proportional"],
         "gate": ["intercept", "slope"],
         "covariate": list(covariates),
         "content": content_names(screen),
+        "assumption": model.uncertain.kinds,
     }
     dims = {site: list(_DIMS[site]) for site in samples if site in _DIMS}
     used = {dim for names in dims.values() for dim in names}

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
-from tqdm.auto import tqdm
 
 from pyrocell import answers
 from pyrocell._compat import inference_data
+from pyrocell.asking_cells import CellAnswers
 from pyrocell.assume import Assume
 from pyrocell.assumptions import assumption_table
 from pyrocell.batches import CellData
-from pyrocell.criticism import importance_log_likelihood, posterior_predictive_check
+from pyrocell.criticism import posterior_predictive_check
 from pyrocell.errors import ScreenError
 from pyrocell.module import ScreenModule
 from pyrocell.operators import Protocol
 from pyrocell.posterior import Posterior
+from pyrocell.progress import progress
 from pyrocell.queries import Queries
 from pyrocell.registration import ScreenManager
 from pyrocell.screen import Screen
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Answers"]
 
 
-class Answers:
+class Answers(CellAnswers):
     """Questions to a fitted model; mixed into `PyroCell`, which brings the cells and the fit."""
 
     screen: Screen
@@ -117,7 +119,36 @@ class Answers:
             min_cells=min_cells,
             credible_level=credible_level,
             assume=given,
-            progress=_progress(progress_bar),
+            progress=progress(progress_bar),
+        )
+
+    @on_few_threads
+    def assumed_indicators(self, n_samples: int = 200) -> pd.DataFrame:
+        """Whether assumptions that the model was given with a probability hold, as it sees them.
+
+        Unlike :meth:`assumptions`, which reads the counts free of any prior on effects, this is the
+        indicator of the mixture that the model was trained with, see `Assume`: whether the low-rank
+        part of a condition's state changes by about `scale` or by whatever the model allows.
+
+        Returns
+        -------
+        DataFrame with a row per assumption, perturbation and medium: prior, posterior, and scale
+        (posterior mean; RMS log-fold change per axis). Empty if the model was given none.
+        """
+        model = self.module.model
+        columns = ["assumption", "perturbation", "media"]
+        table = pd.DataFrame(model.uncertain.rows, columns=columns)
+        if table.empty:
+            return table.reindex(columns=[*columns, "prior", "posterior", "scale"])
+        found = [
+            (model.uncertain.responsibility(model.uncertain_factor(v)), v["assumed.scale"])
+            for v in self.posterior.draws(n_samples)
+        ]
+        posterior, scale = (torch.stack(part).mean(0) for part in zip(*found, strict=True))
+        return table.assign(
+            prior=model.uncertain.log_odds.sigmoid().cpu().numpy(),
+            posterior=posterior.detach().cpu().numpy(),
+            scale=scale[model.uncertain.kind].cpu().numpy(),
         )
 
     @on_few_threads
@@ -154,18 +185,27 @@ class Answers:
         if time is None and self.screen.times:
             time = self.screen.times[-1]
         return self._queries.perturbation_effects(
-            names, media, time, n_samples, credible_level, _progress(progress_bar)
+            names, media, time, n_samples, credible_level, progress(progress_bar)
         )
 
     @on_few_threads
-    def batch_effects(self, n_samples: int = 200, credible_level: float = 0.9) -> pd.DataFrame:
-        """η of every batch and gene: batch, gene, mean, sd, lower, upper (natural log)."""
+    def batch_effects(
+        self, n_samples: int = 200, credible_level: float = 0.9, by: str = "batch"
+    ) -> pd.DataFrame:
+        """η of every batch and gene: batch, gene, mean, sd, lower, upper (natural log).
+
+        `by="laboratory"`: of every laboratory, the average over its batches.
+        """
         if len(self.screen.batches) == 1:
             raise ScreenError(
                 "the screen has one batch, so batch noise cannot be told from anything else; "
                 "register a batch_key with at least two batches"
             )
-        return self._queries.batch_effects(n_samples, credible_level)
+        if by not in ("batch", "laboratory"):
+            raise ScreenError(f'by="{by}" is neither "batch" nor "laboratory"')
+        if by == "laboratory" and not self.screen.laboratories:
+            raise ScreenError("the screen has no laboratories; register a laboratory_key")
+        return self._queries.batch_effects(n_samples, credible_level, by)
 
     @on_few_threads
     def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:
@@ -186,6 +226,7 @@ class Answers:
         credible_level: float = 0.9,
         return_draws: bool = False,
         progress_bar: bool = False,
+        batch_content: Mapping[str, float] | None = None,
     ) -> AnnData | Any:
         """Expected counts of conditions, seen or not.
 
@@ -193,8 +234,10 @@ class Answers:
         ----------
         conditions
             A `Protocol`, or a table with perturbation, media, time (those the screen has) and
-            optionally batch (default: the average over batches) and n_cells (intervals then include
-            the sampling noise of a pseudobulk of that many cells).
+            optionally batch (default: the average over batches; "new": one that was not measured,
+            whose noise is drawn), laboratory (alone: the average over its batches, or, where it is
+            not in the screen, a batch of a new laboratory) and n_cells (intervals then include the
+            sampling noise of a pseudobulk of that many cells).
         n_samples
             Posterior draws.
         size_factor
@@ -203,6 +246,9 @@ class Answers:
             Mass of the intervals.
         return_draws
             Return joint draws as an xarray.DataArray (draw, condition, gene) instead.
+        batch_content
+            What new batches contain, where batch noise depends on it: fractions of cells by name
+            (the control's label, a medium, a type); default: as in the average batch.
 
         Returns
         -------
@@ -217,7 +263,8 @@ class Answers:
             size_factor,
             credible_level,
             return_draws,
-            _progress(progress_bar),
+            progress(progress_bar),
+            batch_content,
         )
 
     def steady_state_screen(
@@ -268,58 +315,8 @@ class Answers:
             min_count=min_count,
             seed=seed,
             by_gene=by_gene,
-            progress=_progress(progress_bar),
+            progress=progress(progress_bar),
         )
-
-    @on_few_threads
-    def counterfactual(
-        self,
-        adata: AnnData | None = None,
-        perturbation: str | None = None,
-        media: str | None = None,
-        time: float | None = None,
-        n_samples: int = 50,
-        credible_level: float = 0.9,
-    ) -> AnnData:
-        """Expected counts of the same cells under another treatment (eq. 6).
-
-        A cell keeps its resting state, batch and depth. Default: control, baseline, last time.
-
-        Returns
-        -------
-        AnnData, cells × genes: `.X` posterior mean, layers "lower", "upper", "sd".
-        """
-        cells, obs = self._cells_of(adata)
-        target = pd.DataFrame(
-            {
-                "perturbation": [perturbation or self.screen.control],
-                "media": [media or self.screen.baseline_media],
-            }
-        )
-        if self.screen.times or time is not None:
-            target["time"] = self.screen.times[-1] if time is None else time
-        return answers.counterfactual(self._queries, cells, obs, target, n_samples, credible_level)
-
-    @on_few_threads
-    def get_latent_representation(
-        self, adata: AnnData | None = None, batch_size: int = 2048
-    ) -> np.ndarray:
-        """Posterior mean of each cell's resting state z, (cells, n_latent)."""
-        cells, _ = self._cells_of(adata)
-        return self._queries.latent(cells, batch_size)
-
-    @on_few_threads
-    def get_normalized_expression(
-        self,
-        adata: AnnData | None = None,
-        library_size: float | None = 1.0,
-        batch_corrected: bool = True,
-        batch_size: int = 2048,
-    ) -> pd.DataFrame:
-        """Expected expression of each cell, (cells, genes); without batch noise if corrected."""
-        cells, obs = self._cells_of(adata)
-        values = self._queries.normalised(cells, batch_size, library_size, batch_corrected)
-        return pd.DataFrame(values, index=obs.index, columns=self.screen.genes)
 
     @on_few_threads
     def posterior_predictive_check(
@@ -329,15 +326,6 @@ class Answers:
         return posterior_predictive_check(
             self.posterior, self._cells, self.screen.genes, n_samples, n_cells, credible_level
         )
-
-    @on_few_threads
-    def get_marginal_ll(
-        self, adata: AnnData | None = None, n_mc_samples: int = 100, batch_size: int = 512
-    ) -> pd.Series:
-        """Importance-weighted log-likelihood of each cell, nats; globals from the posterior."""
-        cells, obs = self._cells_of(adata)
-        values = importance_log_likelihood(self.posterior, cells, n_mc_samples, batch_size)
-        return pd.Series(values, index=obs.index, name="log_likelihood")
 
     @on_few_threads
     def posterior_samples(
@@ -356,10 +344,3 @@ class Answers:
         return inference_data(
             *answers.labelled(samples, self.screen, self.module.model, covariates)
         )
-
-
-def _progress(show: bool) -> Any:
-    def bar(items: Iterable, **kwargs: Any) -> Iterator:
-        return tqdm(items, disable=not show, **kwargs)
-
-    return bar

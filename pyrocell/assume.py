@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import nextafter
 from typing import Protocol
+
+import pandas as pd
 
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.labels import suggestion
@@ -102,8 +105,11 @@ class Assume:
     perturbation, media
         Where; all of them when None.
     probability
-        That it holds. 1 imposes it: the model is trained under it (the loss terms of eqs. 9 and
-        14). 0 excludes it. Between: a prior.
+        That it holds. Of a row of `PyroCell.assumptions`: its prior; 1 takes it as given, 0 as
+        excluded. Of a model (``PyroCell(adata, assume=...)``), besides: 1 imposes it, whatever the
+        cells say (the loss terms of eqs. 9 and 14); between 0 and 1 they enter as a mixture, with
+        this probability of holding and a scale that is learned, and cells can refute it; 0 adds
+        nothing.
 
     Examples
     --------
@@ -133,6 +139,46 @@ class Assume:
             and self.perturbation in (None, row.perturbation)
             and self.media in (None, row.media)
         )
+
+    @classmethod
+    def from_table(
+        cls, table: pd.DataFrame, assumptions: Iterable[str] | None = None
+    ) -> list[Assume]:
+        """What a table of `PyroCell.assumptions` concluded, as what to hold of another screen.
+
+        Use the table of **another replicate**. The posterior of the same cells, given to a model of
+        these cells, counts them twice: for these, give the prior (the table's column `prior`, or
+        what you know from elsewhere) and let the model conclude. Rows that the layout could not
+        test have posterior = prior, so nothing is concluded from them.
+
+        Parameters
+        ----------
+        table
+            With columns assumption, perturbation, media, prior, posterior.
+        assumptions
+            Those to take, of `pyrocell.ASSUMPTIONS`; default: all in the table.
+
+        Raises
+        ------
+        ScreenError
+            If a column is missing, or a posterior is.
+
+        Notes
+        -----
+        Evidence never imposes or excludes: a posterior that is 1 (or 0) only by rounding becomes
+        the nearest number below (above). What had prior 1 or 0 keeps it.
+        """
+        columns = ["assumption", "perturbation", "media", "prior", "posterior"]
+        if missing := [name for name in columns if name not in table]:
+            raise ScreenError(f"the table has no column {', '.join(missing)}; use assumptions()")
+        out = []
+        for assumption, perturbation, media, prior, posterior in table[columns].itertuples(False):
+            if assumptions is not None and assumption not in set(assumptions):
+                continue
+            if 0 < prior < 1:
+                posterior = min(max(posterior, nextafter(0.0, 1.0)), nextafter(1.0, 0.0))
+            out.append(cls(assumption, perturbation, media, float(posterior)))
+        return out
 
     @classmethod
     def necessary(cls, probability: float = 1.0) -> Assume:

@@ -32,7 +32,7 @@ _LINES = 10  # of progress where there is no terminal
 _REFRESH = 0.5  # seconds, of progress on a terminal
 _SETUP = (
     "layer batch_key perturbation_key control perturbation_type perturbation_type_key media_key "
-    "baseline_media time_key guide_key size_factor_key"
+    "baseline_media time_key guide_key laboratory_key size_factor_key"
 ).split()
 _COVARIATES = ("categorical", "continuous")
 _ARGUMENT = re.compile(
@@ -145,6 +145,7 @@ def _add_fit(commands: Any) -> None:
     )
     screen.add_argument("--time-key", help="times as numbers", **key)
     screen.add_argument("--guide-key", help="guide of each cell; not used by the model", **key)
+    screen.add_argument("--laboratory-key", help="laboratory that made each batch", **key)
     screen.add_argument(
         "--size-factor-key", help="depth of each cell; its total counts if not given", **key
     )

@@ -96,6 +96,8 @@ def importance_log_likelihood(
                 shift = model.cell_shift(values, *extra)
                 logits = model.resting_logits(values, z) + shift
                 log_p = model.view(values, logits, args["log_size"], z).log_prob(args["x"])
-                weight = log_p + (dist.Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)).sum(-1)
+                reversal = getattr(guide, "reversal", None)
+                place = (args["condition"], cells.conditions, reversal)
+                weight = log_p + model.state_log_prob(values, z, *place) - q.log_prob(z).sum(-1)
                 total[rows] = np.logaddexp(total[rows], weight.cpu().double().numpy())
     return total - np.log(n_particles)

@@ -23,7 +23,12 @@ from pyrocell.distributions import (
     ZeroInflatedNegativeBinomial,
 )
 from pyrocell.mapping import ScreenMap
-from pyrocell.structure import Conditions
+from pyrocell.motion import Reversal, draw_state, state_log_prob
+from pyrocell.objectives import DistributionObjective
+from pyrocell.operators import ResponseParameters
+from pyrocell.priors import Priors
+from pyrocell.screen import Screen
+from pyrocell.structure import Conditions, ModelConfig, ScreenStatistics
 from pyrocell.views.rna import dropout_logits
 
 __all__ = ["GenerativeModel"]
@@ -42,6 +47,24 @@ class GenerativeModel(ScreenMap):
         Starting values.
     """
 
+    def __init__(
+        self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
+    ):
+        super().__init__(screen, config, priors, statistics)
+        self.objective = DistributionObjective(**(config.objective or {"weight": 0.0}))
+        sizes = torch.bincount(
+            torch.as_tensor(screen.cell_condition), minlength=len(screen.conditions)
+        )
+        self.register_buffer("condition_size", sizes, persistent=False)  # (C,)
+        if len(self.uncertain):
+            self.uncertain.expect(self._draw_response, self.reference_time)
+
+    def _draw_response(self) -> tuple[ResponseParameters, Tensor | None]:
+        """Response and rate of drift from the prior."""
+        values = self._operator_sites()
+        rate = values["W.log_rate_base"].exp() if self.has_drift else None
+        return self.response_parameters(values), rate
+
     def globals(self) -> dict[str, Tensor]:
         """Sample every global site from its prior."""
         with poutine.scale(scale=self.kl_weight), _EventShaped():
@@ -53,7 +76,29 @@ class GenerativeModel(ScreenMap):
                 change = self.imposed_change(values)
                 normal = WideNormal(change, change.new_tensor(self.priors.assumed_sd))
                 pyro.sample("assumed", normal, obs=torch.zeros_like(change))
+            if len(self.uncertain):
+                values["assumed.scale"] = self._assumed_scale()
+                log_prior = self.uncertain.log_prior(self.uncertain_factor(values))
+                pyro.factor("assumed.state", log_prior.sum())
         return values
+
+    def _assumed_scale(self) -> Tensor:
+        median = self.loading.new_full((len(self.uncertain.kinds),), self.priors.assumed_sd)
+        scale = dist.LogNormal(median.log(), self.priors.assumed_spread).to_event(1)
+        return pyro.sample("assumed.scale", scale)
+
+    def uncertain_factor(self, values: dict[str, Tensor]) -> Tensor:
+        """Log of spike over slab of each assumption held with a probability, (R,)."""
+        conditions, d = self.uncertain.conditions, self.config.n_latent
+        y = self.displacement(values, self.state_of(values, conditions), conditions)
+        sd = self.log_effect_scale.exp()
+        drift = sd.new_zeros(len(sd))
+        drift[d:] = self.priors.drift_sd
+        shared = torch.cat([values.get("M.effect", sd.new_zeros(0, len(sd))), 0 * sd[None]])
+        if self.has_drift:
+            shared[-1, d:] = values["W.drift"]
+        width = self.axes(values).square().mean(-1).sqrt()
+        return self.uncertain.log_factor(y, width, sd, drift, shared, values["assumed.scale"])
 
     def _view_sites(self) -> dict[str, Tensor]:
         p, g = self.priors, self.n_genes
@@ -90,12 +135,20 @@ class GenerativeModel(ScreenMap):
             ),
         )
         values = {"eta.scale": scale}
+        if self.has_laboratories:
+            loc = self.log_laboratory_scale.expand(self.n_genes)
+            spread = dist.LogNormal(loc, self.priors.eta_spread).to_event(1)
+            values["eta.laboratory_scale"] = pyro.sample("eta.laboratory_scale", spread)
         if self.has_content:
             shape = (self.content.shape[1], self.n_genes)
             sd = scale.new_tensor(self.priors.content_sd)
             values["eta.content"] = _centred("eta.content", shape, sd)
-        values["eta.free"] = _centred("eta.free", (self.n_batches - 1, self.n_genes), scale)
+        shape = (self.n_batches - 1, self.n_genes)
+        values["eta.free"] = _centred("eta.free", shape, self.eta_scale(values))
         values["eta"] = pyro.deterministic("eta", self.eta(values), event_dim=2)
+        if self.has_laboratories:
+            offset = self.laboratory_offset(values)
+            values["eta.laboratory"] = pyro.deterministic("eta.laboratory", offset, event_dim=2)
         return values
 
     def _operator_sites(self) -> dict[str, Tensor]:
@@ -129,6 +182,10 @@ class GenerativeModel(ScreenMap):
         if self.has_field:
             scale = self.field.log_scale.exp()
             values["W.field"] = _centred("W.field", (len(scale), self.n_axes), scale)
+        if self.has_motion:
+            noise = (p.state_noise_sd, p.state_noise_spread)
+            branches = self.config.dynamics == "sde"
+            values |= self.motion.sites(k, j, noise if branches else None)
         if self.has_drift:
             values["W.drift"] = _centred("W.drift", (self.config.n_response,), p.drift_sd * one)
         return values
@@ -200,15 +257,40 @@ class GenerativeModel(ScreenMap):
         values = self.globals()
         shift = self.shift_parts(values, condition, batch, covariates).plus(values["V.baseline"])
         with pyro.plate("cells", self.n_cells, subsample=index):
-            z = pyro.sample(
-                "X.z",
-                dist.Normal(self.loading.new_zeros(len(index), self.config.n_latent), 1.0).to_event(
-                    1
+            z = self._own_state(values, condition)
+            logits, offset = shift.decoded(*self.decoding(values, z))
+            counts = pyro.sample("x", self.view(values, logits, log_size, z, offset), obs=x)
+        if self.objective.weight:
+            controls = self.genotype.sum(1) + self.exposure.sum(1) == 0
+            pyro.factor(
+                "distribution",
+                self.objective.resting_factor(
+                    z, condition, controls, self.condition_size, self.n_cells
                 ),
             )
-            logits, offset = shift.decoded(*self.decoding(values, z))
-            view = self.view(values, logits, log_size, z, offset)
-            return pyro.sample("x", view, obs=x)
+        return counts
+
+    def _own_state(self, values: dict[str, Tensor], condition: Tensor) -> Tensor:
+        """Sample X.z: a resting cell's state, moved by then where states move on their own."""
+        n = len(condition)
+        if not self.has_motion:
+            normal = dist.Normal(self.loading.new_zeros(n, self.config.n_latent), 1.0)
+            return pyro.sample("X.z", normal.to_event(1))
+        return draw_state(*self.cell_way(values, condition), self.motion.at_start(n))
+
+    def state_log_prob(
+        self,
+        values: dict[str, Tensor],
+        z: Tensor,
+        condition: Tensor,
+        table: Conditions | None = None,
+        reversal: Reversal | None = None,
+    ) -> Tensor:
+        """Log prior density of X.z of cells, (n,); see `motion.state_log_prob`."""
+        if not self.has_motion:
+            return dist.Normal(torch.zeros_like(z), 1.0).log_prob(z).sum(-1)
+        way = self.cell_way(values, condition, table)
+        return state_log_prob(z, *way, self.motion.at_start(len(z)), reversal)
 
     def cell_shift(
         self,

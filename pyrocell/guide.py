@@ -26,7 +26,8 @@ from pyrocell.distributions import (
 )
 from pyrocell.encoder import fisher_metric, fisher_weight, row_sums, state_shift
 from pyrocell.given_back import given_back
-from pyrocell.guide_parameters import GuideParameters
+from pyrocell.guide_rates import GuideRates
+from pyrocell.motion import draw_past
 from pyrocell.structure import Conditions
 
 __all__ = ["Guide"]
@@ -34,7 +35,7 @@ __all__ = ["Guide"]
 _COLLAPSED = 1e-3  # an axis of z with this share of the average information is not used
 
 
-class Guide(GuideParameters):
+class Guide(GuideRates):
     """Structured Gaussian guide of `GenerativeModel`; parameters are created eagerly.
 
     Parameters
@@ -60,11 +61,9 @@ class Guide(GuideParameters):
                 values |= self._residual_sites(values, drawn, centre)
             if len(model.several):
                 values |= self._joint_sites(values, drawn, centre)
+            if len(model.uncertain):
+                values["assumed.scale"] = self._normal("assumed.scale", "assumed", WideLogNormal)
         return values
-
-    def _normal(self, site: str, name: str, cls: type = WideNormal) -> Tensor:
-        loc, scale = getattr(self, f"{name}_loc"), getattr(self, f"{name}_log_scale").exp()
-        return pyro.sample(site, cls(loc, scale))
 
     def _low_rank(
         self, site: str, name: str, mix: Tensor | None = None, taken: Tensor | None = None
@@ -165,6 +164,9 @@ class Guide(GuideParameters):
             return {"eta": model.loading.new_zeros(1, model.n_genes)}
         scale = self._normal("eta.scale", "eta_scale", WideLogNormal)
         values = {"eta.scale": scale}
+        if model.has_laboratories:
+            common = self._normal("eta.laboratory_scale", "laboratory_scale", WideLogNormal)
+            values["eta.laboratory_scale"] = common
         taken = None
         if model.has_content:
             values["eta.content"] = self._normal("eta.content", "content")
@@ -173,6 +175,8 @@ class Guide(GuideParameters):
             taken = self.content_kept.sigmoid() * (model.contrast.T @ change)
         values["eta.free"] = self._low_rank("eta.free", "eta", self.eta_mix, taken)
         values["eta"] = model.eta(values)
+        if model.has_laboratories:
+            values["eta.laboratory"] = model.laboratory_offset(values)
         return values
 
     def _operator_sites(self, drawn: Tensor, centre: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -182,6 +186,8 @@ class Guide(GuideParameters):
             values["M.turnover"] = self._turnover(values)
         if model.has_field:
             values["W.field"] = self._weights("W.field", "field")
+        if model.has_motion:
+            values |= self._motion_sites()
         values |= {
             "P.effect": self._effect(drawn, values, centre),
             "P.on_target": self._normal("P.on_target", "on_target"),
@@ -192,34 +198,6 @@ class Guide(GuideParameters):
         if model.has_drift:
             values["W.drift"] = self._normal("W.drift", "drift")
         return values
-
-    def _turnover(self, rates: dict[str, Tensor]) -> Tensor:
-        """ρ given the common rate; the prior, exactly, of media that one order was run of."""
-        model = self.model
-        scale = self.turnover_log_scale.exp()
-        scale = torch.where(model.reversed_media, scale, model.priors.turnover_sd)
-        return pyro.sample("M.turnover", WideLogNormal(self._log_turnover(rates), scale))
-
-    def _log_turnover(self, rates: dict[str, Tensor]) -> Tensor:
-        """Centre of log ρ at a common rate, (J,)."""
-        prior = self.model.log_turnover_centre(rates)
-        shift = self.turnover_loc - self.model.priors.turnover_loc
-        if self.model.has_rates:
-            moved = rates["W.log_rate_base"] - self.rate_base_loc
-            shift = shift - (1 - self.turnover_along_base) * moved
-        return torch.where(self.model.reversed_media, prior + shift, prior)
-
-    def _rate_sites(self) -> dict[str, Tensor]:
-        """Rates in the order common, driver, product: what one takes the next gives back."""
-        base = self._normal("W.log_rate_base", "rate_base")
-        moved = self.rate_along_base * (base - self.rate_base_loc)
-        normal = WideNormal(self.rate_loc + moved, self.rate_log_scale.exp())
-        rate = pyro.sample("W.log_rate", normal)
-        moved = self.decay_along_rate * (rate - self.rate_loc)[: len(self.decay_loc)]
-        ratio = WideLogNormal(self.decay_loc + moved, self.decay_log_scale.exp())
-        values = {"W.log_rate_base": base, "W.log_rate": rate}
-        values["W.decay_ratio"] = pyro.sample("W.decay_ratio", ratio)
-        return values | {"W.log_decay": self.model.log_decay(values)}
 
     def _residual_sites(
         self, values: dict[str, Tensor], drawn: Tensor, centre: dict[str, Tensor]
@@ -366,7 +344,9 @@ class Guide(GuideParameters):
         values = self.globals()
         loc, scale = self.encode(values, x, condition, batch, covariates)
         with pyro.plate("cells", self.model.n_cells, subsample=index):
-            pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
+            z = pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
+            if self.model.config.dynamics == "sde":
+                draw_past(self.reversal, z, *self.model.cell_way(values, condition))
 
     def encode(
         self,

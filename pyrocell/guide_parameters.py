@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyrocell.encoder import Encoder, fisher_metric
 from pyrocell.generative import GenerativeModel
 from pyrocell.layout import condition_cells, driver_cells, layout_mix
+from pyrocell.motion import Reversal
 from pyrocell.screen import Screen
 from pyrocell.structure import ScreenStatistics
 
@@ -64,6 +65,9 @@ class GuideParameters(nn.Module):
                 self._gaussian("content", torch.zeros(model.content.shape[1], g), torch.tensor(0.1))
                 self.content_kept = nn.Parameter(torch.tensor(2.0))
             self._gaussian("eta_scale", torch.full((g,), math.log(0.2)), torch.tensor(0.3))
+        if model.has_laboratories:
+            start_at = torch.full((g,), math.log(model.priors.laboratory_sd))
+            self._gaussian("laboratory_scale", start_at, torch.tensor(0.3))
         cells = torch.as_tensor(driver_cells(screen), dtype=torch.float32)  # (K + J, T, B)
         per_node = cells.sum(-1)
         self._shared_cells(model, screen)
@@ -91,6 +95,8 @@ class GuideParameters(nn.Module):
         if model.has_field:
             zeros = torch.zeros(len(model.field.offset), model.n_axes)
             self._gaussian("field", zeros, torch.tensor(0.5))
+        if model.has_motion:
+            self._motion(model)
         if model.has_drift:
             self._gaussian("drift", torch.zeros(config.n_response), torch.tensor(0.05))
         if config.n_covariates:
@@ -110,6 +116,10 @@ class GuideParameters(nn.Module):
                 self._residual("M", cells[k:], per_node[k:], relative, model.media_residual_sd)
         if len(model.several):
             self._joint(model, screen, relative)
+        if len(model.uncertain):
+            p = model.priors
+            centre = torch.full((len(model.uncertain.kinds),), math.log(p.assumed_sd))
+            self._gaussian("assumed", centre, torch.tensor(p.assumed_spread))
 
     def _rates(self, model: GenerativeModel, cells: Tensor) -> None:
         """Rates: each driver's given the common one, each product's given its driver's."""
@@ -122,6 +132,19 @@ class GuideParameters(nn.Module):
         self.rate_along_base = nn.Parameter(torch.full((n,), 0.5))
         self.decay_along_rate = nn.Parameter(torch.zeros(k))
         self.register_buffer("cells_at_time", cells, persistent=False)  # (K + J, T)
+
+    def _motion(self, model: GenerativeModel) -> None:
+        """The field of states, its codes, its noise, and the way back along it."""
+        width = model.motion
+        self._gaussian("flow", torch.zeros_like(width.direction.mT), torch.tensor(0.02))
+        codes = width.code_direction.shape[0]
+        self._gaussian("flow_code", torch.zeros(model.n_perturbations, codes), torch.tensor(0.3))
+        if model.n_media:
+            self._gaussian("flow_media", torch.zeros(model.n_media, codes), torch.tensor(0.3))
+        if model.config.dynamics == "sde":
+            noise = torch.full((model.config.n_latent,), math.log(model.priors.state_noise_sd))
+            self._gaussian("state_noise", noise, torch.tensor(0.1))
+            self.reversal = Reversal(model.config.n_latent)
 
     def _shared_cells(self, model: GenerativeModel, screen: Screen) -> None:
         """Cells by perturbation and batch, along the principal axes of who shares cells with whom.

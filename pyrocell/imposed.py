@@ -20,7 +20,7 @@ from pyrocell.screen import Screen
 from pyrocell.structure import Conditions
 from pyrocell.testability import Comparison, comparisons
 
-__all__ = ["imposed_contrasts"]
+__all__ = ["condition_table", "imposed_contrasts", "uncertain_rows"]
 
 Weights = dict[tuple, float]  # (genotype, exposure, duration, time index, two events) → weight
 
@@ -55,8 +55,34 @@ def imposed_contrasts(
             genes.append(speaks)
     if not contrasts:
         return None
+    conditions, matrix = condition_table(contrasts)
+    return conditions, matrix, torch.as_tensor(np.array(genes), dtype=torch.float32)
+
+
+def uncertain_rows(
+    screen: Screen, assume: Sequence[Assume]
+) -> list[tuple[Comparison, float, list[Weights]]]:
+    """Assumptions held with a probability between 0 and 1, and the contrasts they hold to be zero.
+
+    What is said last of a condition counts, as in the table of assumptions. Left out is what no
+    part of the model could obey: memory, and steadiness on a screen of one time.
+    """
+    out = []
+    for row in comparisons(screen):
+        held = [a.probability for a in assume if a.covers(row)]
+        if not held or not 0 < held[-1] < 1:
+            continue
+        try:
+            out.append((row, held[-1], _contrasts(screen, row)))
+        except ScreenError:
+            continue
+    return out
+
+
+def condition_table(contrasts: Sequence[Weights]) -> tuple[Conditions, Tensor]:
+    """Conditions that contrasts speak of (C of them), and the contrasts as a matrix, (n, C)."""
     table = {key: i for i, key in enumerate(dict.fromkeys(k for w in contrasts for k in w))}
-    matrix = np.zeros((len(contrasts), len(table)))
+    matrix = torch.zeros(len(contrasts), len(table))
     for i, weights in enumerate(contrasts):
         for key, weight in weights.items():
             matrix[i, table[key]] = weight
@@ -68,18 +94,16 @@ def imposed_contrasts(
             strict=True,
         )
     )
-    none = torch.full((len(table),), -1)
-    as_float = lambda a: torch.as_tensor(np.array(a), dtype=torch.float32)  # noqa: E731
     conditions = Conditions(
         genotype.reshape(len(table), -1),
         exposure.reshape(len(table), -1),
         duration,
         time_index,
-        none,
+        torch.full((len(table),), -1),
         perturbed_at,
         exposed_at,
     )
-    return conditions, as_float(matrix), as_float(genes)
+    return conditions, matrix
 
 
 def _contrasts(screen: Screen, row: Comparison) -> list[Weights]:

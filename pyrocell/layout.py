@@ -6,10 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrocell.noise import content_fractions
+from pyrocell.noise import batch_fractions
 from pyrocell.screen import Screen
 
-__all__ = ["batch_content", "condition_cells", "content_names", "driver_cells", "layout_mix"]
+__all__ = [
+    "average_content",
+    "batch_content",
+    "condition_cells",
+    "content_names",
+    "driver_cells",
+    "layout_mix",
+]
 
 
 def condition_cells(screen: Screen) -> np.ndarray:
@@ -35,14 +42,20 @@ def batch_content(screen: Screen) -> Tensor:
     Fractions of controls, of each medium and of each class of perturbation; what does not differ
     between batches is left out.
     """
-    _, content = _content(screen)
-    return content
+    _, fractions = _content(screen)
+    return fractions - fractions.mean(0)
 
 
 def content_names(screen: Screen) -> list[str]:
     """Names of the columns of `batch_content`, (F,): control's label, a medium, a type."""
     names, _ = _content(screen)
     return names
+
+
+def average_content(screen: Screen) -> Tensor:
+    """Fractions of the average batch, by column of `batch_content`, (F,)."""
+    _, fractions = _content(screen)
+    return fractions.mean(0)
 
 
 def _content(screen: Screen) -> tuple[list[str], Tensor]:
@@ -56,9 +69,9 @@ def _content(screen: Screen) -> tuple[list[str], Tensor]:
     # from the table, not the cells: these may be others than the model was fitted to
     cells = torch.as_tensor(screen.layout.to_numpy())  # (C, B)
     condition, batch = cells.nonzero().repeat_interleave(cells[cells > 0], 0).T
-    content = content_fractions(batch, len(screen.batches), features[condition])
-    differs = content.abs().amax(0) > 1e-3
-    return [n for n, there in zip(names, differs, strict=True) if there], content[:, differs]
+    fractions = batch_fractions(batch, len(screen.batches), features[condition])
+    differs = (fractions - fractions.mean(0)).abs().amax(0) > 1e-3
+    return [n for n, there in zip(names, differs, strict=True) if there], fractions[:, differs]
 
 
 def driver_cells(screen: Screen) -> np.ndarray:

@@ -66,6 +66,8 @@ class ConditionLevels:
         (G, B, B) of the error of η.
     expected
         (C, G) counts expected at the pooled level: which genes can be judged, whatever they show.
+    eta_sd
+        (G,) standard deviation of η, of both levels together where there are two.
     """
 
     value: np.ndarray
@@ -74,6 +76,7 @@ class ConditionLevels:
     share: np.ndarray
     eta_covariance: np.ndarray
     expected: np.ndarray
+    eta_sd: np.ndarray
 
     def contrast(self, weights: Mapping[int, float]) -> Contrast:
         """Σ_c a_c β_c, for weights by row of `Screen.conditions`; zeros for none."""
@@ -95,6 +98,8 @@ def condition_levels(
     condition: np.ndarray,
     batch: np.ndarray,
     eta_sd: np.ndarray,
+    laboratory: np.ndarray | None = None,
+    laboratory_sd: np.ndarray | None = None,
 ) -> ConditionLevels:
     """Estimate the levels of all conditions.
 
@@ -108,6 +113,9 @@ def condition_levels(
         (N,) codes.
     eta_sd
         (G,) standard deviation of batch noise.
+    laboratory, laboratory_sd
+        (B,) code of each batch's laboratory and (G,) standard deviation of what laboratories add;
+        None where there is one level.
     """
     n_conditions, n_batches = condition.max() + 1, batch.max() + 1
     weight = np.minimum(1.0, DEEPEST * np.median(size) / size)
@@ -123,12 +131,12 @@ def condition_levels(
     q = squares.sum(1) / depth.sum(1) ** 2  # (C,)
     plain = groups.plain.reshape(shape).sum(1) / depth.sum(1)  # of Poisson noise, 1 without weights
     eta = np.zeros((n_batches, total.shape[-1]))
-    precision = np.maximum(eta_sd, _NARROWEST) ** -2
+    precision = _eta_precision(n_batches, eta_sd, laboratory, laboratory_sd)
     for _ in range(_ROUNDS if n_batches > 1 else 1):
         within = np.einsum("cb,bg->cg", depth, np.exp(eta))  # D, (C, G)
         level = np.log((summed + _POOLED) / (within + _POOLED / rate))
-        information = np.zeros((total.shape[-1], n_batches, n_batches))
-        gradient = -precision[:, None] * eta.T
+        information = precision.copy()
+        gradient = -np.einsum("gbd,dg->gb", precision, eta)
         for c in range(n_conditions):
             mine = np.flatnonzero(depth[c])
             scaled = depth[c, mine, None] * np.exp(eta[mine])
@@ -142,8 +150,6 @@ def condition_levels(
             i = np.arange(len(mine))
             block[:, i, i] += known.T
             information[:, mine[:, None], mine] += block
-        i = np.arange(n_batches)
-        information[:, i, i] += precision[:, None]
         step = np.linalg.solve(information, gradient[..., None])[..., 0].T
         eta = np.clip(eta + np.clip(step, -0.5, 0.5), -3, 3)
         if np.abs(step).max() < 1e-6:
@@ -159,7 +165,26 @@ def condition_levels(
         share=depth / depth.sum(1, keepdims=True),
         eta_covariance=np.linalg.inv(information),
         expected=rate * depth.sum(1)[:, None],
+        eta_sd=eta_sd if laboratory_sd is None else np.hypot(eta_sd, laboratory_sd),
     )
+
+
+def _eta_precision(
+    n_batches: int,
+    eta_sd: np.ndarray,
+    laboratory: np.ndarray | None,
+    laboratory_sd: np.ndarray | None,
+) -> np.ndarray:
+    """Inverse of the prior covariance s² I + s_L² Z Z' of η over batches, (G, B, B)."""
+    own = np.maximum(eta_sd, _NARROWEST) ** 2
+    identity = np.eye(n_batches)
+    out = identity / own[:, None, None]
+    if laboratory is None or laboratory_sd is None:
+        return out
+    together = laboratory[:, None] == laboratory  # by Woodbury, laboratory by laboratory
+    size = together.sum(1)
+    left = laboratory_sd[:, None] ** 2 / (own[:, None] + size * laboratory_sd[:, None] ** 2)
+    return out - (left / own[:, None])[:, :, None] * together
 
 
 def _moderated(extra: np.ndarray, freedom: int) -> np.ndarray:

@@ -9,7 +9,7 @@ means of many do not, is that of the Fisher information.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +23,7 @@ from pyrocell.structure import Conditions
 __all__ = ["draw_own_state", "drawn_loading", "resting_posterior"]
 
 STEPS = 4
+Prior = Callable[[Tensor], Tensor]
 
 
 def resting_posterior(
@@ -32,6 +33,7 @@ def resting_posterior(
     shift: Tensor,
     x: Tensor,
     log_size: Tensor,
+    prior: Prior | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mode of X.z of each cell and the Cholesky factor of its precision, (n, d) and (n, d, d).
 
@@ -45,6 +47,9 @@ def resting_posterior(
         (n, G) log-mean shift of each cell.
     x, log_size
         (n, G) counts and (n,) log size factors.
+    prior
+        Log prior density (n,) of states (n, d); standard normal when None. The curvature of any is
+        taken as that of a standard normal.
 
     Notes
     -----
@@ -52,10 +57,11 @@ def resting_posterior(
     where its log joint density rises.
     """
     z = start
-    density, gradient, precision = _at(model, values, z, shift, x, log_size)
+    cells = (shift, x, log_size, prior or _standard)
+    density, gradient, precision = _at(model, values, z, *cells)
     for _ in range(STEPS):
         step = torch.linalg.solve(precision, gradient[..., None])[..., 0]
-        tried = _at(model, values, z + step, shift, x, log_size)
+        tried = _at(model, values, z + step, *cells)
         better = tried[0] > density
         z = torch.where(better[:, None], z + step, z)
         density = torch.where(better, tried[0], density)
@@ -76,12 +82,18 @@ def draw_own_state(
     `table` is what the cells' conditions refer to; default: the screen's own.
     """
     labels = (cells["condition"], cells["batch"], cells.get("covariates"), table)
-    start, _ = guide.encode(values, cells["x"], *labels)
+    start, scale = guide.encode(values, cells["x"], *labels)
+    generator = torch.Generator(device=start.device).manual_seed(seed)
+    noise = torch.randn(start.shape, generator=generator, device=start.device)
+    if guide.model.config.dynamics == "sde":  # no density to climb: what the encoder says
+        return start + scale * noise
     shift = guide.model.cell_shift(values, *labels)
     x = cells["x"].to_dense() if cells["x"].layout != torch.strided else cells["x"]
-    mode, root = resting_posterior(guide.model, values, start, shift, x, cells["log_size"])
-    generator = torch.Generator(device=mode.device).manual_seed(seed)
-    noise = torch.randn(mode.shape, generator=generator, device=mode.device)
+
+    def prior(z: Tensor) -> Tensor:
+        return guide.model.state_log_prob(values, z, cells["condition"], table)
+
+    mode, root = resting_posterior(guide.model, values, start, shift, x, cells["log_size"], prior)
     return mode + torch.linalg.solve_triangular(root.mT, noise[..., None], upper=True)[..., 0]
 
 
@@ -104,6 +116,10 @@ def drawn_loading(model: GenerativeModel, mean: Tensor, theta: Tensor, seed: int
         model.loading.data = estimate
 
 
+def _standard(z: Tensor) -> Tensor:
+    return -0.5 * z.square().sum(1)
+
+
 def _at(
     model: GenerativeModel,
     values: dict[str, Tensor],
@@ -111,12 +127,13 @@ def _at(
     shift: Tensor,
     x: Tensor,
     log_size: Tensor,
+    prior: Prior,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log joint density (n,), its gradient (n, d) and its expected curvature (n, d, d)."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         counts = model.view(values, model.resting_logits(values, z) + shift, log_size, z)
-        density = counts.log_prob(x) - 0.5 * z.square().sum(1)
+        density = counts.log_prob(x) + prior(z)
         (gradient,) = torch.autograd.grad(density.sum(), z)
     with torch.no_grad():
         mean = counts.mean

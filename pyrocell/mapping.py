@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyrocell.assume import Assume
 from pyrocell.decoder import Curvature
-from pyrocell.imposed import imposed_contrasts
-from pyrocell.layout import batch_content
-from pyrocell.noise import content_effect, contrast_matrix
+from pyrocell.motion import Motion, arm_way
 from pyrocell.operators import (
     ResponseParameters,
     bounded_rate,
@@ -24,22 +20,23 @@ from pyrocell.operators import (
 )
 from pyrocell.operators.perturbation import on_target_shift
 from pyrocell.operators.response import FASTEST
+from pyrocell.operators.transport import Leg, StateField
 from pyrocell.operators.waiting import onset_curve, relative_curve, relative_onset
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
+from pyrocell.screen_tensors import ScreenTensors
 from pyrocell.state import State
 from pyrocell.structure import (
     Conditions,
     ModelConfig,
     ScreenStatistics,
     gather_nodes,
-    number_arms,
 )
 
 __all__ = ["ScreenMap"]
 
 
-class ScreenMap(nn.Module):
+class ScreenMap(ScreenTensors):
     """Point parameters, the screen as tensors, and the map from sites to log-mean shifts.
 
     Parameters
@@ -68,86 +65,21 @@ class ScreenMap(nn.Module):
             self.curvature = Curvature(config.n_latent)
         if self.has_field:
             self.field = Curvature(2 * self.n_axes)
+        if self.has_motion:
+            self.motion = Motion(config.n_latent, self.clock)
         if config.dropout == "cell":
             self.gate_loading = nn.Parameter(torch.zeros_like(statistics.loading))
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
         if self.n_batches > 1:
             self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
+        if self.has_laboratories:
+            self.log_laboratory_scale = nn.Parameter(torch.tensor(math.log(priors.laboratory_sd)))
         if self.has_time and config.gene_residual:
             self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.walk_sd)))
             self.logit_persistence = nn.Parameter(torch.tensor(1.5))
         self.residual_start = priors.walk_sd if self.has_time else priors.residual_sd
         self.register_buffer("baseline_centre", statistics.baseline.clone())
         self.register_buffer("kl_weight", torch.tensor(1.0))
-
-    def _register_screen(self, screen: Screen) -> None:
-        as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
-        genotype, exposure = as_float(screen.genotype), as_float(screen.exposure)
-        several = (genotype.sum(1) + exposure.sum(1)) > 1
-        arms, interaction = number_arms(genotype, exposure, several)
-        self.n_interactions = arms if self.config.interactions and self.config.gene_residual else 0
-        if not self.n_interactions:
-            interaction = torch.full_like(interaction, -1)
-        times = as_float(screen.times)
-        self.has_time = len(screen.times) > 1
-        self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0
-        drift = screen.aliased[screen.aliased.contrast == "time"]
-        self.has_rates = self.has_time and self.config.dynamics != "none"
-        self.has_field = self.has_time and self.config.dynamics == "node"
-        self.has_drift = self.has_rates and bool(drift.estimable.all())
-        for name, value in {
-            "several": several.nonzero()[:, 0],
-            "genotype": genotype,
-            "exposure": exposure,
-            "duration": as_float(screen.duration),
-            "time_index": torch.as_tensor(screen.time_index),
-            "interaction": interaction,
-            "perturbed_at": as_float(screen.perturbed_at),
-            "exposed_at": as_float(screen.exposed_at),
-            "target": torch.as_tensor(screen.target),
-            "contrast": contrast_matrix(self.n_batches),
-            "content": batch_content(screen),
-            "time_steps": times.diff() if self.has_time else torch.zeros(0),
-            "on_target_sign": torch.tensor(
-                [{"CRISPRi": -1.0, "CRISPRa": 1.0}.get(t, 0.0) for t in screen.perturbation_types]
-            ),
-        }.items():
-            self.register_buffer(name, value, persistent=False)
-        lost = (self.exposed_at < self.perturbed_at) & (genotype.sum(1) > 0)  # after it had begun
-        reversed_media = (exposure * lost[:, None]).any(0)  # (J,) both orders were run
-        self.register_buffer("reversed_media", reversed_media, persistent=False)
-        self.has_turnover = bool(reversed_media.any())
-        # where arms differ in time, a medium's gene-level part is lost as its response is
-        self.follows_gain = bool((self.exposed_at + self.perturbed_at).any())
-        p = self.priors
-        self.media_residual_sd = p.media_gene_sd if self.follows_gain else p.media_residual_sd
-        self.clock = float(np.mean(screen.times)) if len(screen.times) else 1.0
-        self.imposed = imposed_contrasts(screen, [Assume(**a) for a in self.config.assume])
-
-    @property
-    def conditions(self) -> Conditions:
-        """The screen's own conditions."""
-        return Conditions(
-            self.genotype,
-            self.exposure,
-            self.duration,
-            self.time_index,
-            self.interaction,
-            self.perturbed_at,
-            self.exposed_at,
-        )
-
-    @property
-    def has_content(self) -> bool:
-        """Whether batch noise depends on what the batch contains."""
-        return self.config.content_dependent_noise and self.content.shape[1] > 0
-
-    def eta(self, values: dict[str, Tensor]) -> Tensor:
-        """η of every batch (eqs. 15, 19), (B, G); sums to zero over batches exactly."""
-        eta = self.contrast @ values["eta.free"]
-        if self.has_content:
-            eta = eta + content_effect(self.content, values["eta.content"])
-        return eta
 
     def log_decay(self, values: dict[str, Tensor]) -> Tensor:
         """log μ of each perturbed gene's product, (K,): never slower than the response itself."""
@@ -271,7 +203,11 @@ class ScreenMap(nn.Module):
 
     def shift(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         """Log-mean shift of each condition against rest, η excluded, (C, G), log-fold change."""
-        state = respond_in_order(
+        return self.shift_of(values, self.state_of(values, conditions), conditions)
+
+    def state_of(self, values: dict[str, Tensor], conditions: Conditions) -> State:
+        """State of each condition's cells, from rest through its own order of steps."""
+        return respond_in_order(
             conditions.genotype,
             conditions.exposure,
             conditions.duration,
@@ -279,17 +215,21 @@ class ScreenMap(nn.Module):
             conditions.exposed_at,
             self.response_parameters(values),
         )
-        return self.shift_of(values, state, conditions)
+
+    def displacement(
+        self, values: dict[str, Tensor], state: State, conditions: Conditions
+    ) -> Tensor:
+        """y of cells in a given state, with what drift adds to it, (C, D)."""
+        if not self.has_drift:
+            return state.y
+        rate = values["W.log_rate_base"].exp()
+        curve = relative_curve(rate, conditions.duration, self.reference_time)
+        drift = curve[:, None] * values["W.drift"]
+        return state.y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
 
     def shift_of(self, values: dict[str, Tensor], state: State, conditions: Conditions) -> Tensor:
         """Log-mean shift of cells in a given state, however they came there, (C, G)."""
-        y = state.y
-        if self.has_drift:
-            rate = values["W.log_rate_base"].exp()
-            curve = relative_curve(rate, conditions.duration, self.reference_time)
-            drift = curve[:, None] * values["W.drift"]
-            y = y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
-        out = y @ self.axes(values)
+        out = self.displacement(values, state, conditions) @ self.axes(values)
         out = out + on_target_shift(
             conditions.genotype, values["P.on_target"], self.target, self.n_genes
         )
@@ -357,6 +297,21 @@ class ScreenMap(nn.Module):
         rate = condition_rate(genotype, exposure, params)[:, 0]
         since = (conditions.duration - conditions.perturbed_at).clamp_min(0)
         return torch.where(lost, onset_curve(rate, turnover, since), ones)
+
+    def way(
+        self, values: dict[str, Tensor], conditions: Conditions, rows: Tensor | None = None
+    ) -> tuple[tuple[Leg, ...], StateField]:
+        """How resting states of each condition go, and the field they go along."""
+        field = self.motion.field(values)
+        return arm_way(conditions, self.response_parameters(values), field, rows), field
+
+    def cell_way(
+        self, values: dict[str, Tensor], condition: Tensor, table: Conditions | None = None
+    ) -> tuple[tuple[Leg, ...], StateField]:
+        """The same for cells of given conditions, in their order; `table` as in `cell_shift`."""
+        rows, inverse = torch.unique(condition, return_inverse=True)
+        table = self.conditions if table is None else table
+        return self.way(values, table.select(rows), inverse)
 
     def imposed_change(self, values: dict[str, Tensor]) -> Tensor:
         """What the assumptions imposed hold to be zero, (contrasts, G), log-fold change."""

@@ -20,6 +20,7 @@ from pyrocell.batches import CellData, split_cells
 from pyrocell.checkpoints import Checkpoints
 from pyrocell.errors import ModelFileError
 from pyrocell.module import ScreenModule
+from pyrocell.objectives import DistributionObjective
 from pyrocell.posterior import Posterior
 from pyrocell.priors import Priors
 from pyrocell.queries import Queries
@@ -70,7 +71,9 @@ class PyroCell(Answers, BaseModelClass):
         Prior scales, in units of natural-log fold change.
     assume
         Assumptions to train under, such as ``[Assume.steady("POU5F1")]``: the loss terms of eqs. 9
-        and 14. `assumptions()` then takes them as given.
+        and 14; with a probability below 1, as a mixture. `assumptions()` takes them as priors.
+    objective
+        Distance between populations to add to the log joint (eq. 23), see `DistributionObjective`.
 
     Attributes
     ----------
@@ -104,6 +107,7 @@ class PyroCell(Answers, BaseModelClass):
         priors: Priors | None = None,
         assume: Sequence[Assume] = (),
         lipschitz: float | None = 0.9,
+        objective: DistributionObjective | None = None,
     ):
         super().__init__(adata)
         self.screen = self.adata_manager.screen
@@ -124,12 +128,12 @@ class PyroCell(Answers, BaseModelClass):
             dropout=dropout,
             decoder=decoder,
             assume=tuple(asdict(a) for a in assume),
+            objective=None if objective is None else asdict(objective),
         )
         check_options(config)
+        counts, log_size = self._cells.counts, self._cells.log_size
         self._hold(
-            ScreenModule.from_counts(
-                self._cells.counts, self._cells.log_size, self.screen, config, priors or Priors()
-            )
+            ScreenModule.from_counts(counts, log_size, self.screen, config, priors or Priors())
         )
         self.init_params_ = self._get_init_params(locals())
 
@@ -158,6 +162,7 @@ class PyroCell(Answers, BaseModelClass):
         perturbation_time_key: str | None = None,
         media_time_key: str | None = None,
         guide_key: str | None = None,
+        laboratory_key: str | None = None,
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
@@ -183,9 +188,10 @@ class PyroCell(Answers, BaseModelClass):
         perturbation_type
             "knockout", "CRISPRi" or "CRISPRa", where no column states it.
         guide_key
-            Column with the guide of each cell. It is kept with the screen, as `screen.guides` and
-            `screen.cell_guide`, for checks of your own; the model does not use it: all guides of a
-            perturbation share one effect.
+            Column with the guide of each cell, kept as `screen.guides` and `screen.cell_guide` for
+            checks of your own; the model does not use it: guides of a perturbation share an effect.
+        laboratory_key
+            Column with the laboratory that made each batch: batch noise then has two levels.
         size_factor_key
             Column with the depth of each cell; default: its total counts over these genes.
         categorical_covariate_keys, continuous_covariate_keys
@@ -218,12 +224,12 @@ class PyroCell(Answers, BaseModelClass):
         )
         if manager.screen is self.screen:
             return data
-        here, there = (_treatments(screen) for screen in (manager.screen, self.screen))
+        here, there = (screen.treatments for screen in (manager.screen, self.screen))
         rows = pd.MultiIndex.from_frame(there).get_indexer(pd.MultiIndex.from_frame(here))
         if (rows >= 0).all():
             return replace(data, condition=rows[data.condition])
         posterior = Posterior(self.module.model, self.module.guide)
-        table, _, _ = Queries(posterior, self.screen, data).conditions(here)
+        table, _ = Queries(posterior, self.screen, data).conditions(here)
         return replace(data, conditions=table)
 
     def _cells_of(self, adata: AnnData | None) -> tuple[CellData, pd.DataFrame]:
@@ -269,7 +275,7 @@ class PyroCell(Answers, BaseModelClass):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; by default as many as `config.steps` steps take.
+            Passes over the training cells; default: as many as `config.steps` steps take.
         accelerator, devices
             As in Lightning.
         train_size
@@ -353,10 +359,8 @@ class PyroCell(Answers, BaseModelClass):
 
         Raises
         ------
-        ModelFileError
-            If the files are missing, damaged or belong to another model.
-        ScreenError
-            If the cells do not fit the saved screen.
+        ModelFileError, ScreenError
+            If the files are missing, damaged or of another model; if cells do not fit the screen.
         """
         state, settings, history = read_model(dir_path)
         try:
@@ -388,11 +392,3 @@ class PyroCell(Answers, BaseModelClass):
         model.is_trained_, model._seed, model.history_ = trained, seed, history
         module.eval()
         return model
-
-
-def _treatments(screen: Screen) -> pd.DataFrame:
-    """Perturbation, media, and (if there are any) times of each condition."""
-    table = screen.conditions[["perturbation", "media", *(["time"] if screen.times else [])]]
-    if not screen.times:
-        return table
-    return table.assign(perturbed_at=screen.perturbed_at, exposed_at=screen.exposed_at)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "batch_fractions",
     "centre",
     "content_effect",
     "content_fractions",
@@ -111,14 +112,19 @@ def content_fractions(cell_batch: Tensor, n_batches: int, *features: Tensor) -> 
     -----
     Eq. 19: η depends on the set of perturbations and media in the batch.
     """
+    fractions = batch_fractions(cell_batch, n_batches, *features)
+    return fractions - fractions.mean(0)
+
+
+def batch_fractions(cell_batch: Tensor, n_batches: int, *features: Tensor) -> Tensor:
+    """Fraction of each batch's cells with each feature, (B, F); as :func:`content_fractions`."""
     columns = [f.unsqueeze(-1) if f.dim() == 1 else f for f in features]
     design = torch.cat(columns, -1)  # (N, F)
     if not design.is_floating_point():
         design = design.to(torch.get_default_dtype())
     cells = torch.bincount(cell_batch, minlength=n_batches).clamp(min=1)  # (B,)
     totals = design.new_zeros(n_batches, design.shape[-1]).index_add(0, cell_batch, design)
-    fractions = totals / cells.unsqueeze(-1)
-    return fractions - fractions.mean(0)
+    return totals / cells.unsqueeze(-1)
 
 
 def content_effect(content: Tensor, omega: Tensor) -> Tensor:

@@ -40,13 +40,14 @@ class DistributionObjective:
     n_cells
         Most cells of either population compared in a step, drawn from the minibatch; bounds cost.
     options
-        Passed to the distance, for example ``{"bandwidth": 1.0}``: the median heuristic would
-        follow the parameters during training.
+        Passed to the distance, for example ``{"bandwidth": 1.0}``, which "mmd" needs: the median
+        heuristic would follow the parameters during training.
 
     Raises
     ------
     ValueError
-        If the method is unknown, `weight` is negative or not finite, or `n_cells` is below 2.
+        If the method is unknown, `weight` is negative or not finite, `n_cells` is below 2, or "mmd"
+        has no bandwidth.
     """
 
     method: str = "energy"
@@ -60,6 +61,12 @@ class DistributionObjective:
             raise ValueError(f"weight={self.weight} must be finite and not negative")
         if self.n_cells < _LEAST:
             raise ValueError(f"n_cells={self.n_cells} must be at least {_LEAST}")
+        if self.method == "mmd" and self.options.get("bandwidth") is None:
+            raise ValueError(
+                'method="mmd" needs options={"bandwidth": ...} in the units of the space compared '
+                "(1 is the spread of resting cells): one found from the cells would follow the "
+                "parameters during training"
+            )
 
     def log_factor(
         self,
@@ -108,6 +115,42 @@ class DistributionObjective:
                 value = measure(self._some(predicted[c]), self._some(here), **self.options)
                 total = total - self.weight * float(sizes[c] / held[c]) * value
         return total
+
+    def resting_factor(
+        self, z: Tensor, condition: Tensor, reference: Tensor, sizes: Tensor, n_trained: int
+    ) -> Tensor:
+        """The factor of a screen, populations compared at rest.
+
+        F adds one displacement to all cells of a condition, and distances do not see what is added
+        to both sides; so F(controls) is to the cells seen as the resting states of the first are to
+        those of the second.
+
+        Parameters
+        ----------
+        z
+            (n, d) resting states of a minibatch.
+        condition
+            (n,) their conditions.
+        reference
+            (C,) whether a condition is of unperturbed cells in baseline medium, of whatever time.
+        sizes
+            (C,) cells of each condition in the screen.
+        n_trained
+            Cells that are trained on, a random part of the screen: the factor is theirs.
+        """
+        control = reference[condition]
+        predicted = z[control].expand(len(sizes), -1, -1)
+        n_total = int(sizes.sum())
+        factor = self.log_factor(
+            predicted,
+            z[~control],
+            condition[~control],
+            sizes,
+            n_controls=int(sizes[reference].sum()),
+            n_total=n_total,
+            n_batch=len(z),
+        )
+        return factor * (n_trained / n_total)
 
     def _some(self, cells: Tensor) -> Tensor:
         """At most `n_cells` of them, at random."""

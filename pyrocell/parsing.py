@@ -20,6 +20,7 @@ from pyrocell.labels import (
     single_names,
     suggestion,
 )
+from pyrocell.laboratories import read_laboratories
 
 if TYPE_CHECKING:
     from pyrocell.screen import Screen
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CellLabels",
     "condition_arrays",
-    "encode_batches",
-    "encode_times",
     "read_labels",
     "read_times",
     "tabulate",
@@ -227,6 +226,7 @@ def read_labels(
     media_time: Any,
     batch: Any,
     guide: Any,
+    laboratory: Any,
     columns: Mapping[str, str],
     like: Screen | None,
 ) -> CellLabels:
@@ -262,10 +262,11 @@ def read_labels(
         if at is not None
     }
     batches, batch_names = _read_batches(batch, n, columns.get("batch", "batch"), like)
+    nested = read_laboratories(laboratory, batch is not None, batches, batch_names, columns, like)
     guides, guide_names = None, []
     if guide is not None:
         guides, guide_names = factorise(guide, columns.get("guide", "guide"), allow_missing=True)
-    names |= media_names | {
+    names |= {**media_names, **nested} | {
         "control": control,
         "times": tuple(moments.tolist()) if like is None else like.times,
         "batches": batch_names,
@@ -365,33 +366,3 @@ def tabulate(cells: CellLabels) -> dict[str, Any]:
         "cell_batch": cells.batch,
         "cell_guide": cells.guide,
     }
-
-
-def encode_times(time: pd.Series | None, n: int, times: Sequence[float]) -> np.ndarray:
-    """Durations (n,) float32 of requested conditions; the only time, or 1, where none is given."""
-    if time is None:
-        if len(times) > 1:
-            raise UnknownLabelError(f'a column "time" is needed; the screen has {listed(times)}')
-        return np.full(n, times[0] if len(times) else 1.0, dtype=np.float32)
-    if not len(times):
-        if time.notna().any():
-            raise UnknownLabelError(
-                'column "time" was given, but the screen was registered without times (time_key=)'
-            )
-        return np.ones(n, dtype=np.float32)
-    return read_times(time, 'column "time"').astype(np.float32)
-
-
-def encode_batches(batch: pd.Series | None, n: int, batches: Sequence[str]) -> np.ndarray:
-    """Batch index (n,) int64 of requested conditions, -1 for the average over batches."""
-    if batch is None:
-        return np.full(n, -1, dtype=np.int64)
-    codes, labels = factorise(batch, 'column "batch"', allow_missing=True)
-    index = {label: b for b, label in enumerate(batches)}
-    for label in labels:
-        if label not in index:
-            raise UnknownLabelError(
-                f'batch "{label}" is not in the screen{suggestion(label, batches)}; leave "batch" '
-                "out for the average over batches"
-            )
-    return np.array([*(index[label] for label in labels), -1], dtype=np.int64)[codes]

@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrocell.errors import ScreenError
+from pyrocell.undetermined import redraw
 
 __all__ = ["Posterior", "check_draws", "summarise"]
 
@@ -53,13 +54,21 @@ class Posterior:
         for i in range(n):
             with torch.no_grad(), torch.random.fork_rng(devices):
                 torch.manual_seed(1_000_003 * self.seed + i)
-                values = self.guide.globals()
+                values = self._determined(self.guide.globals())
             yield values
 
     def mean(self) -> dict[str, Tensor]:
         """Globals with every site at its posterior mean."""
-        with torch.no_grad(), _AtMean():
-            return self.guide.globals()
+        with torch.no_grad():
+            with _AtMean():
+                values = self.guide.globals()
+            return self._determined(values, noise=False)
+
+    def _determined(self, values: dict[str, Tensor], noise: bool = True) -> dict[str, Tensor]:
+        """Draw what the layout cannot tell from the prior given the sum that it can."""
+        if not self.model.can_redraw:
+            return values
+        return redraw(self.model, values, noise)
 
     def samples(self, n: int, sites: list[str] | None = None) -> dict[str, np.ndarray]:
         """Stack n joint draws of the chosen sites, (n, ...) each."""

@@ -52,6 +52,9 @@ class Priors:
     eta_sd, eta_spread
         Batch noise per gene: starting median of its standard deviation, and the spread of the log
         standard deviation between genes.
+    laboratory_sd
+        What a laboratory adds to all its batches, per gene: starting median of its standard
+        deviation; between genes it varies as that of batch noise does.
     content_sd
         Batch noise between a batch without and one wholly of some content (eq. 19), per gene.
     process_noise_sd, process_noise_effect
@@ -59,8 +62,13 @@ class Priors:
         root of a time unit) and a part proportional to the low-rank effect.
     process_noise_spread
         Spread of their logarithms around those medians.
-    assumed_sd
-        Log-fold change per gene that an imposed assumption still leaves room for.
+    state_noise_sd, state_noise_spread
+        Prior median of what drives resting states apart (``dynamics="sde"``), in standard
+        deviations of state per square root of the mean measured time, and its log's spread.
+    assumed_sd, assumed_spread
+        Log-fold change per gene that an imposed assumption still leaves room for, and the prior
+        median of what one with a probability below 1 leaves room for per axis; spread of its
+        logarithm. A wide spread lets the scale grow until failing conditions fit in.
     baseline_sd
         Log relative expression of controls around the pooled estimate.
     dispersion_loc, dispersion_sd
@@ -93,11 +101,15 @@ class Priors:
     drift_sd: float = 0.2
     eta_sd: float = 0.2
     eta_spread: float = 0.4
+    laboratory_sd: float = 0.2
     content_sd: float = 0.3
     process_noise_sd: float = 0.05
     process_noise_effect: float = 0.22
     process_noise_spread: float = 0.1
+    state_noise_sd: float = 0.3
+    state_noise_spread: float = 0.7
     assumed_sd: float = 0.02
+    assumed_spread: float = 0.2
     baseline_sd: float = 2.0
     dispersion_loc: float = 1.0
     dispersion_sd: float = 1.5

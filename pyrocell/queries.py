@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,19 +12,22 @@ from torch import Tensor
 
 from pyrocell.batches import CellData
 from pyrocell.errors import ScreenError
+from pyrocell.expected import carried_states, moments, resting_cells, resting_states
 from pyrocell.local_posterior import draw_own_state, drawn_loading
+from pyrocell.motion import arrive, set_out
+from pyrocell.new_batches import noise_of_request
 from pyrocell.noise import centre
 from pyrocell.operators import Protocol, run
 from pyrocell.posterior import Posterior, check_draws, summarise
+from pyrocell.requested import encode_cells
 from pyrocell.screen import Screen
 from pyrocell.state import State
 from pyrocell.structure import Conditions
-from pyrocell.views.rna import count_variance, mean_counts
+from pyrocell.views.rna import pseudobulk
 
 __all__ = ["Prediction", "Queries"]
 
 _BLOCK_BYTES = 2**28
-_POPULATION = 500
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,20 @@ class Queries:
         """Joint draws of log-fold changes against control, (S, perturbations, G)."""
         labels = [self.screen.control, *perturbations]
         frame = pd.DataFrame({"perturbation": labels, "media": media, "time": time})
-        conditions, _, noise = self.conditions(frame)
+        conditions, noise = self.conditions(frame)
         out = np.empty((n_samples, len(perturbations), len(self.screen.genes)), np.float32)
+        moves = self.model.has_motion
+        cells = resting_cells(self.data, self.model, self.posterior.seed) if moves else {}
         for s, values in enumerate(self.posterior.draws(n_samples)):
             with torch.no_grad():
-                shift = self._shift(values, conditions, noise, s)
-                out[s] = self._normalise(values, shift).cpu().numpy()
+                shift = self.shift(values, conditions, noise, s)
+                if moves:  # an effect is then also where cells go, of which only means have a size
+                    z = self.states(values, cells, conditions, s)
+                    level = moments(self.model, values, z, shift, 1.0)[0].log()
+                    change = level[1:] - level[:1]
+                else:
+                    change = self._normalise(values, shift)
+                out[s] = change.cpu().numpy()
         return out
 
     def _normalise(self, values: dict[str, Tensor], shift: Tensor) -> Tensor:
@@ -108,13 +119,16 @@ class Queries:
             loading = centre(loading, torch.softmax(baseline, -1))
         return loading.cpu().numpy().astype(float)
 
-    def batch_effects(self, n_samples: int, credible_level: float) -> pd.DataFrame:
+    def batch_effects(
+        self, n_samples: int, credible_level: float, by: str = "batch"
+    ) -> pd.DataFrame:
         """η of each batch and gene; expression-weighted mean over genes zero (softmax gauge)."""
-        draws = np.stack([e for e in self.eta_draws(n_samples)])
+        draws, names = np.stack([e for e in self.eta_draws(n_samples)]), self.screen.batches
+        if by == "laboratory":
+            draws = self.model.laboratory_mean.cpu().numpy() @ draws
+            names = self.screen.laboratories
         summary = summarise(draws, credible_level)
-        index = pd.MultiIndex.from_product(
-            [self.screen.batches, self.screen.genes], names=["batch", "gene"]
-        )
+        index = pd.MultiIndex.from_product([names, self.screen.genes], names=[by, "gene"])
         table = pd.DataFrame({k: v.ravel() for k, v in summary.items()}, index=index)
         return table.drop(columns="prob_direction").reset_index()
 
@@ -137,13 +151,13 @@ class Queries:
         return table.drop(columns="prob_direction").reset_index()
 
     # ------------------------------------------------------------------ predictions
-    def conditions(self, frame: pd.DataFrame) -> tuple[Conditions, Tensor, Tensor]:
-        """Requested conditions as tensors, their batch (-1 for the average), and what is unseen.
+    def conditions(self, frame: pd.DataFrame) -> tuple[Conditions, Tensor]:
+        """Requested conditions as tensors, and what of them is unseen.
 
-        The last tensor holds, per condition, the share of an unseen interaction (0 or 1) and the
+        The second tensor holds, per condition, the share of an unseen interaction (0 or 1) and the
         time between the requested time and the node of the residual's walk before it.
         """
-        genotype, exposure, duration, batch = self.screen.encode(frame)
+        genotype, exposure, duration, _ = self.screen.encode(frame)
         model = self.model
         device = model.loading.device
         to = lambda a, dtype: torch.as_tensor(a, dtype=dtype, device=device)  # noqa: E731
@@ -158,7 +172,7 @@ class Queries:
         interaction, unseen = self._interaction_rows(genotype, exposure)
         events = (to(at, torch.float32) for at in self.screen.encode_events(frame))
         rows = Conditions(genotype, exposure, duration, time_index, interaction, *events)
-        return rows, to(batch, torch.long), torch.stack([unseen, gap], 1)
+        return rows, torch.stack([unseen, gap], 1)
 
     def _interaction_rows(self, genotype: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
         model = self.model
@@ -171,7 +185,7 @@ class Queries:
         unseen = several & ~known if model.n_interactions else torch.zeros_like(several)
         return rows, unseen.float()
 
-    def _shift(
+    def shift(
         self,
         values: dict[str, Tensor],
         conditions: Conditions,
@@ -209,13 +223,18 @@ class Queries:
         log_turnover = model.log_turnover_centre(values) + model.priors.turnover_sd * noise
         return values | {"M.turnover": log_turnover.exp()}
 
-    def _carry_out(self, protocol: Protocol, values: dict[str, Tensor]) -> State:
+    def _carry_out(
+        self, protocol: Protocol, values: dict[str, Tensor], z: Tensor | None = None
+    ) -> State:
         screen = self.screen
         names = (
             {n: i for i, n in enumerate(each)} for each in (screen.perturbations, screen.media)
         )
         params = self.model.response_parameters(values)
-        return run(protocol, params, *names, types=screen.perturbation_types)
+        if z is not None:
+            params = replace(params, motion=self.model.motion.field(values))
+            z = z[None]
+        return run(protocol, params, *names, types=screen.perturbation_types, z=z)
 
     def predict(
         self,
@@ -224,83 +243,54 @@ class Queries:
         size_factor: float,
         progress: Callable[[Iterator], Iterator] = iter,
         protocol: Protocol | None = None,
+        batch_content: Mapping[str, float] | None = None,
     ) -> np.ndarray:
         """Draws of expected counts (S, C, G) at the size factor; pseudobulk counts with `n_cells`.
 
         The mean over the resting population of V's mean; with `n_cells` each draw is the mean count
         of that many simulated cells, so that intervals include the sampling noise. A `protocol`
-        says in which order the (one) condition of `frame` came about.
+        says in which order the (one) condition of `frame` came about; `batch_content` what batches
+        that were not measured contain.
         """
         check_draws(n_samples)
         if not size_factor > 0:
             raise ScreenError(f"size_factor={size_factor} must be above 0: the depth of a cell")
-        conditions, batch, unseen = self.conditions(frame)
-        cells = _cell_numbers(frame["n_cells"]) if "n_cells" in frame else None
-        population = self._resting_population()
+        conditions, unseen = self.conditions(frame)
+        noise = noise_of_request(self.posterior, self.screen, frame, batch_content)
+        cells = encode_cells(frame["n_cells"]) if "n_cells" in frame else None
+        population = resting_cells(self.data, self.model, self.posterior.seed)
         rng = np.random.default_rng(self.posterior.seed)
         out = np.empty((n_samples, len(frame), len(self.screen.genes)), np.float32)
         for s, values in enumerate(progress(self.posterior.draws(n_samples))):
             with torch.no_grad():
-                shift = self._shift(values, conditions, unseen, s, protocol)
+                shift = self.shift(values, conditions, unseen, s, protocol)
                 if self.model.n_batches > 1:
-                    shift = shift + torch.where(
-                        (batch >= 0)[:, None], values["eta"][batch.clamp_min(0)], 0.0
-                    )
-                z = self._resting_state(values, population, s, self.data.conditions)
-                mean, variance = self._moments(values, z, shift, size_factor)
+                    shift = shift + noise.draw(values, s)
+                z = self.states(values, population, conditions, s, protocol)
+                mean, variance = moments(self.model, values, z, shift, size_factor)
             out[s] = mean.cpu().numpy()
             if cells is not None:
-                out[s] = _pseudobulk(mean.cpu().numpy(), variance.cpu().numpy(), cells, rng)
+                out[s] = pseudobulk(mean.cpu().numpy(), variance.cpu().numpy(), cells, rng)
         return out
 
-    def _resting_population(self) -> dict[str, Tensor]:
-        """Unperturbed cells in baseline medium (all cells where there are none)."""
-        table = self.model.conditions if self.data.conditions is None else self.data.conditions
-        plain = (table.genotype.sum(1) == 0) & (table.exposure.sum(1) == 0)
-        rows = np.flatnonzero(plain.cpu().numpy()[self.data.condition])
-        if len(rows) == 0:
-            rows = np.arange(len(self.data))
-        rng = np.random.default_rng(self.posterior.seed)
-        rows = np.sort(rng.permutation(rows)[:_POPULATION])
-        device = self.model.loading.device
-        return {k: v.to(device) for k, v in self.data.rows(rows).items()}
-
-    def _resting_state(
+    def states(
         self,
         values: dict[str, Tensor],
         cells: dict[str, Tensor],
+        conditions: Conditions,
         seed: int,
-        table: Conditions | None = None,
+        protocol: Protocol | None = None,
     ) -> Tensor:
-        """One draw of X.z for each cell of the population given the globals, (n, d)."""
-        loc, scale = self.posterior.guide.encode(
-            values, cells["x"], cells["condition"], cells["batch"], cells.get("covariates"), table
-        )
-        generator = torch.Generator(device=loc.device).manual_seed(seed)
-        return loc + scale * torch.randn(loc.shape, generator=generator, device=loc.device)
-
-    def _moments(
-        self, values: dict[str, Tensor], z: Tensor, shift: Tensor, size_factor: float
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and variance over cells of the counts of each condition, (C, G) each."""
-        model = self.model
-        rest = model.resting_logits(values, z)  # (n, G)
-        log_size = float(np.log(size_factor))
-        log_theta = values["V.dispersion"].log()
-        total = square = 0.0
-        size = max(1, _BLOCK_BYTES // (16 * shift.numel()))
-        for chunk, state in zip(rest.split(size), z.split(size), strict=True):
-            log_mu = chunk[:, None] + shift  # (n, C, G)
-            if model.config.composition:
-                log_mu = torch.log_softmax(log_mu, -1)
-            log_mu = log_mu + log_size
-            gate = model.gate(values, log_mu, state)
-            mean = mean_counts(log_mu, gate)
-            within = count_variance(log_mu, log_theta, gate)
-            total = total + mean.sum(0)
-            square = square + (within + mean.square()).sum(0)
-        mean = total / len(rest)
-        return mean, square / len(rest) - mean.square()
+        """States of resting cells under each condition, (C, n, d); (n, d) where states stay."""
+        z = resting_states(self.posterior.guide, values, cells, seed, self.data.conditions)
+        if not self.model.has_motion:
+            return z
+        values = self._with_turnover(values, seed)
+        if protocol is None:
+            return carried_states(z, self.model.way(values, conditions), seed)
+        with torch.random.fork_rng([z.device] if z.is_cuda else []):
+            torch.manual_seed(seed)
+            return self._carry_out(protocol, values, z).z
 
     def counterfactual(
         self, cells: CellData, frame: pd.DataFrame, n_samples: int
@@ -311,7 +301,7 @@ class Queries:
         its condition's response is replaced by the requested one.
         """
         check_draws(n_samples)
-        conditions, _, unseen = self.conditions(frame)
+        conditions, unseen = self.conditions(frame)
         n_genes, mean_count = len(self.screen.genes), self.posterior.guide.mean_count
         block = max(1, _BLOCK_BYTES // (4 * n_samples * n_genes))
         for start in range(0, len(cells), block):
@@ -322,16 +312,42 @@ class Queries:
                 theta = values["V.dispersion"]
                 with torch.no_grad(), drawn_loading(self.model, mean_count, theta, s):
                     z = draw_own_state(self.posterior.guide, values, args, s, cells.conditions)
-                    shift = self._shift(values, conditions, unseen, s)
+                    shift = self.shift(values, conditions, unseen, s)
                     if self.model.n_batches > 1:
                         shift = shift + values["eta"][args["batch"]]
                     if "covariates" in args:
                         shift = shift + args["covariates"] @ values["V.covariate"]
+                    z = self._elsewhere(values, z, args, conditions, cells.conditions, s)
                     logits = self.model.resting_logits(values, z) + shift
                     draws[s] = (
                         self.model.view(values, logits, args["log_size"], z).mean.cpu().numpy()
                     )
             yield rows, draws
+
+    def _elsewhere(
+        self,
+        values: dict[str, Tensor],
+        z: Tensor,
+        cells: dict[str, Tensor],
+        condition: Conditions,
+        table: Conditions | None,
+        seed: int,
+    ) -> Tensor:
+        """Where cells at z (n, d) would be in the one condition asked for, with the luck they had.
+
+        Back to where they set out from and on from there; z itself where states do not move.
+        """
+        if not self.model.has_motion:
+            return z
+        reversal = getattr(self.posterior.guide, "reversal", None)
+        values = self._with_turnover(values, seed)
+        with torch.random.fork_rng([z.device] if z.is_cuda else []):
+            torch.manual_seed(seed)
+            start, luck = set_out(
+                z, *self.model.cell_way(values, cells["condition"], table), reversal
+            )
+        luck = None if luck is None else luck[:, None]
+        return arrive(start[None], *self.model.way(values, condition), luck)[0]
 
     # ------------------------------------------------------------------ cells
     def latent(self, cells: CellData, batch_size: int) -> np.ndarray:
@@ -379,23 +395,3 @@ class Queries:
                     cells.conditions,
                 )
                 yield loc.cpu().numpy(), args
-
-
-def _cell_numbers(column: pd.Series) -> np.ndarray:
-    """Numbers of cells, (C,) float, or ScreenError naming the first that is none."""
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
-    bad = np.flatnonzero(~((numbers >= 1) & np.isfinite(numbers)))
-    if len(bad):
-        raise ScreenError(f'column "n_cells" has {column.iloc[bad[0]]!r}; at least 1 is needed')
-    return numbers
-
-
-def _pseudobulk(
-    mean: np.ndarray, variance: np.ndarray, cells: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Mean count of n cells: a negative binomial total with the sum's mean and variance."""
-    n = cells[:, None]
-    total, spread = n * mean, n * variance
-    excess = np.maximum(spread - total, 1e-9 * total + 1e-12)
-    shape = total**2 / excess
-    return rng.poisson(rng.gamma(shape, total / shape)) / n

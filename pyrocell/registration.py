@@ -28,8 +28,8 @@ from pyrocell.screen import Screen
 __all__ = ["CellTensors", "ScreenManager", "build_screen", "cell_tensors", "register"]
 
 _ROLES = (
-    "perturbation batch media time guide perturbation_type perturbation_time media_time".split()
-)
+    "perturbation batch media time guide perturbation_type perturbation_time media_time laboratory"
+).split()
 _REGISTRY_ENTRY = "pyrocell"  # beside scvi-tools' own entries in the manager's registry
 
 
@@ -278,6 +278,7 @@ def register(
     perturbation_time_key: str | None = None,
     media_time_key: str | None = None,
     guide_key: str | None = None,
+    laboratory_key: str | None = None,
     size_factor_key: str | None = None,
     categorical_covariate_keys: Sequence[str] | None = None,
     continuous_covariate_keys: Sequence[str] | None = None,
@@ -300,6 +301,7 @@ def register(
         "perturbation_time_key": perturbation_time_key,
         "media_time_key": media_time_key,
         "guide_key": guide_key,
+        "laboratory_key": laboratory_key,
         "size_factor_key": size_factor_key,
         "categorical_covariate_keys": _keys(categorical_covariate_keys),
         "continuous_covariate_keys": _keys(continuous_covariate_keys),

@@ -21,7 +21,8 @@ from pyrocell.aliasing import (
 from pyrocell.errors import ConflictingTypesError, UnknownLabelError
 from pyrocell.events import EVENTS, encode_events
 from pyrocell.labels import listed, split_label, suggestion
-from pyrocell.parsing import encode_batches, encode_times, read_labels, tabulate
+from pyrocell.parsing import read_labels, tabulate
+from pyrocell.requested import encode_noise, encode_treatments
 from pyrocell.screen_dict import screen_fields, screen_to_dict
 
 __all__ = ["Screen"]
@@ -30,7 +31,6 @@ _LAYOUT_FIELDS = (
     "membership exposure time_index perturbations media baseline_media times batches "
     "baseline_observed"
 ).split()
-_REQUEST_COLUMNS = ("perturbation", "media", "time", *EVENTS, "batch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,8 @@ class Screen:
         (T,) times in increasing order, in the unit of the data; empty if there are none.
     batches, guides
         (B,) batches; names of the guides.
+    laboratories, batch_laboratory
+        (L,) laboratories, empty where none were registered; (B,) int64 index of each batch's.
     conditions
         (C rows) perturbation, media, time (NaN where none), n_cells; unperturbed baseline first.
         `perturbed_at`, `exposed_at` where registered.
@@ -97,6 +99,8 @@ class Screen:
     cell_guide: np.ndarray | None = None
     guides: tuple[str, ...] = ()
     baseline_observed: bool = True
+    laboratories: tuple[str, ...] = ()
+    batch_laboratory: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def from_labels(
@@ -113,6 +117,7 @@ class Screen:
         media_time: Any = None,
         batch: Any = None,
         guide: Any = None,
+        laboratory: Any = None,
         columns: Mapping[str, str] | None = None,
         like: Screen | None = None,
     ) -> Screen:
@@ -136,6 +141,8 @@ class Screen:
             default 0. Values of cells without perturbation, or in baseline medium, are ignored.
         baseline_media
             Label of the medium without stimulus.
+        laboratory
+            (N,) laboratories in which the batches were made; None where there is one.
         columns
             How to call each argument in messages, e.g. `{"batch": 'batch_key="lane"'}`.
         like
@@ -145,8 +152,8 @@ class Screen:
         Raises
         ------
         ScreenError
-            If a label is missing, there are no controls or only controls, a time is not ≥ 0, or
-            an event comes after the harvest.
+            If a label is missing, there are no controls or only controls, a time is not ≥ 0, an
+            event comes after the harvest, or a batch is in two laboratories.
         UnknownLabelError
             If a label is not one that `control`, `baseline_media` or `like` allows.
         ConflictingTypesError
@@ -168,6 +175,7 @@ class Screen:
             media_time=media_time,
             batch=batch,
             guide=guide,
+            laboratory=laboratory,
             columns=columns or {},
             like=like,
         )
@@ -213,6 +221,15 @@ class Screen:
 
     def _event(self, name: str) -> np.ndarray:
         return self.conditions.get(name, 0.0 * self.conditions["n_cells"]).to_numpy(np.float32)
+
+    @property
+    def treatments(self) -> pd.DataFrame:
+        """Perturbation, media, and (if there are any) times of each condition."""
+        columns = ["perturbation", "media", *(["time"] if self.times else [])]
+        table = self.conditions[columns]
+        if not self.times:
+            return table
+        return table.assign(perturbed_at=self.perturbed_at, exposed_at=self.exposed_at)
 
     @property
     def aliased_contrasts(self) -> pd.DataFrame:
@@ -346,36 +363,19 @@ class Screen:
         ----------
         frame
             Columns perturbation; media (default: baseline); time (may be left out if the screen has
-            at most one; any number ≥ 0); batch (default, and where NaN: no batch).
+            at most one; any number ≥ 0); batch and laboratory, see `encode_noise`.
 
         Returns
         -------
         genotype (n, K) float32, exposure (n, J) float32, duration (n,) float32, and batch index
-        (n,) int64, -1 for the average over batches.
+        (n,) int64, -1 where the noise is not that of one measured batch.
 
         Raises
         ------
         UnknownLabelError
             If a column or label is not one of the screen's.
         """
-        for column in frame.columns:
-            if column not in (*_REQUEST_COLUMNS, "n_cells"):
-                raise UnknownLabelError(
-                    f'column "{column}" is not understood{suggestion(column, _REQUEST_COLUMNS)}'
-                )
-        if "perturbation" not in frame:
-            raise UnknownLabelError('the table of conditions needs a column "perturbation"')
-        n = len(frame)
-        genotype = np.zeros((n, len(self.perturbations)), dtype=np.float32)
-        for label, rows in frame.groupby("perturbation", dropna=False).indices.items():
-            genotype[np.ix_(rows, self.indices(label))] = 1.0
-        exposure = np.zeros((n, len(self.media)), dtype=np.float32)
-        if "media" in frame:
-            for label, rows in frame.groupby("media", dropna=False).indices.items():
-                if (j := self.media_index(label)) >= 0:
-                    exposure[rows, j] = 1.0
-        duration = encode_times(frame.get("time"), n, self.times)
-        return genotype, exposure, duration, encode_batches(frame.get("batch"), n, self.batches)
+        return *encode_treatments(self, frame), encode_noise(self, frame).batch
 
     def encode_events(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """When requested conditions were perturbed and met their medium, two (n,) float32.

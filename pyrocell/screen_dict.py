@@ -20,7 +20,13 @@ def screen_to_dict(screen: Screen) -> dict[str, Any]:
     """Return everything but the cells as plain lists and strings, for JSON."""
     conditions = screen.conditions.astype({"time": object})
     conditions["time"] = conditions["time"].where(screen.conditions["time"].notna(), None)
-    return {
+    nested = {}
+    if screen.laboratories:  # a screen without has the dictionary it always had
+        nested = {
+            "laboratories": list(screen.laboratories),
+            "batch_laboratory": screen.batch_laboratory.tolist(),
+        }
+    return nested | {
         "genes": [str(gene) for gene in screen.genes],
         "perturbations": list(screen.perturbations),
         "perturbation_genes": list(screen.perturbation_genes),
@@ -61,6 +67,10 @@ def screen_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
         batches=tuple(saved["batches"]),
         guides=tuple(saved["guides"]),
         baseline_observed=saved["baseline_observed"],
+        laboratories=tuple(saved.get("laboratories", ())),
+        batch_laboratory=np.array(
+            saved.get("batch_laboratory", [0] * len(saved["batches"])), dtype=np.int64
+        ),
         conditions=conditions,
         layout=pd.DataFrame(saved["layout"], columns=list(saved["batches"])),
         aliased=pd.DataFrame(saved["aliased"]).astype({"estimable": bool}),

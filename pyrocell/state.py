@@ -33,7 +33,7 @@ class State:
     gain
         Current gain of the cascade that each medium started; shape (C, J). Zero until met.
     z
-        Resting state of the cells; shape (n, d). None where no cell is spoken of.
+        Resting state of the cells; shape (C, n, d). None where no cell is spoken of.
 
     Notes
     -----
@@ -66,7 +66,7 @@ class State:
         n_conditions, n_perturbations, n_media, n_axes
             C, K, J and D.
         z
-            Resting state of the cells; shape (n, d).
+            Resting state of the cells; shape (C, n, d).
         dtype, device
             Of the new tensors; torch's defaults when None.
         """

@@ -39,12 +39,13 @@ class ModelConfig:
     dropout: str = "curve"
     decoder: str = "curved"
     assume: Sequence[dict] = ()  # fields of each `Assume`
+    objective: dict | None = None  # fields of a `DistributionObjective`
 
 
 def check_options(config: ModelConfig) -> None:
     """Raise unless the shape of the model is one that there is."""
     choices = {
-        "dynamics": ("none", "relaxation", "node"),
+        "dynamics": ("none", "relaxation", "node", "flow", "sde"),
         "likelihood": ("zinb", "nb"),
         "dropout": ("curve", "cell"),
         "decoder": ("curved", "linear"),
@@ -55,6 +56,11 @@ def check_options(config: ModelConfig) -> None:
     for name, least in (("n_latent", 1), ("n_response", 0), ("n_hidden", 1)):
         if (value := getattr(config, name)) < least:
             raise ScreenError(f"{name}={value} must be at least {least}")
+    if config.objective is not None and config.dynamics in ("flow", "sde"):
+        raise ScreenError(
+            f'dynamics="{config.dynamics}" moves the resting states that objective= compares; '
+            "leave one of the two out"
+        )
     if config.lipschitz is not None and not config.lipschitz > 0:
         raise ScreenError(f"lipschitz={config.lipschitz} must be above zero, or None for no bound")
 

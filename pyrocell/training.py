@@ -112,13 +112,15 @@ class ElboPlan(pl.LightningModule):
 
     def configure_optimizers(self) -> dict:
         """Adam with two rates and cosine decay."""
-        fast = list(self.guide.fast_parameters())
-        fast_ids = {id(p) for p in fast}
-        slow = [p for p in self.parameters() if id(p) not in fast_ids]
+        fast, own = list(self.guide.fast_parameters()), self._motion()
+        others = {id(p) for p in (*fast, *own)}
+        slow = [p for p in self.parameters() if id(p) not in others]
         optimiser = torch.optim.Adam(
             [
                 {"params": fast, "lr": self.config.global_lr},
                 {"params": slow, "lr": self.config.lr},
+                # a field learns from where cells are, which has to be learned first
+                *([{"params": own, "lr": 2 * self.config.global_lr}] if own else []),
             ],
             fused=True,
         )
@@ -127,6 +129,10 @@ class ElboPlan(pl.LightningModule):
             "optimizer": optimiser,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _motion(self) -> list[nn.Parameter]:
+        """Point parameters of the field that states move along, if they do."""
+        return list(self.model.motion.parameters()) if hasattr(self.model, "motion") else []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Negative ELBO per cell of one minibatch."""
@@ -207,7 +213,10 @@ def held_out_elbo(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor]) 
         q = poutine.trace(guide).get_trace(**batch)
         p = poutine.trace(poutine.replay(model, q)).get_trace(**batch)
         terms = []
-        for trace, site, sign in ((p, "x", 1.0), (p, "X.z", 1.0), (q, "X.z", -1.0)):
+        parts = [(p, "x", 1.0), (p, "X.z", 1.0), (q, "X.z", -1.0)]
+        if "X.path" in q.nodes:
+            parts += [(p, "X.path", 1.0), (q, "X.path", -1.0)]
+        for trace, site, sign in parts:
             node = trace.nodes[site]
             terms.append(sign * node["fn"].log_prob(node["value"]))
     return torch.stack(terms).sum(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrocell import PyroCell
+from pyrocell import Assume, PyroCell
 from pyrocell._compat import inference_data
 
 
@@ -49,7 +49,8 @@ def test_draws_have_named_dimensions_and_coordinates(fitted):
 @pytest.fixture(scope="module")
 def everything(make_screen, build):
     """A model that has every site there is."""
-    adata = make_screen(media=1, times=(1.0, 2.0), combinations=True, balanced=False)
+    nested = {"n_batches": 3, "laboratories": (2, 1)}
+    adata = make_screen(media=1, times=(1.0, 2.0), combinations=True, balanced=False, **nested)
     rng = np.random.default_rng(0)
     adata.obs["donor"] = rng.choice(["d1", "d2"], len(adata))
     adata.obs["age"] = rng.random(len(adata))
@@ -58,8 +59,10 @@ def everything(make_screen, build):
         "categorical_covariate_keys": "donor",
         "continuous_covariate_keys": "age",
         "perturbation_time_key": "perturbed_at",
+        "laboratory_key": "laboratory",
     }
     options = {"interactions": True, "content_dependent_noise": True, "dynamics": "node"}
+    options["assume"] = [Assume.steady(probability=0.5)]
     model = build(adata, covariates, **options)
     model.train(max_epochs=1, progress_bar=False)
     return model
@@ -70,7 +73,10 @@ def test_every_site_of_the_model_page_has_named_dimensions(everything):
     table = re.findall(r"^\| (`.*?) \| \(", page, flags=re.MULTILINE)
     sites = {site for cell in table for site in re.findall(r"`([\w.]+)`", cell)}
     posterior = posterior_of(everything.to_arviz(2))
-    assert set(posterior) == sites - {"X.z", "x", "assumed"}  # those of cells, and observed ones
+    observed = {"x", "assumed", "assumed.state", "distribution"}
+    moving = {"W.flow", "P.flow", "M.flow", "W.noise"}  # tests/test_motion.py
+    assert set(posterior) == sites - {"X.z", "X.path"} - observed - moving
+    assert sites >= moving
     for site in posterior:
         for dim in posterior[site].dims[2:]:
             assert not dim.startswith(site), f"{site} has no named dimensions"

@@ -9,7 +9,9 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 
+from pyrocell import PyroCell
 from pyrocell.distances import METHODS, energy_distance
 from pyrocell.objectives import DistributionObjective, inclusion_probability
 
@@ -118,8 +120,94 @@ def test_minibatches_with_nothing_to_compare_add_nothing():
         ({"weight": -1.0}, "weight=-1.0"),
         ({"weight": float("nan")}, "weight=nan"),
         ({"n_cells": 1}, "n_cells=1"),
+        ({"method": "mmd"}, 'needs options={"bandwidth": ...}'),
     ],
 )
 def test_settings_out_of_range_are_refused(options, says):
     with pytest.raises(ValueError, match=says):
         DistributionObjective(**options)
+
+
+# ---------------------------------------------------------------- in the model
+
+
+def negative_elbo(model, rows) -> torch.Tensor:
+    torch.manual_seed(0)
+    arguments = model.module_arguments(np.asarray(rows))
+    return Trace_ELBO().differentiable_loss(model.module.model, model.module.guide, **arguments)
+
+
+def test_without_weight_the_elbo_is_the_same_to_the_last_bit(make_screen, build):
+    adata = make_screen()
+    losses = [
+        negative_elbo(build(adata, objective=objective), range(len(adata)))
+        for objective in (None, DistributionObjective(weight=0.0))
+    ]
+    assert torch.equal(*losses)
+
+
+def test_the_factor_is_that_of_resting_states_and_reaches_the_encoder(make_screen, build):
+    adata = make_screen(media=1)
+    weight, everyone = 3.0, range(len(adata))
+    model = build(adata, objective=DistributionObjective(weight=weight, n_cells=10**6))
+    module, arguments = model.module, model.module_arguments()
+    torch.manual_seed(0)
+    guided = poutine.trace(module.guide).get_trace(**arguments)
+    trace = poutine.trace(poutine.replay(module.model, guided)).get_trace(**arguments)
+    trace.compute_log_prob()
+    z, condition = guided.nodes["X.z"]["value"], arguments["condition"]
+    table = model.screen.conditions
+    control = (table.perturbation == "control") & (table.media == "baseline")
+    assert control.sum() == 1
+    rest = z[condition == int(np.flatnonzero(control)[0])]
+    expected = -weight * sum(
+        (condition == c).sum() * energy_distance(rest, z[condition == c])
+        for c in np.flatnonzero(~control)
+    )
+    found = trace.nodes["distribution"]["log_prob_sum"]
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+    module.zero_grad()
+    found.backward()
+    assert all(
+        p.grad.abs().max() > 0 for p in module.guide.encoder.parameters() if p.grad is not None
+    )
+    assert any(p.grad is not None for p in module.guide.encoder.parameters())
+    assert negative_elbo(model, everyone).isfinite()
+
+
+def test_minibatches_of_a_screen_give_its_factor_on_average():
+    """Also where a random part of the screen is trained on: then that part's share of it."""
+    condition = torch.cat([torch.zeros(4), torch.ones(3), torch.full((2,), 2.0)]).long()
+    reference, sizes = torch.tensor([True, False, False]), torch.tensor([4, 3, 2])
+    z, objective = cells(9), DistributionObjective(weight=0.7)
+
+    def value(chosen, n_trained=9):
+        chosen = torch.tensor(chosen)
+        return objective.resting_factor(z[chosen], condition[chosen], reference, sizes, n_trained)
+
+    mean = torch.stack([value(c) for c in itertools.combinations(range(9), 5)]).mean()
+    assert mean == pytest.approx(float(value(range(9))), rel=1e-9)
+    assert value(range(9), n_trained=6) == pytest.approx(float(value(range(9))) * 6 / 9)
+
+
+def test_resting_populations_come_closer_and_the_objective_is_saved(make_screen, build, tmp_path):
+    adata = make_screen(n_cells_per_condition=40, n_controls=80, n_batches=1, effect_rms=0.8)
+
+    def apart(model):
+        z, condition = torch.tensor(model.get_latent_representation()), model._cells.condition
+        control = model.screen.conditions.perturbation == "control"
+        rest = z[torch.tensor(np.asarray(control)[condition])]
+        others = (z[torch.tensor(condition == c)] for c in np.flatnonzero(~control))
+        return sum(float(energy_distance(rest, z)) for z in others)
+
+    found = {}
+    for weight in (0.0, 20.0):
+        objective = DistributionObjective(weight=weight, options={})
+        model = build(adata, objective=objective)
+        model.train(max_epochs=15, progress_bar=False)
+        found[weight] = apart(model)
+    assert found[20.0] < found[0.0]
+    model.save(tmp_path / "model")
+    again = PyroCell.load(tmp_path / "model", adata)
+    assert again.module.model.objective == objective
+    assert apart(again) == pytest.approx(found[20.0])

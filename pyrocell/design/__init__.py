@@ -2,7 +2,8 @@
 
 `score` says what error to expect of a layout, `aliasing` what it cannot tell from batch noise,
 `recommend` which layout to take, `cost_curve` what more lanes or controls would buy,
-`error_analysis` what batch noise does to a fitted model's map (App. B.2).
+`error_analysis` what batch noise does to a fitted model's map (App. B.2), `noise_sensitivity` what
+would be concluded of a fit were batch noise wider or narrower.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pyrocell.design.planner import (
 )
 from pyrocell.design.questions import KINDS, Arm
 from pyrocell.design.scoring import Score, compare, score
+from pyrocell.design.sensitivity import noise_sensitivity
 
 __all__ = [
     "KINDS",
@@ -37,6 +39,7 @@ __all__ = [
     "cost_curve",
     "error_analysis",
     "lane_map",
+    "noise_sensitivity",
     "plate_map",
     "random_layout",
     "read_lane_map",

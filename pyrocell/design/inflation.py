@@ -26,7 +26,7 @@ from pyrocell.screen import Screen
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
 
-__all__ = ["aliasing", "contrast_weights", "inflation"]
+__all__ = ["aliasing", "condition_rows", "contrast_weights", "inflation"]
 
 _NAMED = 4  # batches that a reason spells out
 
@@ -158,10 +158,7 @@ def _after_fit(
     model: PyroCell, layout: Layout, weights: sp.csr_array, n_samples: int
 ) -> pd.DataFrame:
     """Errors that batch noise and sampling leave, given the fitted width of batch noise."""
-    screen = model.screen
-    found = Layout.from_screen(screen).conditions.index
-    rows = {_plain(key): i for i, key in enumerate(screen.conditions[list(found.names)].values)}
-    position = [rows.get(_plain(key), -1) for key in found]
+    position = condition_rows(model.screen, Layout.from_screen(model.screen))
     draws = levels(model._queries, n_samples)
     columns = ("sampling_sd", "batch_sd", "inflation_fitted")
     out = np.full((weights.shape[0], 3), np.nan)
@@ -179,6 +176,13 @@ def _after_fit(
         ratio = np.median(1 + batch / sampling)
         out[row] = np.sqrt(sampling.mean()), np.sqrt(batch.mean()), ratio
     return pd.DataFrame(out, columns=list(columns))
+
+
+def condition_rows(screen: Screen, layout: Layout) -> list[int]:
+    """Row of `Screen.conditions` of each of the layout's conditions, -1 where it has none."""
+    found = layout.conditions.index
+    rows = {_plain(key): i for i, key in enumerate(screen.conditions[list(found.names)].values)}
+    return [rows.get(_plain(key), -1) for key in found]
 
 
 def _plain(key: tuple) -> tuple[str, str, str]:

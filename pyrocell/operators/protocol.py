@@ -190,6 +190,7 @@ def run(
     state: State | None = None,
     *,
     types: Sequence[str] | None = None,
+    z: Tensor | None = None,
 ) -> State:
     """Carry out a protocol, step by step, in its own order.
 
@@ -207,6 +208,9 @@ def run(
         Cells at the start; one condition at rest when None.
     types
         Type of each of the K perturbations. When given, a step of another type is refused.
+    z
+        Resting states of cells at the start, (1, n, d), where no `state` is given; they move where
+        `params` has a motion.
 
     Raises
     ------
@@ -220,7 +224,7 @@ def run(
     n_media = params.media_effect.shape[-2]
     if state is None:
         state = State.rest(
-            1, n_perturbations, n_media, n_axes, dtype=effect.dtype, device=effect.device
+            1, n_perturbations, n_media, n_axes, z, dtype=effect.dtype, device=effect.device
         )
     genes = _gene_numbers(perturbations).to(effect.device)
     for step in protocol.steps:

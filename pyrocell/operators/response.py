@@ -24,12 +24,14 @@ from pyrocell.errors import ProtocolError
 from pyrocell.operators.field import Field, deviate, step_times
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
+from pyrocell.operators.transport import NOISY_STEPS, Leg, StateField, carry, code_of, diffuse
 from pyrocell.operators.waiting import (
     driven,
     onset_curve,
     reference_curve,
     relative_curve,
     relative_onset,
+    relax,
     wait,
 )
 from pyrocell.state import State
@@ -75,6 +77,8 @@ class ResponseParameters:
         log μ, rate at which the product of each perturbed gene is lost; shape (K,). None: at once.
     field
         h(y, Δ), production beyond the drive (eq. 25); None: none, and W has a closed form.
+    motion
+        The field along which resting states move on their own (App. C.1); None: they stay.
     at_once
         Whether all rates are so fast that a response is there at any time above zero.
 
@@ -93,6 +97,7 @@ class ResponseParameters:
     reference_time: float = 1.0
     log_decay: Tensor | None = None
     field: Field | None = None
+    motion: StateField | None = None
     at_once: bool = False
 
     def __post_init__(self) -> None:
@@ -237,6 +242,10 @@ def inverse(state: State, duration: Tensor, params: ResponseParameters) -> State
     params
         The biology.
     """
+    if params.motion is not None and params.motion.noise is not None and state.z is not None:
+        raise ProtocolError(
+            "states that move with noise have no single past; model.counterfactual draws one"
+        )
     before = let_wait(state, -duration, params)
     return replace(
         before,
@@ -267,6 +276,8 @@ def let_wait(state: State, duration: Tensor, params: ResponseParameters) -> Stat
     """
     drive = flow(state, params)
     after = wait(state, duration, *drive)
+    if params.motion is not None and state.z is not None:
+        after = replace(after, z=_carried(state, duration, params, drive))
     if params.field is None:
         return after
     path = [wait(state, t, *drive) for t in step_times(duration)]
@@ -274,6 +285,23 @@ def let_wait(state: State, duration: Tensor, params: ResponseParameters) -> Stat
     linear = torch.stack([x.y for x in path])
     moved = deviate(linear, torch.stack(pull), drive[0], duration, params.field)
     return replace(after, y=after.y + moved)
+
+
+def _carried(
+    state: State, duration: Tensor, params: ResponseParameters, drive: tuple[Tensor, ...]
+) -> Tensor:
+    """Resting states (C, n, d) after a wait, or before it where the duration is negative."""
+    decay, limit, turnover = drive[2], state.exposure * drive[4], drive[5]
+
+    def code(s: Tensor) -> Tensor:
+        dose = relax(state.dose, state.genotype, decay.unsqueeze(-2), s)
+        return code_of(dose, relax(state.gain, limit, turnover.unsqueeze(-2), s), params.motion)
+
+    leg = Leg(torch.zeros_like(duration), duration, code)
+    if params.motion.noise is None:
+        return carry(state.z, [leg], params.motion)[0]
+    luck = torch.randn(NOISY_STEPS, *state.z.shape, dtype=state.z.dtype, device=state.z.device)
+    return diffuse(state.z, leg, params.motion, luck)[-1]
 
 
 def flow(state: State, params: ResponseParameters) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from pyrocell.plotting.calibration import ecdf_difference, rank_histogram, relia
 from pyrocell.plotting.checks import history, predictive_check
 from pyrocell.plotting.design import cost_curve, lane_map, layout_graph
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
-from pyrocell.plotting.errors import error_analysis
+from pyrocell.plotting.errors import error_analysis, noise_sensitivity
 from pyrocell.plotting.learning_curves import learning_curves
 from pyrocell.plotting.plates import edge_effects, plate_map
 from pyrocell.plotting.predictions import prediction
@@ -35,6 +35,7 @@ __all__ = [
     "layout",
     "layout_graph",
     "learning_curves",
+    "noise_sensitivity",
     "plate_map",
     "prediction",
     "predictive_check",

@@ -95,7 +95,12 @@ def draw_eta(
         torch.from_numpy(layout.batch), n_batches, torch.from_numpy(features[layout.condition])
     )
     of_content = content_effect(content, torch.from_numpy(omega))
-    return genes.gauge((sum_to_zero(torch.from_numpy(free)) + of_content).numpy()), omega
+    eta = (sum_to_zero(torch.from_numpy(free)) + of_content).numpy()
+    if settings.laboratories is not None:
+        offset = rng.standard_normal((len(settings.laboratories), n_genes))
+        offset = settings.laboratory_sd * offset.repeat(settings.laboratories, 0)  # (B, G)
+        eta = eta + offset - offset.mean(0)
+    return genes.gauge(eta), omega
 
 
 def _evenly(

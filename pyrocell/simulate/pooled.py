@@ -48,9 +48,10 @@ def screen(
     -------
     AnnData
         Raw counts (CSR, integers); `.obs`: perturbation, perturbation_type, media, time (if any),
-        batch. `.uns["truth"]` holds, ready for h5ad, `effect` (K × G) at `reference_time`,
-        `silent`, `on_target`, `gain` (K × J), `blocked`, `media_effect` (J × G), `eta` (B × G),
-        `omega`, `drift`, `loading` of the programmes, `log_rate` (perturbations, then media),
+        batch, laboratory (if any). `.uns["truth"]` holds, ready for h5ad, `effect` (K × G) at
+        `reference_time`, `silent`, `on_target`, `gain` (K × J), `blocked`, `media_effect` (J × G),
+        `eta` (B × G), `omega`, `drift`, `loading` of the programmes, `log_rate` (perturbations,
+        then media),
         `log_decay` where set, `base_log_rate`, `dispersion`, the `conditions` with the `shift` of
         each against rest (C × G, own genes included), and of the cells `bias`, `resting_loading`,
         `expression`, `z`, `library`.
@@ -153,8 +154,12 @@ def _obs(settings: ScreenSettings, layout: Layout, names: dict[str, list[str]]) 
     obs = _conditions(settings, layout, names).iloc[layout.condition]
     obs.insert(1, "perturbation_type", "knockout")
     obs["batch"] = np.array(names["batch"])[layout.batch]
-    obs.index = [f"cell{i}" for i in range(len(obs))]
     labels = ["perturbation", "perturbation_type", "media", "batch"]
+    if settings.laboratories is not None:
+        home = np.repeat(np.arange(len(settings.laboratories)), settings.laboratories)
+        obs["laboratory"] = np.char.add("laboratory", home[layout.batch].astype(str))
+        labels.append("laboratory")
+    obs.index = [f"cell{i}" for i in range(len(obs))]
     return obs.astype(dict.fromkeys(labels, "category"))
 
 

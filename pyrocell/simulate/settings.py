@@ -27,6 +27,7 @@ _RANGES = (
     ("media_rms", 0, math.inf),
     ("drift_rms", 0, math.inf),
     ("content_effect_sd", 0, math.inf),
+    ("laboratory_sd", 0, math.inf),
 )
 
 
@@ -82,6 +83,9 @@ class ScreenSettings:
     content_effect_sd
         Standard deviation of Ω: η then also depends on the fractions of controls and of each
         medium in the batch (eq. 19). Without effect where batches are balanced.
+    laboratories, laboratory_sd
+        Batches of each laboratory, in order, n_batches in all, and standard deviation of what a
+        laboratory adds to all its batches, before its mean over batches is removed. None: one.
 
     Raises
     ------
@@ -114,6 +118,8 @@ class ScreenSettings:
     in_rank: bool = False
     content_effect_sd: float = 0.0
     common_rms: float = 0.0
+    laboratories: Sequence[int] | None = None
+    laboratory_sd: float = 0.2
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
@@ -131,6 +137,12 @@ class ScreenSettings:
             raise ValueError("decay must be above zero, or None where products are lost at once")
         if self.drift_rms and self.times is None:
             raise ValueError("drift_rms needs times: without them nothing is seen to drift")
+        if self.laboratories is not None and (
+            min(self.laboratories, default=0) < 1 or sum(self.laboratories) != self.n_batches
+        ):
+            raise ValueError(
+                f"laboratories={self.laboratories!r}: batches of each, {self.n_batches} in all"
+            )
         if self.on_target is not None and self.n_perturbations > self.n_genes:
             raise ValueError("on_target needs a gene per perturbation: n_perturbations > n_genes")
         if not self.balanced and self.controls < self.n_batches:

@@ -6,11 +6,12 @@ inverse dispersion θ (variance μ + μ²/θ). Everything is on the log or logit
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-__all__ = ["count_variance", "dropout_logits", "mean_counts", "zero_probability"]
+__all__ = ["count_variance", "dropout_logits", "mean_counts", "pseudobulk", "zero_probability"]
 
 
 def dropout_logits(log_mu: Tensor, intercept: Tensor, slope: Tensor) -> Tensor:
@@ -69,3 +70,14 @@ def zero_probability(
 def _log_kept(log_mu: Tensor, gate_logits: Tensor | None) -> Tensor:
     """Log probability of no dropout."""
     return torch.zeros_like(log_mu) if gate_logits is None else logsigmoid(-gate_logits)
+
+
+def pseudobulk(
+    mean: np.ndarray, variance: np.ndarray, cells: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Mean count of n cells: a negative binomial total with the sum's mean and variance."""
+    n = cells[:, None]
+    total, spread = n * mean, n * variance
+    excess = np.maximum(spread - total, 1e-9 * total + 1e-12)
+    shape = total**2 / excess
+    return rng.poisson(rng.gamma(shape, total / shape)) / n

@@ -1,0 +1,96 @@
+"""The screen as tensors beside the model's parameters: who met what when, and what that allows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrocell.assume import Assume
+from pyrocell.imposed import imposed_contrasts
+from pyrocell.noise_map import NoiseMap
+from pyrocell.priors import Priors
+from pyrocell.screen import Screen
+from pyrocell.steadiness import UncertainAssumptions
+from pyrocell.structure import Conditions, number_arms
+
+__all__ = ["ScreenTensors"]
+
+
+class ScreenTensors(NoiseMap):
+    """Conditions, times, events and batches as buffers, and which parts of the model they need."""
+
+    priors: Priors
+    n_perturbations: int
+    n_genes: int
+    genotype: Tensor
+    exposure: Tensor
+    duration: Tensor
+    time_index: Tensor
+    interaction: Tensor
+    perturbed_at: Tensor
+    exposed_at: Tensor
+    target: Tensor
+
+    def _register_screen(self, screen: Screen) -> None:
+        as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
+        genotype, exposure = as_float(screen.genotype), as_float(screen.exposure)
+        several = (genotype.sum(1) + exposure.sum(1)) > 1
+        arms, interaction = number_arms(genotype, exposure, several)
+        self.n_interactions = arms if self.config.interactions and self.config.gene_residual else 0
+        if not self.n_interactions:
+            interaction = torch.full_like(interaction, -1)
+        times = as_float(screen.times)
+        self.has_time = len(screen.times) > 1
+        self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0
+        drift = screen.aliased[screen.aliased.contrast == "time"]
+        self.has_rates = self.has_time and self.config.dynamics != "none"
+        self.has_field = self.has_time and self.config.dynamics == "node"
+        self.has_motion = self.config.dynamics in ("flow", "sde")
+        self.has_drift = self.has_rates and bool(drift.estimable.all())
+        for name, value in {
+            "several": several.nonzero()[:, 0],
+            "genotype": genotype,
+            "exposure": exposure,
+            "duration": as_float(screen.duration),
+            "time_index": torch.as_tensor(screen.time_index),
+            "interaction": interaction,
+            "perturbed_at": as_float(screen.perturbed_at),
+            "exposed_at": as_float(screen.exposed_at),
+            "target": torch.as_tensor(screen.target),
+            **self._noise_tables(screen),
+            "time_steps": times.diff() if self.has_time else torch.zeros(0),
+            "on_target_sign": torch.tensor(
+                [{"CRISPRi": -1.0, "CRISPRa": 1.0}.get(t, 0.0) for t in screen.perturbation_types]
+            ),
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+        lost = (self.exposed_at < self.perturbed_at) & (genotype.sum(1) > 0)  # after it had begun
+        reversed_media = (exposure * lost[:, None]).any(0)  # (J,) both orders were run
+        self.register_buffer("reversed_media", reversed_media, persistent=False)
+        self.has_turnover = bool(reversed_media.any())
+        # where arms differ in time, a medium's gene-level part is lost as its response is
+        self.follows_gain = bool((self.exposed_at + self.perturbed_at).any())
+        p = self.priors
+        self.media_residual_sd = p.media_gene_sd if self.follows_gain else p.media_residual_sd
+        self.clock = float(np.mean(screen.times)) if len(screen.times) else 1.0
+        assume = [Assume(**a) for a in self.config.assume]
+        self.imposed = imposed_contrasts(screen, assume)
+        self.uncertain = UncertainAssumptions(screen, assume)
+        own = torch.zeros(self.n_perturbations, self.n_genes)
+        measured = self.target >= 0
+        own[measured.nonzero()[:, 0], self.target[measured]] = 1.0
+        self.register_buffer("own_gene", own, persistent=False)  # (K, G)
+
+    @property
+    def conditions(self) -> Conditions:
+        """The screen's own conditions."""
+        return Conditions(
+            self.genotype,
+            self.exposure,
+            self.duration,
+            self.time_index,
+            self.interaction,
+            self.perturbed_at,
+            self.exposed_at,
+        )

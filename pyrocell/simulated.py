@@ -1,0 +1,144 @@
+"""Cells that the model expects to find in conditions, and which fates they have (App. C.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from pyrocell.errors import ScreenError
+from pyrocell.expected import resting_cells
+from pyrocell.operators import Protocol
+from pyrocell.posterior import check_draws, summarise
+from pyrocell.queries import Queries
+
+__all__ = ["fate_proportions", "simulate_cells"]
+
+_LEAST = 10  # labelled cells of a fate, to learn what it looks like
+_PENALTY = 0.1  # inverse strength of the classifier's ridge, on standardised log expression
+
+
+def simulate_cells(
+    queries: Queries,
+    frame: pd.DataFrame,
+    protocol: Protocol | None,
+    n_samples: int,
+    n_cells: int,
+    size_factor: float,
+) -> AnnData:
+    """Simulated cells as AnnData; see `PyroCell.simulate_cells`."""
+    counts, states, obs = [], [], []
+    for draw, (values, z, shift) in enumerate(_populations(queries, frame, protocol, n_samples)):
+        generator = torch.Generator(device=z.device).manual_seed(draw)
+        for row in range(len(frame)):
+            pick = torch.randint(z.shape[1], (n_cells,), generator=generator, device=z.device)
+            state = z[row, pick]
+            counts.append(_counts(queries, values, state, shift[row], size_factor, draw))
+            states.append(state.cpu().numpy())
+            obs.append(frame.iloc[[row] * n_cells].assign(draw=draw))
+    table = pd.concat(obs, ignore_index=True)
+    table.index = [f"simulated_{i}" for i in range(len(table))]
+    genes = pd.DataFrame(index=queries.screen.genes.astype(str))
+    out = AnnData(sparse.vstack(counts).tocsr(), obs=table, var=genes)
+    out.obsm["X_pyrocell"] = np.concatenate(states)
+    out.uns["size_factor"] = size_factor
+    return out
+
+
+def fate_proportions(
+    queries: Queries,
+    frame: pd.DataFrame,
+    protocol: Protocol | None,
+    expression: np.ndarray,
+    fates: pd.Series,
+    n_samples: int,
+    credible_level: float,
+    progress: Callable[[Iterator], Iterator] = iter,
+) -> pd.DataFrame:
+    """Shares of fates in conditions; see `PyroCell.fate_proportions`.
+
+    Parameters
+    ----------
+    queries, frame, protocol
+        The fitted model and what is asked for.
+    expression
+        (N, G) expected expression of the cells measured.
+    fates
+        (N,) their fates; missing where unknown.
+    n_samples, credible_level, progress
+        As there.
+
+    Raises
+    ------
+    ScreenError
+        If fewer than two fates have ten labelled cells.
+    """
+    known = fates.notna().to_numpy()
+    names = fates[known].astype(str)
+    numbers = names.value_counts()
+    if len(numbers) < 2 or numbers.min() < _LEAST:
+        raise ScreenError(
+            f'column "{fates.name}" has {", ".join(f"{n} cells {k}" for k, n in numbers.items())}; '
+            f"at least two fates of {_LEAST} cells each are needed to tell fates from expression"
+        )
+    level = np.log(expression[known])
+    centre, width = level.mean(0), level.std(0) + 1e-6
+    classifier = LogisticRegression(C=_PENALTY, max_iter=500)
+    classifier.fit((level - centre) / width, names)
+    draws = np.empty((n_samples, len(frame), len(classifier.classes_)))
+    populations = _populations(queries, frame, protocol, n_samples)
+    for s, (values, z, shift) in enumerate(progress(populations)):
+        for row in range(len(frame)):
+            seen = _log_share(queries, values, z[row], shift[row]).cpu().numpy()
+            found = classifier.predict((seen - centre) / width)
+            draws[s, row] = [(found == fate).mean() for fate in classifier.classes_]
+    summary = summarise(draws, credible_level)
+    table = frame.loc[frame.index.repeat(draws.shape[2])].reset_index(drop=True)
+    table["fate"] = np.tile(classifier.classes_, len(frame))
+    for name in ("mean", "sd", "lower", "upper"):
+        table[name] = summary[name].ravel()
+    return table
+
+
+def _populations(
+    queries: Queries, frame: pd.DataFrame, protocol: Protocol | None, n_samples: int
+) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+    """Of each draw: the globals, states (C, n, d) and log-mean shift (C, G) of the conditions."""
+    check_draws(n_samples)
+    conditions, unseen = queries.conditions(frame)
+    cells = resting_cells(queries.data, queries.model, queries.posterior.seed)
+    for s, values in enumerate(queries.posterior.draws(n_samples)):
+        with torch.no_grad():
+            z = queries.states(values, cells, conditions, s, protocol)
+            shift = queries.shift(values, conditions, unseen, s, protocol)
+            yield values, z.expand(len(frame), *z.shape[-2:]), shift
+
+
+def _log_share(queries: Queries, values: dict[str, Tensor], z: Tensor, shift: Tensor) -> Tensor:
+    """Log expected expression of cells at states z (n, d) of one condition, (n, G)."""
+    with torch.no_grad():
+        logits = queries.model.resting_logits(values, z) + shift
+        return torch.log_softmax(logits, -1) if queries.model.config.composition else logits
+
+
+def _counts(
+    queries: Queries,
+    values: dict[str, Tensor],
+    z: Tensor,
+    shift: Tensor,
+    size_factor: float,
+    seed: int,
+) -> sparse.csr_matrix:
+    """Counts of cells at states z of one condition, drawn from the view V, (n, G)."""
+    model = queries.model
+    with torch.no_grad(), torch.random.fork_rng([z.device] if z.is_cuda else []):
+        torch.manual_seed(seed)
+        logits = model.resting_logits(values, z) + shift
+        log_size = z.new_full((len(z),), float(np.log(size_factor)))
+        return sparse.csr_matrix(model.view(values, logits, log_size, z).sample().cpu().numpy())
