@@ -35,7 +35,7 @@ from common import quiet, report, shared
 from pyrocell import PyroCell, TrainingConfig, simulate
 from pyrocell.batches import batch_loader
 from pyrocell.cell_shifts import shifts_shared
-from pyrocell.training import ElboPlan, held_out_elbo
+from pyrocell.training import ElboPlan, held_out_elbo, train
 
 SEED = 0
 QUIET = {"progress_bar": False, "accelerator": "cpu", "devices": 1}
@@ -134,7 +134,7 @@ def training(options: argparse.Namespace) -> dict:
             f"pyrocell, {d} decoder": lambda m=m, few=few: m.train(**few, **QUIET)
             for d, m in models.items()
         }
-        tasks["SCVI"] = lambda few=few: other.train(**few, **SCVI_QUIET)
+        tasks["SCVI"] = lambda m=other, few=few: m.train(**few, **SCVI_QUIET)
         times = alternate(tasks, options.repeats)
         show(f"training, batch {size}: two epochs of {adata.n_obs} cells", times)
         out[size] = {
@@ -283,17 +283,11 @@ def quality(options: argparse.Namespace) -> dict:
         held = np.sort(np.asarray(other.validation_indices))
         level = -float(other.get_elbo(indices=held, return_mean=True))
         model = build(adata.copy())
-        # the cells held out by SCVI are held out here
         crossing = Crossing(model, held, level)
-        from pyrocell import model as door
-
-        original = door.split_cells
-        rest = np.setdiff1d(np.arange(adata.n_obs), held)
-        door.split_cells = lambda *_: (rest, held[:0])
-        try:
-            model.train(seed=SEED, callbacks=[crossing], **QUIET)
-        finally:
-            door.split_cells = original
+        rest = np.setdiff1d(np.arange(adata.n_obs), held)  # the same cells are held out
+        net, guide = model.module.model, model.module.guide
+        none, config = held[:0], TrainingConfig()
+        train(net, guide, model._cells, rest, none, config, callbacks=[crossing], **QUIET)
         found = {"scvi_seconds": theirs, "scvi_evidence": level, "seconds": crossing.reached}
         found["ratio"] = None if crossing.reached is None else crossing.reached / theirs
         found["best"] = max(v for _, v in crossing.values)
@@ -303,9 +297,8 @@ def quality(options: argparse.Namespace) -> dict:
 
 
 def papalexi() -> AnnData:
-    """The ECCITE-seq screen of Papalexi et al. 2021, its most variable genes."""
-    adata = shared("papalexi2021_thp1_eccite.h5ad")
-    return adata
+    """The ECCITE-seq screen of Papalexi et al. 2021."""
+    return shared("papalexi2021_thp1_eccite.h5ad")
 
 
 ROWS = {f.__name__: f for f in (training, step, threads, latents, node, perturbations, quality)}
