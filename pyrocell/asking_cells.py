@@ -150,8 +150,8 @@ class CellAnswers:
         n_samples
             Posterior draws.
         credible_level
-            Mass of the intervals. They hold the uncertainty of the field's weights and codes, not of
-            its features nor of a sample of cells, and are too narrow (docs/dynamics.md).
+            Mass of the intervals. They hold the uncertainty of the field's weights and codes, not
+            of its features nor of a sample of cells, and are too narrow (docs/dynamics.md).
 
         Returns
         -------

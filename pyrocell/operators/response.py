@@ -179,27 +179,32 @@ def respond(
         dose = genotype * begun
         y = dose @ params.effect + (gain * begun) @ params.media_effect
         return State(y=y, genotype=genotype, dose=dose, exposure=exposure, gain=gain)
-    rate, decay = condition_rate(genotype, exposure, params), decay_rate(params)
-    reference = params.reference_time
+    rate, reference = condition_rate(genotype, exposure, params), params.reference_time
+    most = int(genotype.sum(-1).max()) if genotype.numel() else 0
+    carried, which = genotype.topk(most, -1)  # (C, most): of many perturbations a cell has few
+    effect, decay = params.effect[..., which, :], decay_rate(params)[..., which]
 
     def linear(t: Tensor) -> Tensor:  # (..., C) to (..., C, D)
         t = t.unsqueeze(-1)
-        onset = genotype * relative_onset(rate, decay.unsqueeze(-2), t, reference)  # (..., C, K)
+        onset = carried * relative_onset(rate, decay, t, reference)  # (..., C, most)
         grown = gain * relative_curve(rate, t, reference)  # (..., C, J)
-        return onset @ params.effect + grown @ params.media_effect
+        return driven(onset, effect) + grown @ params.media_effect
+
+    def dose(t: Tensor) -> Tensor:  # (..., C) to (..., C, most)
+        return carried * reference_curve(decay, t.unsqueeze(-1))
 
     y = linear(duration)
     if params.field is not None:
         times = step_times(duration)
-        _, drive, _, media_drive, *_ = _flow(genotype, exposure, params)
-        dose = genotype * reference_curve(decay.unsqueeze(-2), times.unsqueeze(-1))
-        pull = driven(dose, drive) + driven(gain, media_drive)
+        drive, media_drive = _drives(rate, effect, decay, params)
+        pull = driven(dose(times), drive) + driven(gain, media_drive)
         y = y + deviate(linear(times), pull, rate, duration, params.field)
-    t = duration.unsqueeze(-1)
+    begun = dose(duration)
+    nothing = begun.new_zeros(*begun.shape[:-1], genotype.shape[-1])
     return State(
         y=y,
         genotype=genotype,
-        dose=genotype * reference_curve(decay.unsqueeze(-2), t),
+        dose=nothing.scatter(-1, which.expand_as(begun), begun),
         exposure=exposure,
         gain=gain,
     )
@@ -311,9 +316,17 @@ def flow(state: State, params: ResponseParameters) -> tuple[Tensor, ...]:
 
 def _flow(genotype: Tensor, exposure: Tensor, params: ResponseParameters) -> tuple[Tensor, ...]:
     rate, decay = condition_rate(genotype, exposure, params), decay_rate(params)
-    reference = rate.new_tensor(params.reference_time)
-    set_in = onset_curve(rate, decay.unsqueeze(-2), reference)  # (C, K)
-    reached = reference_curve(rate, reference)  # (C, 1)
-    drive = params.effect.unsqueeze(-3) / set_in.unsqueeze(-1)  # (C, K, D)
-    media_drive = params.media_effect.unsqueeze(-3) / reached.unsqueeze(-1)  # (C, J, D)
+    effect = params.effect.unsqueeze(-3)
+    drive, media_drive = _drives(rate, effect, decay.unsqueeze(-2), params)  # (C, K | J, D)
     return rate, drive, decay, media_drive, gain_limit(genotype, params.gain), params.turnover
+
+
+def _drives(
+    rate: Tensor, effect: Tensor, decay: Tensor, params: ResponseParameters
+) -> tuple[Tensor, Tensor]:
+    """What perturbations with effects (C, n, D) and media pull towards, (C, n, D) and (C, J, D)."""
+    reference = rate.new_tensor(params.reference_time)
+    set_in = onset_curve(rate, decay, reference)  # (C, n)
+    reached = reference_curve(rate, reference)  # (C, 1)
+    media_drive = params.media_effect.unsqueeze(-3) / reached.unsqueeze(-1)
+    return effect / set_in.unsqueeze(-1), media_drive
