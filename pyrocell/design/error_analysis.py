@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pyrocell.encoder import state_shift
 from pyrocell.errors import DesignError, warn
+from pyrocell.expected import resting_cells, resting_states
 from pyrocell.noise import centre
 from pyrocell.posterior import summarise
 
@@ -111,12 +112,12 @@ def error_analysis(
     if n_states < 1 or not depth > 0:
         raise DesignError(f"n_states={n_states} must be at least 1, depth={depth} above 0")
     queries, guide = model._queries, model.module.guide
-    population = queries._resting_population()
+    population = resting_cells(queries.data, generative, queries.posterior.seed)
     expected = queries.posterior.mean()["eta"] if remaining else 0.0
     draws = []
     for s, values in enumerate(queries.posterior.draws(n_samples)):
         with torch.no_grad():
-            z = queries._resting_state(values, population, s, queries.data.conditions)[:n_states]
+            z = resting_states(guide, values, population, s, queries.data.conditions)[:n_states]
             eta = values["eta"] - expected
             weights = values["V.baseline"].softmax(-1) if generative.config.composition else None
             if weights is not None:
