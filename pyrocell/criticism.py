@@ -9,6 +9,7 @@ import torch.distributions as dist
 
 from pyrocell.batches import CellData
 from pyrocell.posterior import Posterior
+from pyrocell.streams import seeded
 
 __all__ = ["importance_log_likelihood", "posterior_predictive_check"]
 
@@ -38,8 +39,7 @@ def posterior_predictive_check(
     observed = _statistics(args["x"].to_dense())
     replicated = np.empty((n_samples, *observed.shape), np.float32)
     for s, values in enumerate(posterior.draws(n_samples)):
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(s)
+        with torch.no_grad(), seeded(model.loading.device, "replicate", s):
             extra = (args["condition"], args["batch"], args.get("covariates"), cells.conditions)
             loc, scale = guide.encode(values, args["x"], *extra)
             z = loc + scale * torch.randn_like(loc)
@@ -84,8 +84,7 @@ def importance_log_likelihood(
     model, guide = posterior.model, posterior.guide
     total = np.full(len(cells), -np.inf)
     for s, values in enumerate(posterior.draws(n_particles)):
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(s)
+        with torch.no_grad(), seeded(model.loading.device, "importance", s):
             for start in range(0, len(cells), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(cells)))
                 args = {k: v.to(model.loading.device) for k, v in cells.rows(rows).items()}

@@ -10,7 +10,8 @@ from pyrocell.batches import CellData
 from pyrocell.generative import GenerativeModel
 from pyrocell.guide import Guide
 from pyrocell.motion import arrive, set_out
-from pyrocell.operators.transport import NOISY_STEPS, Leg, StateField
+from pyrocell.operators.transport import NOISY_STEPS, Leg, StateField, check_steps
+from pyrocell.streams import generator, seeded
 from pyrocell.structure import Conditions
 from pyrocell.views.rna import count_variance, mean_counts
 
@@ -45,29 +46,34 @@ def resting_states(
     """
     labels = (cells["condition"], cells["batch"], cells.get("covariates"), table)
     loc, scale = guide.encode(values, cells["x"], *labels)
-    generator = torch.Generator(device=loc.device).manual_seed(seed)
-    z = loc + scale * torch.randn(loc.shape, generator=generator, device=loc.device)
+    stream = generator(loc.device, "state", seed)
+    z = loc + scale * torch.randn(loc.shape, generator=stream, device=loc.device)
     if not guide.model.has_motion:
         return z
-    with torch.random.fork_rng([z.device] if z.is_cuda else []):
-        torch.manual_seed(seed)
+    with seeded(z.device, "past", seed):
         way = guide.model.cell_way(values, cells["condition"], table)
         return set_out(z, *way, getattr(guide, "reversal", None))[0]
 
 
-def carried_states(z: Tensor, way: tuple[tuple[Leg, ...], StateField] | None, seed: int) -> Tensor:
-    """States of resting cells z (n, d) in each of C conditions, (C, n, d); z itself without a way.
+def carried_states(z: Tensor, way: tuple[tuple[Leg, ...], StateField], seed: int) -> Tensor:
+    """States of resting cells z (n, d) in each of C conditions, (C, n, d).
 
     Each cell has the same luck in all conditions, so that what differs between them is not noise.
+
+    Raises
+    ------
+    StiffFieldError
+        If a field without noise bends too fast for its steps, asked of the first draw.
     """
-    if way is None:
-        return z
     legs, field = way
-    luck = None
-    if field.noise is not None:
-        generator = torch.Generator(device=z.device).manual_seed(seed)
-        luck = torch.randn((NOISY_STEPS, 1, *z.shape), generator=generator, device=z.device)
-    return arrive(z.expand(len(legs[0].span), *z.shape), legs, field, luck)
+    z = z.expand(len(legs[0].span), *z.shape)
+    if field.noise is None:
+        if seed == 0:
+            check_steps(z, legs, field)
+        return arrive(z, legs, field)
+    stream = generator(z.device, "luck", seed)
+    luck = torch.randn((NOISY_STEPS, 1, *z.shape[1:]), generator=stream, device=z.device)
+    return arrive(z, legs, field, luck)
 
 
 def moments(

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyrocell.encoder import fisher_weight
 from pyrocell.generative import GenerativeModel
 from pyrocell.guide import Guide
+from pyrocell.streams import generator
 from pyrocell.structure import Conditions
 
 __all__ = ["draw_own_state", "drawn_loading", "resting_posterior"]
@@ -83,8 +84,8 @@ def draw_own_state(
     """
     labels = (cells["condition"], cells["batch"], cells.get("covariates"), table)
     start, scale = guide.encode(values, cells["x"], *labels)
-    generator = torch.Generator(device=start.device).manual_seed(seed)
-    noise = torch.randn(start.shape, generator=generator, device=start.device)
+    stream = generator(start.device, "state", seed)
+    noise = torch.randn(start.shape, generator=stream, device=start.device)
     if guide.model.config.dynamics == "sde":  # no density to climb: what the encoder says
         return start + scale * noise
     shift = guide.model.cell_shift(values, *labels)
@@ -106,8 +107,8 @@ def drawn_loading(model: GenerativeModel, mean: Tensor, theta: Tensor, seed: int
     """
     estimate = model.loading.data
     error = (model.n_cells * fisher_weight(mean, theta)).clamp_min(1.0).rsqrt()
-    generator = torch.Generator(device=estimate.device).manual_seed(seed)
-    noise = torch.randn(estimate.shape, generator=generator, device=estimate.device)
+    stream = generator(estimate.device, "loading", seed)
+    noise = torch.randn(estimate.shape, generator=stream, device=estimate.device)
     used = estimate.square().mean(1, keepdim=True) > error.square().mean()  # the rest is pruned
     model.loading.data = estimate + used * error * noise
     try:

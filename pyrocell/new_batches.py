@@ -18,11 +18,11 @@ from pyrocell.nesting import new_batch_moments
 from pyrocell.posterior import Posterior
 from pyrocell.requested import RequestedNoise, encode_noise
 from pyrocell.screen import Screen
+from pyrocell.streams import generator
 
 __all__ = ["NoiseOfRequest", "content_of", "noise_of_request", "shared_axes"]
 
 _FEWEST_CONTRASTS = 3  # from which genes are seen to vary together
-_STREAM = 1_000_000_007  # keeps these draws apart from those of cells, which have the same seeds
 
 
 def content_of(screen: Screen, stated: Mapping[str, float] | None) -> Tensor:
@@ -121,8 +121,8 @@ class NoiseOfRequest:
         mean, covariance = new_batch_moments(
             model.nesting, values["eta.free"], scale, common, origin
         )
-        generator = torch.Generator(device=scale.device).manual_seed(_STREAM + seed)
-        normal = lambda n: torch.randn(len(mean), n, generator=generator, device=scale.device)  # noqa: E731
+        stream = generator(scale.device, "new batches", seed)
+        normal = lambda n: torch.randn(len(mean), n, generator=stream, device=scale.device)  # noqa: E731
         noise = normal(mean.shape[1])
         if self.shared is not None:
             own = (1 - self.shared.square().sum(0)).clamp_min(0).sqrt()

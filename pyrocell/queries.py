@@ -22,6 +22,7 @@ from pyrocell.posterior import Posterior, check_draws, summarise
 from pyrocell.requested import encode_cells
 from pyrocell.screen import Screen
 from pyrocell.state import State
+from pyrocell.streams import generator, seeded
 from pyrocell.structure import Conditions
 from pyrocell.views.rna import pseudobulk
 
@@ -201,8 +202,8 @@ class Queries:
             shift = model.shift_of(values, self._carry_out(protocol, values), conditions)
         if not model.config.gene_residual or not bool((unseen > 0).any()):
             return shift
-        generator = torch.Generator(device=shift.device).manual_seed(seed)
-        noise = lambda: torch.randn(shift.shape, generator=generator, device=shift.device)  # noqa: E731
+        stream = generator(shift.device, "unseen", seed)
+        noise = lambda: torch.randn(shift.shape, generator=stream, device=shift.device)  # noqa: E731
         shift = shift + unseen[:, :1] * model.priors.interaction_sd * noise()
         if model.has_time:
             constant, relative = values["W.process_noise"]
@@ -219,8 +220,8 @@ class Queries:
         model = self.model
         if "M.turnover" in values or not model.n_media:
             return values
-        generator = torch.Generator(device=model.loading.device).manual_seed(seed)
-        noise = torch.randn(model.n_media, generator=generator, device=model.loading.device)
+        stream = generator(model.loading.device, "turnover", seed)
+        noise = torch.randn(model.n_media, generator=stream, device=model.loading.device)
         log_turnover = model.log_turnover_centre(values) + model.priors.turnover_sd * noise
         return values | {"M.turnover": log_turnover.exp()}
 
@@ -289,8 +290,7 @@ class Queries:
         values = self._with_turnover(values, seed)
         if protocol is None:
             return carried_states(z, self.model.way(values, conditions), seed)
-        with torch.random.fork_rng([z.device] if z.is_cuda else []):
-            torch.manual_seed(seed)
+        with seeded(z.device, "luck", seed):
             return self._carry_out(protocol, values, z).z
 
     def counterfactual(
@@ -342,8 +342,7 @@ class Queries:
             return z
         reversal = getattr(self.posterior.guide, "reversal", None)
         values = self._with_turnover(values, seed)
-        with torch.random.fork_rng([z.device] if z.is_cuda else []):
-            torch.manual_seed(seed)
+        with seeded(z.device, "past", seed):
             start, luck = set_out(
                 z, *self.model.cell_way(values, cells["condition"], table), reversal
             )

@@ -17,6 +17,7 @@ from pyrocell.expected import resting_cells
 from pyrocell.operators import Protocol
 from pyrocell.posterior import check_draws, summarise
 from pyrocell.queries import Queries
+from pyrocell.streams import generator, seeded
 
 __all__ = ["fate_proportions", "simulate_cells"]
 
@@ -35,11 +36,12 @@ def simulate_cells(
     """Simulated cells as AnnData; see `PyroCell.simulate_cells`."""
     counts, states, obs = [], [], []
     for draw, (values, z, shift) in enumerate(_populations(queries, frame, protocol, n_samples)):
-        generator = torch.Generator(device=z.device).manual_seed(draw)
+        stream = generator(z.device, "cells", draw)
         for row in range(len(frame)):
-            pick = torch.randint(z.shape[1], (n_cells,), generator=generator, device=z.device)
+            pick = torch.randint(z.shape[1], (n_cells,), generator=stream, device=z.device)
             state = z[row, pick]
-            counts.append(_counts(queries, values, state, shift[row], size_factor, draw))
+            with seeded(z.device, "counts", draw, row):
+                counts.append(_counts(queries, values, state, shift[row], size_factor))
             states.append(state.cpu().numpy())
             obs.append(frame.iloc[[row] * n_cells].assign(draw=draw))
     table = pd.concat(obs, ignore_index=True)
@@ -133,12 +135,10 @@ def _counts(
     z: Tensor,
     shift: Tensor,
     size_factor: float,
-    seed: int,
 ) -> sparse.csr_matrix:
     """Counts of cells at states z of one condition, drawn from the view V, (n, G)."""
     model = queries.model
-    with torch.no_grad(), torch.random.fork_rng([z.device] if z.is_cuda else []):
-        torch.manual_seed(seed)
+    with torch.no_grad():
         logits = model.resting_logits(values, z) + shift
         log_size = z.new_full((len(z),), float(np.log(size_factor)))
         return sparse.csr_matrix(model.view(values, logits, log_size, z).sample().cpu().numpy())

@@ -285,6 +285,13 @@ def test_moving_cells_are_simulated_and_counted_by_fate(moving):
         moving.fate_proportions(frame, "type")
 
 
+def test_counts_of_two_conditions_are_drawn_apart(moving):
+    """Cells at the same states in two rows differ in what was counted of them."""
+    frame = pd.DataFrame({"perturbation": ["control"] * 2, "media": "baseline", "time": 1.0})
+    cells = moving.simulate_cells(frame, n_cells=50, n_samples=1)
+    assert (cells.X[:50] != cells.X[50:]).nnz > 0
+
+
 def test_orders_of_steps_reach_moving_states(moving):
     medium, gene = moving.screen.media[0], moving.screen.perturbations[0]
     kind = moving.screen.perturbation_types[0]
