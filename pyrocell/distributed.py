@@ -43,6 +43,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 
 from pyrocell.errors import ProcessError, ScreenError
+from pyrocell.loop import listed
 from pyrocell.streams import stream
 
 __all__ = ["OwnNoise", "Processes", "requested", "train_in_processes"]
@@ -50,6 +51,11 @@ __all__ = ["OwnNoise", "Processes", "requested", "train_in_processes"]
 _LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
 _STOP = "stop"  # file that asks the processes to stop
 _LOOK = 20  # steps between two looks for it
+_LIBRARIES = ("gloo", "NCCL")  # what they say of a lost connection
+_DIED = (
+    "a process of the training died or no longer answers; a machine out of memory ends processes "
+    "so: pass fewer devices or a smaller batch_size"
+)
 
 
 # ---------------------------------------------------------------------- what is asked for
@@ -99,7 +105,7 @@ def requested(
     per_node = _count(accelerator, devices)
     total = per_node * num_nodes
     options = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
-    if total == 1:
+    if total <= 1:
         return Processes(1, 0, False, options)
     ours = isinstance(strategy, str) and (strategy == "auto" or strategy.startswith("ddp"))
     options["use_distributed_sampler"] = False
@@ -131,9 +137,11 @@ def _environment() -> ClusterEnvironment:
 
 
 def _count(accelerator: str, devices: int | str | list[int]) -> int:
-    kind = CPUAccelerator if accelerator == "cpu" else CUDAAccelerator
-    found = kind.parse_devices(devices)
-    return found if isinstance(found, int) else len(found or [])
+    """Devices that Lightning makes of its argument."""
+    if isinstance(devices, str) or devices == -1:
+        kind = CPUAccelerator if accelerator == "cpu" else CUDAAccelerator
+        devices = kind.parse_devices(devices)
+    return devices if isinstance(devices, int) else len(devices)
 
 
 class OwnNoise(pl.Callback):
@@ -211,10 +219,8 @@ class _Rank:
         self, train: Callable, model: nn.Module, guide: nn.Module, *arguments: Any, **options: Any
     ) -> tuple[list, pd.DataFrame, list] | None:
         """Train; the first process returns parameters, history and warnings."""
-        callbacks = options.pop("callbacks", None) or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        options["callbacks"] = [*callbacks, _StopWhenAsked(Path(self.folder))]
-        options["plugins"] = [*(options.pop("plugins", None) or []), LightningEnvironment()]
+        ours = {"callbacks": _StopWhenAsked(Path(self.folder)), "plugins": LightningEnvironment()}
+        options |= {name: [*listed(options.get(name)), own] for name, own in ours.items()}
         try:
             with (
                 self._joined(options["accelerator"]),
@@ -229,8 +235,8 @@ class _Rank:
         if self.rank:
             return None
         states = [module.cpu().state_dict() for module in (model, guide)]
-        ours = [(str(w.message), w.category) for w in warned if w.category is UserWarning]
-        return states, history, ours
+        said = [(str(w.message), w.category) for w in warned if w.category is UserWarning]
+        return states, history, said
 
     @contextmanager
     def _joined(self, accelerator: str) -> Iterator[None]:
@@ -265,6 +271,8 @@ def _set_environment(settings: dict[str, str | None]) -> None:
 # ---------------------------------------------------------------------- errors and Ctrl-C
 def _leave(error: BaseException, folder: Path, rank: int) -> None:
     """Leave the error of a process where the others' parent finds it."""
+    if isinstance(error, RuntimeError) and any(name in str(error) for name in _LIBRARIES):
+        error = ProcessError(_DIED)  # the others keep their connections, whatever they raise
     try:
         content = pickle.dumps(error)
         pickle.loads(content)
@@ -280,19 +288,14 @@ def _first_error(folder: Path, error: Exception) -> Exception:
     left = sorted(folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
     if left:
         return pickle.loads(left[0].read_bytes())
-    if not isinstance(error, BrokenProcessPool):
-        return error
-    return ProcessError(
-        "a process of the training died; a machine out of memory ends processes so: pass fewer "
-        "devices or a smaller batch_size"
-    )
+    return ProcessError(_DIED) if isinstance(error, BrokenProcessPool) else error
 
 
 class _StopWhenAsked(pl.Callback):
-    """Stops all processes at the same step when their parent asks."""
+    """Stops all processes at the same step when their parent asks, or is no more."""
 
     def __init__(self, folder: Path):
-        self.asked = folder / _STOP
+        self.asked, self.parent = folder / _STOP, os.getppid()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, plan: pl.LightningModule, batch: Any, batch_idx: int
@@ -300,7 +303,8 @@ class _StopWhenAsked(pl.Callback):
         """Look now and then."""
         if batch_idx % _LOOK:
             return
-        if trainer.strategy.reduce_boolean_decision(self.asked.exists(), all=False):
+        stop = self.asked.exists() or os.getppid() != self.parent
+        if trainer.strategy.reduce_boolean_decision(stop, all=False):
             raise KeyboardInterrupt
 
 

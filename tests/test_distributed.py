@@ -19,6 +19,7 @@ from pyrocell import TrainingConfig
 from pyrocell.batches import ShuffledBatches
 from pyrocell.distributed import requested
 from pyrocell.errors import NonFiniteError, ProcessError, ScreenError
+from pyrocell.training import held_out_elbo
 
 QUIET = {"accelerator": "cpu", "progress_bar": False}
 TWO = {"devices": 2, **QUIET}
@@ -94,6 +95,8 @@ def test_what_is_asked_for_is_counted(monkeypatch):
     assert (two.total, two.rank, two.to_start) == (2, 0, True)
     one = requested("cpu", "auto")
     assert (one.total, one.to_start) == (1, False) and one.options["devices"] == 1
+    assert [requested("cpu", devices).total for devices in ("3", 1)] == [3, 1]
+    assert requested("cuda", [0, 1]).total == 2
     for arguments in ({"num_nodes": 2}, {"strategy": "fsdp"}):
         with pytest.raises(ScreenError, match="torchrun"):
             requested("cpu", 2, **arguments)
@@ -186,6 +189,20 @@ def test_two_processes_end_with_the_same_parameters_and_return_them(screen, buil
     assert list(model.history.index) == [0, 1, 2, 3] and model.is_trained
     assert {"train_loss", "validation_elbo"} <= set(model.history)
     assert np.isfinite(model.perturbation_effects(n_samples=5)["mean"]).all()
+
+
+@needs_processes
+def test_two_processes_reach_the_elbo_of_one(screen, build):
+    elbo, sd = {}, 0.025  # of the difference between two trainings, from four seeds of each
+    for devices, size in ((1, 32), (2, 16)):
+        model = build(screen.copy())
+        settings = {"max_epochs": 20, "batch_size": size, "train_size": 1.0}
+        model.train(devices=devices, **settings, **QUIET)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            parts = model.module.model, model.module.guide, model.module_arguments()
+            elbo[devices] = np.mean([held_out_elbo(*parts).mean().item() for _ in range(30)])
+    assert abs(elbo[2] - elbo[1]) < 4 * sd
 
 
 @needs_processes
