@@ -86,6 +86,7 @@ def requested(
     devices: int | str | list[int],
     num_nodes: int = 1,
     strategy: str | Strategy = "auto",
+    accumulate_grad_batches: int = 1,
 ) -> Processes:
     """What arguments of Lightning's Trainer ask for; one device where `devices` is "auto".
 
@@ -105,13 +106,14 @@ def requested(
     per_node = _count(accelerator, devices)
     total = per_node * num_nodes
     options = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
+    options["accumulate_grad_batches"] = accumulate_grad_batches
     if total <= 1:
         return Processes(1, 0, False, options)
     ours = isinstance(strategy, str) and (strategy == "auto" or strategy.startswith("ddp"))
     options["use_distributed_sampler"] = False
-    if ours:  # the same parameters are used at every step; where a site has no data not all are
-        unused = strategy.endswith("unused_parameters_true")
-        how = {"find_unused_parameters": unused, "static_graph": not unused}
+    if ours:  # where a site has no data a parameter is unused, the same at every step
+        changing = strategy.endswith("unused_parameters_true") or accumulate_grad_batches != 1
+        how = {"find_unused_parameters": changing, "static_graph": not changing}
         how |= {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         options["strategy"] = DDPStrategy(**how)
     if not isinstance(environment, LightningEnvironment):

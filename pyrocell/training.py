@@ -30,7 +30,7 @@ from pyrocell.threads import few_threads
 __all__ = ["ElboPlan", "TrainingConfig", "held_out_elbo", "negative_elbo", "train"]
 
 _BATCH_SIZE = 512
-_PLACES = ("num_nodes", "strategy")  # arguments of Lightning's Trainer
+_PLACES = ("num_nodes", "strategy", "accumulate_grad_batches")  # arguments of Lightning's Trainer
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -46,8 +46,8 @@ class TrainingConfig:
         Bounds on the epochs that follow from `steps`. More epochs overfit a sparse screen: on one
         of 7,500 cells the held-out ELBO is best before 100, and gains are overconfident at 230.
     batch_size
-        Cells per step and process; by default 512, or less where that makes fewer than eight steps
-        of an epoch.
+        Cells per step and process; by default 512, or an eighth of the cells where that is less.
+        Processes share them by default, and have more only where that leaves `steps` steps.
     lr, global_lr
         Learning rates of the networks and of the global sites; both decay to zero.
     kl_warmup
@@ -70,7 +70,9 @@ class TrainingConfig:
         """Cells per step and process for this many training cells."""
         if self.batch_size is not None:
             return min(self.batch_size, n_cells // processes)
-        return int(np.clip(n_cells // (8 * processes), 1, _BATCH_SIZE))
+        one = int(np.clip(n_cells // 8, 1, _BATCH_SIZE))
+        spare = self.min_epochs * n_cells // self.steps  # leaves `steps` steps in the fewest epochs
+        return max(1, int(np.clip(spare, one, processes * one)) // processes)
 
     def epochs(self, n_cells: int, processes: int = 1) -> int:
         """Epochs for this many training cells."""
@@ -279,7 +281,8 @@ def train(
         callbacks.append(EarlyStopping("validation_elbo", mode="max", patience=config.patience))
     settings = {"max_epochs": epochs, "seed": seed, "early_stopping": early_stopping}
     settings |= {"processes": processes.total} if processes.total > 1 else {}
-    written = checkpoints and _writer(checkpoints, loaders[0], config, settings | trainer_kwargs)
+    settings |= asked | trainer_kwargs
+    written = checkpoints and _writer(checkpoints, loaders[0], config, settings)
     if written:
         callbacks.append(written)
         trainer_kwargs["plugins"] = [*listed(trainer_kwargs.get("plugins")), SafeCheckpointIO()]

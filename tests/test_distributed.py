@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -86,7 +87,16 @@ def test_processes_share_the_minibatches_of_one(n, size, processes, seed):
 def test_processes_make_as_many_epochs_as_one(n, size, processes):
     config, together = (TrainingConfig(batch_size=size * k) for k in (1, processes))
     assert config.epochs(n, processes) == together.epochs(n)
-    assert TrainingConfig().minibatch(n, processes) * processes * 8 <= n + 8 * processes
+
+
+@given(n=st.integers(100, 10**7), processes=st.integers(1, 16))
+def test_by_default_processes_take_as_many_steps_as_one_or_as_are_aimed_at(n, processes):
+    config = TrainingConfig()
+    together = processes * config.minibatch(n, processes)
+    one = config.minibatch(n)
+    taken, alone = (config.epochs(n) * n / cells for cells in (together, one))
+    assert together <= max(processes, one) or config.min_epochs * n / together >= config.steps
+    assert together <= processes * one and (taken >= min(alone, config.steps) or one < processes)
 
 
 # ---------------------------------------------------------------------- who starts them
@@ -166,7 +176,7 @@ def test_two_processes_end_with_the_same_parameters_and_return_them(screen, buil
     def leave(trainer, plan, _, folder):
         torch.save(plan.state_dict(), folder / f"state-{trainer.global_rank}")
 
-    model = build(screen)
+    model, few = build(screen), {"max_epochs": 4, "batch_size": 8, "early_stopping": True}
     callbacks = [
         when("setup", part),
         when("on_train_batch_start", note, folder=tmp_path),
@@ -174,7 +184,9 @@ def test_two_processes_end_with_the_same_parameters_and_return_them(screen, buil
     ]
     environment = dict(os.environ)
     random = torch.random.get_rng_state()
-    model.train(max_epochs=4, batch_size=16, early_stopping=True, callbacks=callbacks, **TWO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train(callbacks=callbacks, accumulate_grad_batches=2, **few, **TWO)
     assert dict(os.environ) == environment and torch.equal(torch.random.get_rng_state(), random)
     states = [torch.load(tmp_path / f"state-{rank}") for rank in range(2)]
     noise = [torch.load(tmp_path / f"noise-{rank}") for rank in range(2)]
