@@ -81,7 +81,7 @@ class Clock(pl.Callback):
 
 def steps(options: argparse.Namespace) -> dict:
     """Seconds of a step, loading included, by size of minibatch."""
-    model, out = screen(max(20_000, 4 * max(options.batches)), 2000), {}
+    model, out = screen(max(2000, 4 * max(options.batches)), 2000), {}
     short = {"max_epochs": 1000, "train_size": 1.0, "max_steps": options.steps, **CPU}
     model.train(**short | {"max_steps": 2}, **ways(options.batches[0])["two, B"])  # warm up
     for batch in options.batches:
@@ -92,7 +92,7 @@ def steps(options: argparse.Namespace) -> dict:
                     path = Path(folder) / "began"
                     model.train(callbacks=Clock(path), **short, **where)
                     taken.setdefault(way, []).extend(np.diff(np.loadtxt(path))[2:])
-        step = {way: statistics.median(seconds) for way, seconds in taken.items()}
+        step = {way: float(statistics.median(seconds)) for way, seconds in taken.items()}
         out[batch] = step | {
             "speedup_steps": step["one, 2B"] / step["two, B"],
             "speedup_epochs": PROCESSES * step["one, B"] / step["two, B"],
