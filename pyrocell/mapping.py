@@ -16,6 +16,7 @@ from pyrocell.operators import (
     bounded_weight,
     condition_rate,
     gain_limit,
+    production,
     respond_in_order,
 )
 from pyrocell.operators.perturbation import on_target_shift
@@ -33,7 +34,9 @@ from pyrocell.structure import (
     gather_nodes,
 )
 
-__all__ = ["ScreenMap"]
+__all__ = ["ONSET", "ScreenMap"]
+
+ONSET = "W.onset"  # derived of the rates: kept among the values while a guide needs it often
 
 
 class ScreenMap(ScreenTensors):
@@ -119,9 +122,9 @@ class ScreenMap(ScreenTensors):
 
     def _field(self, values: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         """h(y, Δ) of eq. 25: zero at rest with its slope, contractive if so configured."""
-        direction = self.field.direction[: self.n_axes]
-        weight = bounded_weight(values["W.field"], direction, self.config.lipschitz)
-        return lambda y, drive: self.field(torch.cat([y, drive], -1)) @ weight
+        direction = self.field.direction
+        weight = bounded_weight(values["W.field"], direction[: self.n_axes], self.config.lipschitz)
+        return production(direction, self.field.offset, weight)
 
     def step_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
         """Prior standard deviation of the residual's steps, (K or J, T - 1, G).
@@ -173,6 +176,8 @@ class ScreenMap(ScreenTensors):
         """Response of each perturbation alone at the measured times, 1 at the reference, (K, T)."""
         if not self.has_rates:
             return self.loading.new_ones(self.n_perturbations, self.n_times)
+        if ONSET in values:  # computed before, in this step
+            return values[ONSET]
         rate, decay = (
             bounded_rate(log_rate, self.reference_time)[:, None]
             for log_rate in (values["W.log_rate"][: self.n_perturbations], values["W.log_decay"])

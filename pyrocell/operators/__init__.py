@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyrocell.operators.arms import respond_in_order
-from pyrocell.operators.field import bounded_weight
+from pyrocell.operators.field import bounded_weight, production
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import on_target_shift, perturb
 from pyrocell.operators.protocol import (
@@ -53,6 +53,7 @@ __all__ = [
     "on_target_shift",
     "onset_curve",
     "perturb",
+    "production",
     "reference_curve",
     "relative_curve",
     "relative_onset",

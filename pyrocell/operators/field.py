@@ -14,11 +14,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear as affine
+from torch.nn.functional import softplus
 
 from pyrocell.errors import StiffFieldError
 from pyrocell.operators.waiting import average_decay, reference_curve
 
-__all__ = ["STEPS", "Field", "bounded_weight", "deviate", "step_times"]
+__all__ = ["STEPS", "Field", "bounded_weight", "deviate", "production", "step_times"]
 
 Field = Callable[[Tensor, Tensor], Tensor]  # h(y, Δ), both (..., C, D)
 STEPS = 8  # error of the deviation below 1% up to λ t = 8 (tests/test_field.py)
@@ -57,12 +59,12 @@ def deviate(linear: Tensor, drive: Tensor, rate: Tensor, duration: Tensor, field
     elapsed = rate * (duration / STEPS).unsqueeze(-1)
     reached = reference_curve(elapsed, 1.0)  # ∫ λ exp(-λ (ds - s)) ds over a step
     ramp = 1 - average_decay(elapsed)  # the same of a production that grows from 0 to 1
-    u = torch.zeros_like(linear[0])
     before = field(linear[0], drive[0])
-    for y, delta in zip(linear[1:], drive[1:], strict=True):
-        u = u + (before - u) * reached
+    u = torch.zeros_like(before)
+    for y, delta in zip(linear[1:].unbind(), drive[1:].unbind(), strict=True):
+        u = torch.lerp(u, before, reached)
         after = field(y + u, delta)
-        u, before = u + ramp * (after - before), after
+        u, before = torch.addcmul(u, ramp, after - before), after
     if not torch.isfinite(u).all() and torch.isfinite(linear).all():
         raise StiffFieldError(
             'the field of dynamics="node" ran away within a wait of '
@@ -70,6 +72,27 @@ def deviate(linear: Tensor, drive: Tensor, rate: Tensor, duration: Tensor, field
             "in shorter steps"
         )
     return u
+
+
+def production(direction: Tensor, offset: Tensor, weight: Tensor) -> Field:
+    """h(y, Δ) = φ((y, Δ) A) W with features φ(u) = s(u + a) - s(a) - s'(a) u of the softplus s.
+
+    They vanish at rest together with their slope (`Curvature` has them for states).
+
+    Parameters
+    ----------
+    direction, offset, weight
+        A, (2 D, H); a, (H,); W, (H, D).
+    """
+    straight = -(direction * offset.sigmoid()) @ weight  # (2 D, D)
+    level = -softplus(offset) @ weight
+
+    def h(y: Tensor, drive: Tensor) -> Tensor:
+        both = torch.cat([y, drive], -1)
+        bent = softplus(affine(both, direction.mT, offset))
+        return affine(both, straight.mT, level) + bent @ weight
+
+    return h
 
 
 def bounded_weight(weight: Tensor, direction: Tensor, bound: float | None) -> Tensor:

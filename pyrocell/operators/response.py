@@ -193,12 +193,14 @@ def respond(
     def dose(t: Tensor) -> Tensor:  # (..., C) to (..., C, most)
         return carried * reference_curve(decay, t.unsqueeze(-1))
 
-    y = linear(duration)
-    if params.field is not None:
+    if params.field is None:
+        y = linear(duration)
+    else:
         times = step_times(duration)
+        path = linear(times)
         drive, media_drive = _drives(rate, effect, decay, params)
         pull = driven(dose(times), drive) + driven(gain, media_drive)
-        y = y + deviate(linear(times), pull, rate, duration, params.field)
+        y = path[-1] + deviate(path, pull, rate, duration, params.field)
     begun = dose(duration)
     nothing = begun.new_zeros(*begun.shape[:-1], genotype.shape[-1])
     return State(
