@@ -185,7 +185,9 @@ class Guide(GuideRates):
         model = self.model
         values = self._rate_sites() if model.has_rates else {}
         if model.has_rates:
-            values[ONSET], centre[ONSET] = model.onset(values), model.onset(centre)
+            rates = ("W.log_rate", "W.log_decay")
+            both = {site: torch.stack([values[site], centre[site]]) for site in rates}
+            values[ONSET], centre[ONSET] = model.onset(both)
         if model.has_turnover:
             values["M.turnover"] = self._turnover(values)
         if model.has_field:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pyrocell.errors import ProtocolError
-from pyrocell.operators.field import Field, deviate, step_times
+from pyrocell.operators.field import Production, deviate, step_times
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
 from pyrocell.operators.transport import NOISY_STEPS, Leg, StateField, carry, code_of, diffuse
@@ -96,7 +96,7 @@ class ResponseParameters:
     base_log_rate: Tensor
     reference_time: float = 1.0
     log_decay: Tensor | None = None
-    field: Field | None = None
+    field: Production | None = None
     motion: StateField | None = None
     at_once: bool = False
 

@@ -21,7 +21,6 @@ medium and the perturbation that X has met is why the state carries genotype and
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -43,17 +42,18 @@ __all__ = [
     "wait",
 ]
 
-# Radius below which a quotient cancels and its series does not, and terms of it.
-LONG_SERIES = (0.5, 13)  # 0.5**13 / 14! < 2e-15, below rounding in float64
-SHORT_SERIES = (1e-7, 2)  # in float64 but for float32: terms and cancellation below 5e-9
+# Below this a quotient cancels and three terms of its series do not; relative errors stay below
+# 1e-11 in float64, 1e-5 where there is none.
+NEAR = {torch.float64: 1e-4}, 0.03
 REMEMBERED = 40.0  # e-foldings back; by then rounding in float64 has grown to more than 1
 
 
 def average_decay(x: Tensor) -> Tensor:
     """Mean of exp(-u) for u from 0 to x: (1 - exp(-x)) / x, smooth through x = 0, any sign."""
     with torch.no_grad():
-        wide, how = _wide(x)
-        value, slope = _average_decay(wide), -_weighted_decay(wide, *how)
+        wide = _wide(x)
+        value = _average_decay(wide)
+        slope = -_weighted_decay(wide, value)
     return _Known.apply(value.to(x), slope.to(x), x)
 
 
@@ -91,26 +91,25 @@ class _Known(torch.autograd.Function):
         return sum(slope * t for slope, t in zip(slopes, moved, strict=True) if t is not None)
 
 
-def _wide(x: Tensor) -> tuple[Tensor, tuple[float, int]]:
-    """In float64 if there is such, where a few terms do; how long series have to be."""
-    if x.dtype == torch.float32 and x.device.type != "mps":
-        return x.double(), SHORT_SERIES
-    return x, LONG_SERIES
+def _wide(x: Tensor) -> Tensor:
+    """In float64 if that is wider and there is such: what cancels is then below rounding."""
+    return x.double() if x.dtype == torch.float32 and x.device.type != "mps" else x
 
 
 def _average_decay(x: Tensor) -> Tensor:
-    return torch.where(x == 0, 1.0, -torch.expm1(-x) / torch.where(x == 0, 1.0, x))
+    backwards = -(x + torch.finfo(x.dtype).tiny)  # not 0 / 0
+    return torch.expm1(backwards) / backwards
 
 
-def _weighted_decay(x: Tensor, radius: float, terms: int) -> Tensor:
-    """∫ u exp(-x u) du for u from 0 to 1: (average - exp(-x)) / x, smooth through x = 0."""
-    near = x.abs() < radius
-    inside = torch.where(near, x, 0.0)
-    series = torch.zeros_like(x)
-    for n in reversed(range(terms)):
-        series = 1 / (math.factorial(n) * (n + 2)) - inside * series
-    outside = torch.where(near, 1.0, x)
-    return torch.where(near, series, (_average_decay(outside) - torch.exp(-outside)) / outside)
+def _weighted_decay(x: Tensor, average: Tensor) -> Tensor:
+    """∫ u exp(-x u) du for u from 0 to 1, from that of exp(-x u): (average - exp(-x)) / x."""
+    near = x.abs() < _near(x)
+    series = 0.5 - x * (1 / 3 - x / 8)
+    return torch.where(near, series, (average - 1) / torch.where(near, 1.0, x) + average)
+
+
+def _near(x: Tensor) -> float:
+    return NEAR[0].get(x.dtype, NEAR[1])
 
 
 def reference_curve(rate: Tensor, reference_time: float | Tensor) -> Tensor:
@@ -151,29 +150,24 @@ def onset_curve(rate: Tensor, decay: Tensor, duration: Tensor) -> Tensor:
     """
     first, second = torch.broadcast_tensors(rate * duration, decay * duration)
     with torch.no_grad():
-        low, how = _wide(torch.minimum(first, second))
-        high = torch.maximum(first, second).to(low)
-        parts = [x.to(first) for x in _onset(low, high, *how)]
+        low, high = _wide(torch.minimum(first, second)), _wide(torch.maximum(first, second))
+        value, *slopes = (x.to(first) for x in _onset(low, high))
         ordered = first <= second
-        slopes = torch.where(ordered, *parts[1:]), torch.where(ordered, *parts[:0:-1])
-    return _Known.apply(parts[0], *slopes, first, second)
+        along = torch.where(ordered, *slopes), torch.where(ordered, *slopes[::-1])
+    return _Known.apply(value, *along, first, second)
 
 
-def _onset(low: Tensor, high: Tensor, radius: float, terms: int) -> tuple[Tensor, Tensor, Tensor]:
+def _onset(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Onset and its slopes along both rates times duration."""
-    kept, average = torch.exp(-low), _average_decay(high - low)
-    weighted = _weighted_decay(high - low, radius, terms)
-    slopes = high * kept * (average - weighted), low * kept * weighted
-    near = high < radius
-    direct = -torch.expm1(-low) - low * kept * average
-    a, b = (torch.where(near, x, 0.0) for x in (low, high))
+    apart, lost = high - low, torch.expm1(-low)
+    kept, average = lost + 1, _average_decay(apart)
+    weighted = kept * _weighted_decay(apart, average)
+    average = kept * average
     # λ μ t² times the divided difference of average_decay, by complete homogeneous polynomials
-    series, homogeneous, power = torch.zeros_like(b), torch.ones_like(b), torch.ones_like(b)
-    for n in range(1, terms):
-        series = series - (-1) ** n / math.factorial(n + 1) * homogeneous
-        power = power * b
-        homogeneous = a * homogeneous + power
-    return torch.where(near, a * b * series, direct), *slopes
+    total, product = low + high, low * high
+    series = product * (0.5 - total / 6 + (total.square() - product) / 24)
+    value = torch.where(high < _near(high), series, -lost - low * average)
+    return value, high * (average - weighted), low * weighted
 
 
 def relative_onset(rate: Tensor, decay: Tensor, duration: Tensor, reference_time: float) -> Tensor:
