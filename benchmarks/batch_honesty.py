@@ -221,7 +221,7 @@ def shuffled(adata, labels: np.ndarray, kinds: list[str], rng: np.random.Generat
     size = np.asarray(adata.X.sum(1), float).ravel()
     sd = np.full(adata.n_vars, pyrocell.Priors().eta_sd)
     unedited = np.isin(labels, ["control", *kinds])
-    out, expected = [], []
+    out, expected, highest = [], [], []
     for _ in range(SHUFFLES):
         mixed = labels.copy()
         for b in np.unique(batch):
@@ -236,10 +236,14 @@ def shuffled(adata, labels: np.ndarray, kinds: list[str], rng: np.random.Generat
             error = np.sqrt(part.variance + levels.batch_variance(weights))
             out.append(np.abs(part.value) > 1.96 * error)
             expected.append(levels.expected[row[kind]])
+        last = slice(-len(kinds), None)
+        many = np.concatenate(expected[last]) >= 500
+        highest.append(np.concatenate(out[last])[many].mean())
     out = np.concatenate(out)
     return {
         "unshrunken_shuffled": float(out.mean()),
         "unshrunken_shuffled_by_counts": by_counts(out, np.concatenate(expected)),
+        "unshrunken_shuffled_500_or_more": np.round(np.sort(highest), 3).tolist(),
     }
 
 
