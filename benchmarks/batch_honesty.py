@@ -8,6 +8,10 @@ inside 90% intervals, of the fit and of the law; of genes with a direction at 95
 wrong one; rows of the table of assumptions that are not testable and not at their prior. Anchor:
 the intervals that sampling noise alone would give.
 
+counts: simulated screens of known effects, half of them silent: share of true effects inside 90%
+intervals of the counts alone (`shrunken=False`, no fit needed: batch noise has its prior's width),
+and silent ones outside 95% intervals. Seeds 121 to 124 were for development.
+
 lines: simulated screens in two cell lines, registered as media; a quarter of the perturbations is
 measured in one of them only. Their effects in the other are independent ("own"), or the same
 ("same"). RMSE of `transfer_effects`, of the fit (which adds effects), of no change.
@@ -23,7 +27,7 @@ prior, and what one learned guide by guide (what squares of estimates have beyon
 Wald intervals of pooled log ratios with Poisson errors. The other half of the guides is for
 development (`--parts development`).
 
-    python benchmarks/batch_honesty.py --parts lanes lines papalexi development
+    python benchmarks/batch_honesty.py --parts lanes counts lines papalexi development
 """
 
 from __future__ import annotations
@@ -44,6 +48,13 @@ from pyrocell.transfer import transfer_effects
 
 # lanes per medium, seed
 LANES = [(1, 401), (3, 402)]
+# batches, sd of η, cells per perturbation, balanced, effects in rank, seed
+COUNTS = [
+    (3, 0.2, 20, True, False, 421),
+    (3, 0.1, 100, False, False, 422),
+    (6, 0.3, 50, False, True, 423),
+    (12, 0.2, 100, False, False, 424),
+]
 SETTINGS = {"n_perturbations": 10, "n_genes": 100, "media": 1, "batch_sd": 0.2, "media_rms": 0.4}
 PER_KNOCKOUT = 120
 LEVELS = ("0-5", "5-50", "50-500", "500 or more")  # counts to expect
@@ -261,6 +272,45 @@ def wald(adata, labels: np.ndarray, kinds: list[str]) -> float:
     return float(np.mean(outside))
 
 
+def counts(
+    n_batches: int, sd: float, n_cells: int, balanced: bool, in_rank: bool, seed: int
+) -> dict:
+    """Effects as the counts alone tell them, on simulated truth."""
+    quiet()
+    adata = pyrocell.simulate.screen(
+        n_batches=n_batches,
+        batch_sd=sd,
+        n_cells_per_condition=n_cells,
+        n_controls=1000,
+        balanced=balanced,
+        in_rank=in_rank,
+        seed=seed,
+    )
+    truth = adata.uns["truth"]
+    pyrocell.PyroCell.setup_anndata(adata)
+    table = pyrocell.PyroCell(adata).perturbation_effects(
+        list(truth["effect"].index), shrunken=False
+    )
+    weights = np.asarray(truth["expression"], float).ravel()
+    true = gauge(truth["effect"].to_numpy(float), weights)
+    value, error = (table[name].to_numpy().reshape(true.shape) for name in ("mean", "sd"))
+    value = gauge(value, weights)
+    lower, upper = value - 1.645 * error, value + 1.645 * error
+    silent = np.asarray(truth["silent"]).astype(bool).ravel()
+    return {
+        "part": "counts",
+        "batches": n_batches,
+        "sd": sd,
+        "cells": n_cells,
+        "seed": seed,
+        "active_coverage": covered(lower[~silent], upper[~silent], true[~silent]),
+        "silent_coverage": covered(lower[silent], upper[silent], true[silent]),
+        "silent_excluding_zero": float((np.abs(value) > 1.96 * error)[silent].mean()),
+        "active_rmse": float(np.sqrt(np.mean((value - true)[~silent] ** 2))),
+        "active_rms": float(np.sqrt(np.mean(true[~silent] ** 2))),
+    }
+
+
 def lines(kind: str, seed: int) -> dict:
     """Two cell lines; effects of the second are its own, or those of the first."""
     quiet()
@@ -306,12 +356,14 @@ def lines(kind: str, seed: int) -> dict:
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="+", default=["lanes", "lines", "papalexi"])
+    parser.add_argument("--parts", nargs="+", default=["lanes", "counts", "lines", "papalexi"])
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     found = []
     if "lanes" in args.parts:
         found += run_all(lanes, LANES, args.jobs)
+    if "counts" in args.parts:
+        found += run_all(counts, COUNTS, args.jobs)
     if "lines" in args.parts:
         found += run_all(lines, [("own", 411), ("own", 412), ("same", 413)], args.jobs)
     if "papalexi" in args.parts:
