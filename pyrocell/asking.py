@@ -160,6 +160,7 @@ class Answers(CellAnswers):
         n_samples: int = 200,
         credible_level: float = 0.9,
         progress_bar: bool = False,
+        shrunken: bool = True,
     ) -> pd.DataFrame:
         """Log-fold change of each gene under each perturbation, against control in that medium.
 
@@ -173,6 +174,11 @@ class Answers(CellAnswers):
             Posterior draws.
         credible_level
             Mass of the equal-tailed interval.
+        shrunken
+            False: what the counts of these cells alone say, under a flat prior and without drawing.
+            A true zero is then outside as often as a test would find it, where the model's prior,
+            centred on no effect, leaves it outside less often the fewer the counts. Conditions
+            must have been measured; errors are larger. Covariates are left out.
 
         Returns
         -------
@@ -184,6 +190,8 @@ class Answers(CellAnswers):
         media = self.screen.baseline_media if media is None else media
         if time is None and self.screen.times:
             time = self.screen.times[-1]
+        if not shrunken:
+            return answers.unshrunken_effects(self._queries, names, media, time, credible_level)
         return self._queries.perturbation_effects(
             names, media, time, n_samples, credible_level, progress(progress_bar)
         )
