@@ -11,6 +11,7 @@ __all__ = [
     "DesignError",
     "ModelFileError",
     "NonFiniteError",
+    "ProcessError",
     "ProtocolError",
     "PyrocellError",
     "ScreenError",
@@ -67,6 +68,10 @@ class NonFiniteError(PyrocellError, FloatingPointError):
 
 class StiffFieldError(PyrocellError, FloatingPointError):
     """The field of a neural ODE ran away, or was too fast for its steps."""
+
+
+class ProcessError(PyrocellError, RuntimeError):
+    """A process of a training over several died, or could not be started."""
 
 
 class ModelFileError(PyrocellError, ValueError):
