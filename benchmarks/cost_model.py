@@ -40,7 +40,7 @@ from throughput import Step
 from pyrocell import PyroCell, TrainingConfig
 
 SEED = 0
-WARM_UP, STEPS = 2, 5
+WARM_UP, STEPS = 1, 4
 GIB, HOUR = 2**30, 3600.0
 
 

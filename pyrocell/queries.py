@@ -286,13 +286,14 @@ class Queries(RequestedConditions):
         η and covariates are removed if corrected.
         """
         values, model = self.posterior.mean(), self.model
+        table = model.conditions if cells.conditions is None else cells.conditions
 
         @torch.no_grad()
         def expect(loc: np.ndarray, args: dict[str, Tensor]) -> np.ndarray:
             z = torch.as_tensor(loc, device=model.loading.device)
             if batch_corrected:
-                table = model.conditions if cells.conditions is None else cells.conditions
-                shift = model.shift(values, table.select(args["condition"]))
+                rows, own = torch.unique(args["condition"], return_inverse=True)
+                shift = model.shift(values, table.select(rows))[own]
             else:
                 shift = model.cell_shift(
                     values,
