@@ -53,6 +53,8 @@ class TrainingConfig:
         Learning rates of the networks and of the global sites; both decay to zero.
     kl_warmup
         Share of training over which the KL of the global sites is raised to its full weight.
+    shuffle_block
+        Neighbours shuffled as one and mixed in pools of 16,384; default: 1, in a file 512.
     patience
         Evaluations of the validation ELBO without a rise after which early stopping stops; there
         are about 40 in a training, and at most one per epoch.
@@ -65,6 +67,7 @@ class TrainingConfig:
     lr: float = 3e-3
     global_lr: float = 1e-2
     kl_warmup: float = 0.2
+    shuffle_block: int | None = None
     patience: int = 20
 
     def minibatch(self, n_cells: int) -> int:
@@ -259,7 +262,7 @@ def train(
             f"batch_size={config.batch_size} and max_epochs={max_epochs} must be at least 1"
         )
     size = config.minibatch(len(train_positions))
-    loaders = [batch_loader(data, train_positions, size, seed=seed)]
+    loaders = [batch_loader(data, train_positions, size, seed, config.shuffle_block)]
     if len(validation_positions):
         loaders.append(batch_loader(data, validation_positions, 4 * size))
     epochs = config.epochs(len(train_positions)) if max_epochs is None else max_epochs
@@ -317,7 +320,7 @@ def _writer(
 ) -> TrainingCheckpoints:
     """Checkpoints that belong to these cells and settings; objects among these are not compared."""
     batches = loader.batch_sampler
-    order = zlib.crc32(batches.positions.astype(np.int64).tobytes())
+    order = zlib.crc32(batches.positions.astype(np.int64).tobytes(), batches.block - 1)
     identity = {
         "cells": loader.dataset.fingerprint(),
         "cells_trained_on": f"{len(batches.positions)}, hash {order:08x}",
