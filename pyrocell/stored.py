@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,11 +82,28 @@ class StoredCounts:
     def __init__(self, matrix: Any, where: str = "adata.X"):
         check_stored(matrix, where)
         self.shape: tuple[int, int] = tuple(int(n) for n in matrix.shape)
-        self._where, self._dense, self._indptr = where, matrix, None
+        self._where, self._indptr, self._process = where, None, os.getpid()
+        stored = matrix.group if isinstance(matrix, CSRDataset) else matrix
+        in_hdf5 = isinstance(stored, h5py.Group | h5py.Dataset)
+        self._hdf5 = (stored.file.filename, stored.name) if in_hdf5 else None
         if isinstance(matrix, CSRDataset):
-            group = matrix.group
-            self._indptr = np.asarray(group["indptr"][...], dtype=np.int64)
-            self._indices, self._values = group["indices"], group["data"]
+            self._indptr = np.asarray(stored["indptr"][...], dtype=np.int64)
+        self._arrays = self._parts(stored)
+
+    def _parts(self, stored: Any) -> tuple[Any, ...]:
+        return (stored,) if self._indptr is None else (stored["data"], stored["indices"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Handles of HDF5 belong to a process; those of zarr are paths.
+        ours = {"_arrays": None, "_process": None} if self._hdf5 else {}
+        return self.__dict__ | ours
+
+    def _open(self) -> tuple[Any, ...]:
+        """Arrays to read, opened again in a process that was started or forked since."""
+        if self._hdf5 and self._process != os.getpid():
+            path, name = self._hdf5
+            self._arrays, self._process = self._parts(h5py.File(path, "r")[name]), os.getpid()
+        return self._arrays
 
     def __getitem__(self, rows: np.ndarray | slice) -> sp.csr_matrix:
         """Rows by slice, mask or position, in the order given."""
@@ -116,12 +134,13 @@ class StoredCounts:
     def _read(self, start: int, stop: int) -> sp.csr_matrix:
         shape = (stop - start, self.shape[1])
         try:
+            arrays = self._open()
             if self._indptr is None:
-                return sp.csr_matrix(np.asarray(self._dense[start:stop], dtype=np.float32))
+                return sp.csr_matrix(np.asarray(arrays[0][start:stop], dtype=np.float32))
             ends = self._indptr[start : stop + 1]
             stored = slice(int(ends[0]), int(ends[-1]))
-            values = np.asarray(self._values[stored]).astype(np.float32, copy=False)
-            indices = np.asarray(self._indices[stored]).astype(np.int32, copy=False)
+            values = np.asarray(arrays[0][stored]).astype(np.float32, copy=False)
+            indices = np.asarray(arrays[1][stored]).astype(np.int32, copy=False)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise CountError(
                 f"cells {start} to {stop - 1} of {self._where} could not be read ({error}); the "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import threading
 
 import anndata
@@ -12,8 +14,9 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from pyrocell import PyroCell, TrainingConfig, batches, read_backed, stored
+from pyrocell import PseudobulkODE, PyroCell, TrainingConfig, batches, read_backed, stored
 from pyrocell.batches import ShuffledBatches
+from pyrocell.design.fitted import cell_variance
 from pyrocell.errors import CountError, ScreenWarning, UnknownLabelError
 from pyrocell.registration import register
 from pyrocell.stored import StoredCounts, count_blocks, gene_totals, read_ahead
@@ -82,6 +85,19 @@ def test_answers_about_cells_in_a_file_are_those_in_memory(tiny_adata, tmp_path)
         np.testing.assert_array_equal(ask(there), ask(here))
 
 
+def test_what_needs_no_training_reads_files_too(make_screen, tmp_path):
+    adata = make_screen(times=(1.0, 2.0))
+    on_disk, answers = written(adata, tmp_path, "h5ad"), []
+    for cells in (on_disk, adata):
+        PyroCell.setup_anndata(cells, time_key="time")
+        model = PyroCell(cells, **SMALL)
+        steady = model.steady_state_screen(n_draws=20, n_splits=2, min_cells=2)
+        ode = PseudobulkODE(cells)
+        answers.append((steady.select_dtypes("number"), cell_variance(model), ode.levels))
+    for there, here in zip(*answers, strict=True):
+        np.testing.assert_array_equal(there, here)
+
+
 def test_a_stopped_training_from_a_file_goes_on_where_it_was(tiny_adata, tmp_path):
     whole = fit(written(tiny_adata, tmp_path, "zarr"))
 
@@ -140,6 +156,18 @@ def test_rows_of_a_file_are_those_of_the_matrix(tiny_adata, tmp_path, kind, rows
     np.testing.assert_array_equal(found.toarray(), tiny_adata.X[rows].toarray())
     np.testing.assert_array_equal(gene_totals(counts), tiny_adata.X.toarray().sum(0))
     assert max(block.shape[0] for _, block in count_blocks(counts)) <= 50
+
+
+@pytest.mark.parametrize("kind", ["backed", "zarr"])
+def test_another_process_reads_the_file_by_itself(tiny_adata, tmp_path, kind):
+    counts = StoredCounts(written(tiny_adata, tmp_path, kind).X)
+    copy = pickle.loads(pickle.dumps(counts))
+    expected = tiny_adata.X[7:20].toarray()
+    np.testing.assert_array_equal(copy[7:20].toarray(), expected)
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(counts[7:20].toarray(), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_one_item_is_read_ahead_and_never_more():
