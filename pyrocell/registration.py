@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,13 +79,12 @@ class ScreenManager(AnnDataManager):
     screen
         The registered cells as a `Screen`; after a transfer, in terms of the source's labels.
     source, others
-        Registry entry of the screen that these are more cells of, if they are; managers by the
-        identity of their AnnData, so that a copy of one gets its own.
+        Registry entry of the screen that these are more cells of; managers by their AnnData's uuid.
     """
 
     screen: Screen
     source: Mapping[str, Any] | None
-    others: Mapping[str, AnnDataManager] = MappingProxyType({})
+    others: Mapping[str, AnnDataManager] | None = None
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
@@ -103,7 +101,7 @@ class ScreenManager(AnnDataManager):
         levels = _read_covariates(adata, args) if source is None else source["covariates"]
         _encode_covariates(adata, levels)
         materialise_view(adata)
-        own_identity(adata, self.others)
+        own_identity(adata, self.others or {})
         if source_registry is not None and "field_registries" not in source_registry:
             source_registry = None  # read from a model's file, which keeps the screen alone
         if source_registry is not None:
