@@ -164,6 +164,7 @@ class Answers(CellAnswers):
         n_samples: int = 200,
         credible_level: float = 0.9,
         progress_bar: bool = False,
+        shrunken: bool = True,
         path: str | Path | None = None,
         memory_budget: int | float | str = MEMORY_BUDGET,
         overwrite: bool = False,
@@ -180,6 +181,11 @@ class Answers(CellAnswers):
             Posterior draws.
         credible_level
             Mass of the equal-tailed interval.
+        shrunken
+            False: what the counts of these cells alone say, under a flat prior and without drawing.
+            A true zero is then outside as often as a test would find it, where the model's prior,
+            centred on no effect, leaves it outside less often the fewer the counts. Conditions
+            must have been measured; errors are larger. Covariates are left out.
         path
             Write the answer there, as a zarr store, instead of returning it; appears when whole.
         memory_budget
@@ -204,6 +210,12 @@ class Answers(CellAnswers):
         media = self.screen.baseline_media if media is None else media
         if time is None and self.screen.times:
             time = self.screen.times[-1]
+        if not shrunken:
+            if path is not None:
+                raise ScreenError(
+                    "path= is for summaries of draws; shrunken=False makes none, leave it out"
+                )
+            return answers.unshrunken_effects(self._queries, names, media, time, credible_level)
         keep = Keep(memory_budget, path, overwrite)
         bar = progress(progress_bar)
         return tables.perturbation_effects(

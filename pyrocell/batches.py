@@ -108,11 +108,21 @@ def split_cells(n_cells: int, train_size: float, seed: int) -> tuple[np.ndarray,
 class ShuffledBatches(Sampler):
     """Whole minibatches of shuffled positions; sorted within a batch, so CSR slicing is local.
 
-    The order is a function of the seed and of how often it was iterated over.
+    The order is a function of the seed and of how often it was iterated over. Of several processes
+    each takes its `size` of every minibatch that all take together.
     """
 
-    def __init__(self, positions: np.ndarray, size: int, seed: int | None, drop_last: bool):
-        self.positions, self.size, self.drop_last = positions, min(size, len(positions)), drop_last
+    def __init__(
+        self,
+        positions: np.ndarray,
+        size: int,
+        seed: int | None,
+        drop_last: bool,
+        rank: int = 0,
+        processes: int = 1,
+    ):
+        self.positions, self.size = positions, min(size, len(positions) // processes)
+        self.drop_last, self.rank, self.processes = drop_last, rank, processes
         self.generator = None if seed is None else np.random.default_rng(seed)
         self._first = 0
 
@@ -123,7 +133,7 @@ class ShuffledBatches(Sampler):
         self._first = batches
 
     def __len__(self) -> int:
-        n = len(self.positions) / self.size
+        n = len(self.positions) / (self.size * self.processes)
         return int(n) if self.drop_last else int(np.ceil(n))
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -132,12 +142,27 @@ class ShuffledBatches(Sampler):
             order = self.generator.permutation(order)
         first, self._first = self._first, 0
         for i in range(first, len(self)):
-            yield np.sort(order[i * self.size : (i + 1) * self.size])
+            start = (i * self.processes + self.rank) * self.size
+            yield np.sort(order[start : start + self.size])
 
 
 def batch_loader(
-    data: CellData, positions: np.ndarray, size: int, seed: int | None = None
+    data: CellData,
+    positions: np.ndarray,
+    size: int,
+    seed: int | None = None,
+    rank: int = 0,
+    processes: int = 1,
 ) -> DataLoader:
-    """Loader of minibatches; shuffled (and short last batch dropped) when a seed is given."""
-    sampler = ShuffledBatches(np.asarray(positions), size, seed, drop_last=seed is not None)
+    """Loader of minibatches; shuffled (and short last batch dropped) when a seed is given.
+
+    Of several processes each loads its part of every minibatch, or of the positions without a seed
+    (all of them where there are fewer than processes).
+    """
+    positions = np.asarray(positions)
+    if seed is not None:
+        sampler = ShuffledBatches(positions, size, seed, True, rank, processes)
+    else:
+        part = positions[rank::processes] if len(positions) >= processes else positions
+        sampler = ShuffledBatches(part, size, None, drop_last=False)
     return DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)

@@ -12,6 +12,7 @@ __all__ = [
     "DiskError",
     "ModelFileError",
     "NonFiniteError",
+    "ProcessError",
     "ProtocolError",
     "PyrocellError",
     "ScreenError",
@@ -68,6 +69,10 @@ class NonFiniteError(PyrocellError, FloatingPointError):
 
 class StiffFieldError(PyrocellError, FloatingPointError):
     """The field of a neural ODE ran away, or was too fast for its steps."""
+
+
+class ProcessError(PyrocellError, RuntimeError):
+    """A process of a training over several died, or could not be started."""
 
 
 class ModelFileError(PyrocellError, ValueError):

@@ -66,7 +66,7 @@ def shared_axes(model: GenerativeModel, values: dict[str, Tensor]) -> Tensor:
     values
         Posterior means of the sites.
     """
-    contrasts = values["eta.free"] / model.eta_scale(values)  # (B − 1, G)
+    contrasts = (values["eta.free"] / model.eta_scale(values)).detach()  # (B − 1, G)
     n = len(contrasts)
     if n < _FEWEST_CONTRASTS:
         return contrasts[:0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,9 @@ from pyrocell._compat import (
     SETUP_METHOD,
     AnnDataManager,
     fields,
+    managers_of,
     materialise_view,
+    own_identity,
 )
 from pyrocell.counts import as_csr, check_counts, count_matrix, warn_of_absent_genes
 from pyrocell.errors import ScreenError, UnknownLabelError
@@ -62,9 +65,12 @@ class ScreenManager(AnnDataManager):
     ----------
     screen
         The registered cells as a `Screen`; after a transfer, in terms of the source's labels.
+    others
+        Managers of the AnnData registered before, by identity; a copy of one gets its own.
     """
 
     screen: Screen
+    others: Mapping[str, AnnDataManager] = MappingProxyType({})
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
@@ -81,6 +87,7 @@ class ScreenManager(AnnDataManager):
         levels = _read_covariates(adata, args) if source is None else source["covariates"]
         _encode_covariates(adata, levels)
         materialise_view(adata)
+        own_identity(adata, self.others)
         if source_registry is not None and "field_registries" not in source_registry:
             source_registry = None  # read from a model's file, which keeps the screen alone
         if source_registry is not None:
@@ -312,6 +319,7 @@ def register(
         SETUP_ARGS: args,
     }
     manager = ScreenManager(fields=_fields(args), setup_method_args=setup)
+    manager.others = managers_of(cls)
     manager.register_fields(adata, source_registry)
     return manager
 
