@@ -20,11 +20,13 @@ lies in 19 directions), and what moves goes unseen for want of cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+
+from pyrocell.stored import StoredCounts, gene_totals
 
 __all__ = ["Cells", "LogRatio", "Reference", "Variance", "log_ratio", "rates"]
 
@@ -38,14 +40,14 @@ class Cells:
     Attributes
     ----------
     counts
-        (n, G) CSR.
+        (n, G) CSR, in memory or stored.
     size
         (n,) size factors.
     batch
         (n,) codes.
     """
 
-    counts: sp.csr_matrix
+    counts: sp.csr_matrix | StoredCounts
     size: np.ndarray
     batch: np.ndarray
 
@@ -148,9 +150,9 @@ class Variance:
     extra: np.ndarray
 
     @classmethod
-    def of(cls, groups: list[Cells]) -> Variance:
+    def of(cls, groups: Iterable[Cells]) -> Variance:
         """Moments within groups of cells and their batches, pooled."""
-        squares, first, second = np.zeros((3, groups[0].counts.shape[1]))
+        squares = first = second = 0.0
         for cells in groups:
             for batch in np.unique(cells.batch):
                 part = cells[cells.batch == batch]
@@ -227,8 +229,10 @@ def log_ratio(
     )
 
 
-def _sum(counts: sp.csr_matrix) -> np.ndarray:
-    return np.asarray(counts.sum(axis=0), dtype=float).ravel()
+def _sum(counts: sp.csr_matrix | StoredCounts) -> np.ndarray:
+    if isinstance(counts, StoredCounts):
+        return gene_totals(counts)
+    return np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
 
 
 def _weighted(

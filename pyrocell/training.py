@@ -52,6 +52,8 @@ class TrainingConfig:
         Learning rates of the networks and of the global sites; both decay to zero.
     kl_warmup
         Share of training over which the KL of the global sites is raised to its full weight.
+    shuffle_block
+        Neighbours shuffled as one and mixed in pools of 16,384; default: 1, in a file 512.
     patience
         Evaluations of the validation ELBO without a rise after which early stopping stops; there
         are about 40 in a training, and at most one per epoch.
@@ -64,6 +66,7 @@ class TrainingConfig:
     lr: float = 3e-3
     global_lr: float = 1e-2
     kl_warmup: float = 0.2
+    shuffle_block: int | None = None
     patience: int = 20
 
     def minibatch(self, n_cells: int, processes: int = 1) -> int:
@@ -269,7 +272,7 @@ def train(
         return train_in_processes(processes.total, train, (model, guide), *cells, **options)
     size = config.minibatch(len(train_positions), processes.total)
     part = {"rank": processes.rank, "processes": processes.total}
-    loaders = [batch_loader(data, train_positions, size, seed=seed, **part)]
+    loaders = [batch_loader(data, train_positions, size, seed, config.shuffle_block, **part)]
     if len(validation_positions):
         loaders.append(batch_loader(data, validation_positions, 4 * size, **part))
     epochs = max_epochs or config.epochs(len(train_positions), processes.total)
@@ -351,7 +354,7 @@ def _writer(
 ) -> TrainingCheckpoints:
     """Checkpoints that belong to these cells and settings; objects among these are not compared."""
     batches = loader.batch_sampler
-    order = zlib.crc32(batches.positions.astype(np.int64).tobytes())
+    order = zlib.crc32(batches.positions.astype(np.int64).tobytes(), batches.block - 1)
     identity = {
         "cells": loader.dataset.fingerprint(),
         "cells_trained_on": f"{len(batches.positions)}, hash {order:08x}",
