@@ -7,8 +7,10 @@ screens and fitted by non-negative least squares in relative error. Terms, with 
     genes           sites with a number per gene
     cells x genes   decoder and likelihood
     counts          numbers of the minibatch that are not zero: encoder, likelihood
-    conditions x genes    shifts of the conditions met in a minibatch
-    drivers x times x genes    densities and optimiser of the gene-level residuals
+    conditions      bookkeeping of all of them
+    conditions met x genes           shifts of those met in a minibatch
+    drivers drawn x times x genes    densities and optimiser of the gene-level residuals: of all
+                    perturbations, or of those that a minibatch meets where there are many
 
 Points of the grid that were not fitted say how far the formula can be believed: the anchor beside
 it is the mean of the fitted points, the best guess without a formula. Parameters are counted, not
@@ -27,6 +29,7 @@ import argparse
 import gc
 import statistics
 import time
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -42,10 +45,15 @@ from pyrocell import PyroCell, TrainingConfig
 SEED = 0
 WARM_UP, STEPS = 1, 4
 GIB, HOUR = 2**30, 3600.0
+CONTROLS = 500
+# of pyrocell.visited: residuals from which on a step draws the perturbations of its minibatch
+# alone, and how many cells of one travel together
+BY_MINIBATCH = find_spec("pyrocell.visited") is not None
+MANY, PACK = 2**20, 4
 
 
 class Point(NamedTuple):
-    """Sizes that a step's cost depends on."""
+    """Sizes that a step's cost depends on; `each` is the cells of a condition, 0: a few."""
 
     cells: int
     genes: int
@@ -53,23 +61,38 @@ class Point(NamedTuple):
     times: int = 1
     media: int = 0
     density: float = 0.1
+    each: int = 0
 
     @property
-    def drivers(self) -> int:
-        """Perturbations and media, each with a residual per time and gene."""
-        return (self.perturbations + self.media) * self.times
+    def conditions(self) -> int:
+        """Perturbed conditions."""
+        return self.perturbations * self.times * (1 + self.media)
+
+    @property
+    def per_condition(self) -> int:
+        """Cells of a condition; together at least 2,048."""
+        return self.each or max(1, -(-2048 // self.conditions))
+
+    @property
+    def drawn(self) -> float:
+        """Perturbations that a step draws: all, or those met where that is worth it."""
+        k, residuals = self.perturbations, self.perturbations * self.times * self.genes
+        share = min(1.0, self.cells / (self.conditions * self.per_condition + CONTROLS))
+        packs = -(-self.conditions * self.per_condition // (k * PACK))
+        met = k * (1 - (1 - share) ** packs)
+        return met if BY_MINIBATCH and residuals >= MANY and met < k / 2 else k
 
     def terms(self) -> dict[str, float]:
         """What each term of the formula counts."""
-        n_conditions = self.perturbations * self.times * (1 + self.media)
-        met = n_conditions * (1 - (1 - 1 / n_conditions) ** self.cells)  # drawn with replacement
+        met = self.conditions * (1 - (1 - 1 / self.conditions) ** self.cells)
         return {
             "fixed": 1.0,
+            "conditions": self.conditions,
             "genes": self.genes,
             "cells x genes": self.cells * self.genes,
             "counts": self.cells * self.genes * self.density,
-            "conditions x genes": met * self.genes,
-            "drivers x times x genes": self.drivers * self.genes,
+            "conditions met x genes": met * self.genes,
+            "drivers drawn x times x genes": (self.drawn + self.media) * self.times * self.genes,
         }
 
 
@@ -111,8 +134,8 @@ def build(point: Point) -> PyroCell:
     rng = np.random.default_rng(SEED)
     arms = [(f"target{k}", t, m) for k in range(point.perturbations)
             for t in range(point.times) for m in range(1 + point.media)]  # fmt: skip
-    arms = arms * max(1, -(-2048 // len(arms)))
-    arms += [("control", i % point.times, i % (1 + point.media)) for i in range(500)]
+    arms = arms * point.per_condition
+    arms += [("control", i % point.times, i % (1 + point.media)) for i in range(CONTROLS)]
     label, when, medium = zip(*arms, strict=True)
     obs = pd.DataFrame({"perturbation": label}, index=[f"cell{i}" for i in range(len(arms))])
     keys = {"batch_key": "batch"}
@@ -182,16 +205,24 @@ def predicted(coefficients: dict[str, float], point: Point) -> float:
 
 def parameters(points: list[Point], counted: np.ndarray) -> dict[str, float]:
     """Numbers per unit of each size, by least squares; the remainder says if a size is missing."""
-    sizes = [(1, p.genes, p.perturbations, p.media * p.genes, p.drivers * p.genes) for p in points]
-    names = "fixed", "genes", "perturbations", "media x genes", "drivers x times x genes"
-    weights, _ = nnls(np.array(sizes, float) / counted[:, None], np.ones(len(points)))
-    return dict(zip(names, weights, strict=True))
+    sizes = pd.DataFrame([numbers(p) for p in points], dtype=float)
+    weights, _ = nnls(sizes.to_numpy() / counted[:, None], np.ones(len(points)))
+    return dict(zip(sizes, weights, strict=True))
+
+
+def numbers(point: Point) -> dict[str, float]:
+    """What the parameters are counted in."""
+    return {
+        "fixed": 1,
+        "genes": point.genes,
+        "perturbations": point.perturbations,
+        "drivers x times x genes": (point.perturbations + point.media) * point.times * point.genes,
+    }
 
 
 def n_parameters(weights: dict[str, float], point: Point) -> float:
     """Numbers in the parameters by the formula."""
-    sizes = 1, point.genes, point.perturbations, point.media * point.genes
-    return float(np.dot(list(weights.values()), [*sizes, point.drivers * point.genes]))
+    return sum(weights[name] * size for name, size in numbers(point).items())
 
 
 # ---------------------------------------------------------------------- extrapolation
@@ -200,8 +231,9 @@ def one_core(n_cells: int, cost: dict[str, float], size: dict[str, float]) -> di
     config = TrainingConfig()
     batch, epochs = config.minibatch(n_cells), config.epochs(n_cells)
     n_perturbations = min(PLAN["perturbations"], n_cells // 100)
-    point = Point(batch, PLAN["genes"], n_perturbations, density=PLAN["density"])
-    steps, numbers = epochs * (n_cells // batch), n_parameters(size, point)
+    each = n_cells // n_perturbations
+    point = Point(batch, PLAN["genes"], n_perturbations, density=PLAN["density"], each=each)
+    steps, size_of = epochs * (n_cells // batch), n_parameters(size, point)
     counts = n_cells * point.genes * point.density * PLAN["bytes per count"]
     return {
         "cells": n_cells,
@@ -211,8 +243,8 @@ def one_core(n_cells: int, cost: dict[str, float], size: dict[str, float]) -> di
         "ms per step": 1e3 * predicted(cost, point),
         "core hours": steps * predicted(cost, point) / HOUR,
         "counts GiB": counts / GIB,
-        "training GiB": 16 * numbers / GIB,  # value, gradient, two moments
-        "checkpoint GiB": 12 * numbers / GIB,
+        "training GiB": 16 * size_of / GIB,  # value, gradient, two moments
+        "checkpoint GiB": 12 * size_of / GIB,
     }
 
 
@@ -221,24 +253,23 @@ def many_nodes(
 ) -> dict[str, float]:
     """The plan for 100,000,000 cells: processes take 512 cells each per step, gradients add up."""
     batch = PLAN["cells per step and process"]
-    point = Point(
-        batch, *(PLAN[k] for k in ("genes", "perturbations", "times", "media", "density"))
-    )
+    sizes = (PLAN[k] for k in ("genes", "perturbations", "times", "media", "density"))
+    point = Point(batch, *sizes, each=PLAN["cells"] // PLAN["perturbations"])
     processes = nodes * PLAN["processes per node"]
     epochs = TrainingConfig().epochs(PLAN["cells"])
     steps = epochs * PLAN["cells"] / (batch * processes)
-    numbers = n_parameters(size, point)
+    held = n_parameters(size, point)
     compute = predicted(cost, point) / PLAN["efficiency"]
-    network = 2 * 4 * numbers / PLAN["network, bytes per second and node"]  # ring all-reduce
+    network = 2 * 4 * held / PLAN["network, bytes per second and node"]  # ring all-reduce
     counts = PLAN["cells"] * point.genes * point.density * PLAN["bytes per count"]
-    held = 16 * numbers * PLAN["processes per node"] + counts / nodes
+    memory = 16 * held * PLAN["processes per node"] + counts / nodes
     return {
         "nodes": nodes,
         "steps": steps,
         "compute s per step": compute,
         "network s per step": network,
         "hours of training": steps * (compute + network) / HOUR,
-        "GiB per node, counts in memory": held / GIB,
+        "GiB per node, counts in memory": memory / GIB,
         "hours of latents": asked["latents"] * PLAN["cells"] * point.genes / processes / HOUR,
         "hours of effects": asked["effects"] * 100 * point.perturbations * point.genes / HOUR,
     }
@@ -278,7 +309,7 @@ def main() -> None:
     alone = pd.DataFrame([one_core(10**e, cost, size) for e in range(4, 9)])
     print("\nTraining on one core, 8,000 genes, a tenth of the counts not zero")
     print(alone.to_string(index=False, float_format="{:,.3g}".format))
-    plan = pd.DataFrame([many_nodes(n, cost, size, asked) for n in (1, 8, 64)])
+    plan = pd.DataFrame([many_nodes(n, cost, size, asked) for n in (1, 8, 32)])
     print("\n100,000,000 cells on many nodes;", PLAN)
     print(plan.to_string(index=False, float_format="{:,.3g}".format))
     held = table[~table["fitted"]]

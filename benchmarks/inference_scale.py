@@ -9,8 +9,8 @@ process of its own, so that the peak of resident memory is that of the question.
                    can go; from a few of them, times their number and the passes
     per number     nanoseconds of the question per perturbation, gene and draw
     passes         over the draws, as the budget allows
-    grown MiB      peak of resident memory during the question above that before it, when the model
-                   was built and one joint draw made
+    grown MiB      peak of resident memory during the question above that of the model and a joint
+                   draw alone (Linux)
     of draws MiB   what the draws would take, were they held
     disk MiB       of the store
 
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -62,8 +61,14 @@ def _counts(rng: np.random.Generator, n_cells: int, n_genes: int) -> sp.csr_matr
 
 
 def peak() -> int:
-    """Greatest resident memory of this process so far, bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Greatest resident memory of this process since `forget_peak`, bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def forget_peak() -> None:
+    """Let the peak begin anew at the memory held now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def size_of(path: Path) -> int:
@@ -80,11 +85,13 @@ def ask(n_perturbations: int, n_genes: int, n_samples: int, budget: str, few: in
     model = PyroCell(adata)
     built = time.process_time() - start
     model.perturbation_effects(["target0"], n_samples=2)  # compiles
+    forget_peak()
     start = time.process_time()
     for _ in model.posterior.draws(few):
         pass
     draw = (time.process_time() - start) / few
     before = peak()
+    forget_peak()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "effects.zarr"
         start, wall = time.process_time(), time.perf_counter()
