@@ -111,9 +111,10 @@ def split_cells(n_cells: int, train_size: float, seed: int) -> tuple[np.ndarray,
 class ShuffledBatches(Sampler):
     """Whole minibatches of shuffled positions; sorted within a batch, so CSR slicing is local.
 
-    The order is a function of the seed and of how often it was iterated over. With a `block`, runs
-    of so many neighbours are shuffled, and then the cells of each pool of 16,384: all that is read
-    from a file is read in runs, and every minibatch mixes cells from 32 places or more.
+    The order is a function of the seed and of how often it was iterated over. Of several processes
+    each takes its `size` of every minibatch that all take together. With a `block`, runs of so many
+    neighbours are shuffled, and then the cells of each pool of 16,384: all that is read from a file
+    is read in runs, and every minibatch mixes cells from 32 places or more.
     """
 
     def __init__(
@@ -122,11 +123,14 @@ class ShuffledBatches(Sampler):
         size: int,
         seed: int | None,
         drop_last: bool,
+        rank: int = 0,
+        processes: int = 1,
         block: int = 1,
     ):
-        self.positions, self.size, self.drop_last = positions, min(size, len(positions)), drop_last
+        self.positions, self.size = positions, min(size, len(positions) // processes)
+        self.drop_last, self.rank, self.processes = drop_last, rank, processes
         self.block = block
-        self.pool = max(1, _POOL // max(1, self.size))  # minibatches
+        self.pool = max(1, _POOL // max(1, self.size * processes))  # minibatches
         self.generator = None if seed is None else np.random.default_rng(seed)
         self._first = 0
 
@@ -137,7 +141,7 @@ class ShuffledBatches(Sampler):
         self._first = batches
 
     def __len__(self) -> int:
-        n = len(self.positions) / self.size
+        n = len(self.positions) / (self.size * self.processes)
         return int(n) if self.drop_last else int(np.ceil(n))
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -150,12 +154,12 @@ class ShuffledBatches(Sampler):
         first, self._first = self._first, 0
         for start in range(first - first % self.pool, len(self), self.pool):
             stop = min(start + self.pool, len(self))
-            numbers = range(max(first, start), stop)
-            yield [np.sort(order[i * self.size : (i + 1) * self.size]) for i in numbers]
+            mine = np.arange(max(first, start), stop) * self.processes + self.rank
+            yield [np.sort(order[i * self.size : (i + 1) * self.size]) for i in mine]
 
     def _order(self) -> np.ndarray:
         """Positions in the order of the next epoch."""
-        n, pool = len(self.positions), self.pool * self.size
+        n, pool = len(self.positions), self.pool * self.size * self.processes
         if self.generator is None:
             return self.positions
         if self.block <= 1 or n <= pool:
@@ -195,22 +199,24 @@ def batch_loader(
     positions: np.ndarray,
     size: int,
     seed: int | None = None,
+    rank: int = 0,
+    processes: int = 1,
     block: int | None = None,
 ) -> DataLoader:
     """Loader of minibatches; shuffled (and short last batch dropped) when a seed is given.
 
-    `block` is the number of neighbours that are shuffled as one; by default 1 for counts in memory
-    and 512 for stored ones.
+    Of several processes each loads its part of every minibatch, or of the positions without a seed
+    (all of them where there are fewer than processes). `block` is the number of neighbours that are
+    shuffled as one; by default 1 for counts in memory and 512 for stored ones.
     """
     if block is not None and block < 1:
         raise ScreenError(f"shuffle_block={block} must be at least 1")
-    stored = isinstance(data.counts, StoredCounts)
-    sampler = ShuffledBatches(
-        np.asarray(positions),
-        size,
-        seed,
-        drop_last=seed is not None,
-        block=(_BLOCK if stored else 1) if block is None else block,
-    )
+    positions, stored = np.asarray(positions), isinstance(data.counts, StoredCounts)
+    if seed is not None:
+        block = (_BLOCK if stored else 1) if block is None else block
+        sampler = ShuffledBatches(positions, size, seed, True, rank, processes, block)
+    else:
+        part = positions[rank::processes] if len(positions) >= processes else positions
+        sampler = ShuffledBatches(part, size, None, drop_last=False)
     kind = _ReadAhead if stored else DataLoader
     return kind(data, batch_sampler=sampler, collate_fn=lambda batch: batch)

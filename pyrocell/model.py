@@ -277,11 +277,12 @@ class PyroCell(Answers, BaseModelClass):
         max_epochs
             Passes over the training cells; default: as many as `config.steps` steps take.
         accelerator, devices
-            As in Lightning.
+            As in Lightning; by default one device. Several are a process each, started here or by
+            torchrun or SLURM: see "Several processes" in docs/performance.md.
         train_size
             Share of cells trained on; the rest gives the validation ELBO.
         batch_size
-            Cells per step.
+            Cells per step and process.
         early_stopping
             Stop when the validation ELBO no longer rises.
         seed
@@ -302,6 +303,8 @@ class PyroCell(Answers, BaseModelClass):
             If a loss is not finite, naming the site.
         ModelFileError
             If checkpoints are damaged or of another training, naming what differs.
+        ProcessError
+            If one of several processes dies.
         """
         config = config or TrainingConfig()
         if batch_size is not None:

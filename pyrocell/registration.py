@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,9 @@ from pyrocell._compat import (
     SETUP_METHOD,
     AnnDataManager,
     fields,
+    managers_of,
     materialise_view,
+    own_identity,
 )
 from pyrocell.count_sums import CountSums, count_sums
 from pyrocell.counts import (
@@ -78,10 +81,13 @@ class ScreenManager(AnnDataManager):
         The registered cells as a `Screen`; after a transfer, in terms of the source's labels.
     source
         Registry entry of the screen that they are more cells of, None for a screen of their own.
+    others
+        Managers of the AnnData registered before, by identity; a copy of one gets its own.
     """
 
     screen: Screen
     source: Mapping[str, Any] | None
+    others: Mapping[str, AnnDataManager] = MappingProxyType({})
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
@@ -98,6 +104,7 @@ class ScreenManager(AnnDataManager):
         levels = _read_covariates(adata, args) if source is None else source["covariates"]
         _encode_covariates(adata, levels)
         materialise_view(adata)
+        own_identity(adata, self.others)
         if source_registry is not None and "field_registries" not in source_registry:
             source_registry = None  # read from a model's file, which keeps the screen alone
         if source_registry is not None:
@@ -331,6 +338,7 @@ def register(
         SETUP_ARGS: args,
     }
     manager = ScreenManager(fields=_fields(args), setup_method_args=setup)
+    manager.others = managers_of(cls)
     manager.register_fields(adata, source_registry)
     return manager
 
@@ -357,10 +365,7 @@ def build_screen(manager: ScreenManager) -> Screen:
 def cell_tensors(manager: ScreenManager) -> CellTensors:
     """Return counts, depth and covariates of the registered cells; all counts are read once.
 
-    Raises
-    ------
-    CountError
-        If counts in a file are not counts; those in memory were checked when they were registered.
+    CountError if what a file holds are not counts; those in memory were checked at registration.
     """
     args, adata = manager.registry[SETUP_ARGS], manager.adata
     log_size = None

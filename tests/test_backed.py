@@ -215,6 +215,13 @@ def test_runs_of_no_cells_are_refused(tiny_adata):
         PyroCell(tiny_adata, **SMALL).train(1, config=TrainingConfig(shuffle_block=0))
 
 
+def test_processes_share_the_minibatches_of_one():
+    one = ShuffledBatches(np.arange(1000), 16, 1, True, block=10)
+    two = [ShuffledBatches(np.arange(1000), 8, 1, True, r, 2, block=10) for r in range(2)]
+    together = [np.sort(np.concatenate(parts)) for parts in zip(*two, strict=True)]
+    np.testing.assert_equal(together, list(one))
+
+
 def test_a_screen_of_one_pool_is_shuffled_as_in_memory():
     blocked, plain = (ShuffledBatches(np.arange(64), 16, 5, True, block=b) for b in (8, 1))
     np.testing.assert_equal(list(blocked), list(plain))

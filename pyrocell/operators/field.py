@@ -42,16 +42,12 @@ class Production(NamedTuple):
 
     def __call__(self, y: Tensor, drive: Tensor) -> Tensor:
         """h, (..., D)."""
-        along, straight = self.parts(y, drive)
-        return straight + (softplus(along) - softplus(self.offset)) @ self.weight
-
-    def parts(self, y: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
-        """u + a, (..., H), and the part of h that is linear in (y, Δ), (..., D)."""
         both = torch.cat([y, drive], -1)
-        return both @ self.direction + self.offset, both @ self.straight()
+        bent = softplus(both @ self.direction + self.offset) - softplus(self.offset)
+        return bent @ self.weight + both @ self.slope()
 
-    def straight(self) -> Tensor:
-        """Slope of that part, (2 D, D)."""
+    def slope(self) -> Tensor:
+        """What h would be if s were straight, (2 D, D)."""
         return -(self.direction * self.offset.sigmoid()) @ self.weight
 
 
@@ -90,13 +86,12 @@ def deviate(
     elapsed = rate * (duration / STEPS).unsqueeze(-1)
     reached = reference_curve(elapsed, 1.0)  # ∫ λ exp(-λ (ds - s)) ds over a step
     ramp = 1 - average_decay(elapsed)  # the same of a production that grows from 0 to 1
-    along, straight = field.parts(linear, drive)
-    n_axes = linear.shape[-1]
+    both, slope, n_axes = torch.cat([linear, drive], -1), field.slope(), linear.shape[-1]
     u = _Deviation.apply(
-        along,
-        straight,
+        both @ field.direction + field.offset,
+        both @ slope,
         field.direction[:n_axes],
-        field.straight()[:n_axes],
+        slope[:n_axes],
         field.weight,
         softplus(field.offset),
         *torch.broadcast_tensors(reached, ramp),
@@ -199,5 +194,12 @@ def bounded_weight(weight: Tensor, direction: Tensor, bound: float | None) -> Te
     """
     if bound is None:
         return weight
-    norm = torch.linalg.matrix_norm(weight, ord=2) * torch.linalg.matrix_norm(direction, ord=2)
+    norm = _largest_stretch(weight) * _largest_stretch(direction)
     return weight * (bound / norm.clamp_min(bound))[..., None, None]
+
+
+def _largest_stretch(matrix: Tensor) -> Tensor:
+    """Spectral norm, (...,), from the smaller Gram matrix: half the time of singular values."""
+    wide = matrix.shape[-1] > matrix.shape[-2]
+    gram = matrix @ matrix.mT if wide else matrix.mT @ matrix
+    return torch.linalg.eigvalsh(gram)[..., -1].clamp_min(torch.finfo(gram.dtype).tiny).sqrt()

@@ -131,8 +131,9 @@ def relative_curve(rate: Tensor, duration: Tensor, reference_time: float) -> Ten
     reference_time
         t_ref, above zero.
     """
-    reached = duration * average_decay(rate * duration)
-    return reached / (reference_time * average_decay(rate * reference_time))
+    both = _with_reference(duration, reference_time, rate.dim())
+    reached, whole = both * average_decay(rate * both)
+    return reached / whole
 
 
 def onset_curve(rate: Tensor, decay: Tensor, duration: Tensor) -> Tensor:
@@ -172,10 +173,15 @@ def _onset(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def relative_onset(rate: Tensor, decay: Tensor, duration: Tensor, reference_time: float) -> Tensor:
     """:func:`onset_curve` in units of its value at the reference time, which is above zero."""
+    dims = max(rate.dim(), decay.dim())
+    then, whole = onset_curve(rate, decay, _with_reference(duration, reference_time, dims))
+    return then / whole
+
+
+def _with_reference(duration: Tensor, reference_time: float, dims: int) -> Tensor:
+    """Durations, and the reference time in their place: (2, ...), to be computed at once."""
     both = torch.stack([duration, torch.full_like(duration, reference_time)])
-    apart = (1,) * max(0, max(rate.dim(), decay.dim()) - duration.dim())
-    then, reference = onset_curve(rate, decay, both.reshape(2, *apart, *duration.shape))
-    return then / reference
+    return both.reshape(2, *(1,) * (dims - duration.dim()), *duration.shape)
 
 
 def relax(y: Tensor, drive: Tensor, rate: Tensor, duration: Tensor) -> Tensor:
