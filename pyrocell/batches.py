@@ -111,10 +111,10 @@ def split_cells(n_cells: int, train_size: float, seed: int) -> tuple[np.ndarray,
 class ShuffledBatches(Sampler):
     """Whole minibatches of shuffled positions; sorted within a batch, so CSR slicing is local.
 
-    The order is a function of the seed and of how often it was iterated over. Of several processes
-    each takes its `size` of every minibatch that all take together. With a `block`, runs of so many
-    neighbours are shuffled, and then the cells of each pool of 16,384: all that is read from a file
-    is read in runs, and every minibatch mixes cells from 32 places or more.
+    The order is a function of the seed and of how often it was iterated over. With a `block`, runs
+    of so many neighbours are shuffled, and then the cells of each pool of 16,384: all that is read
+    from a file is read in runs, and every minibatch mixes cells from 32 places or more. Of several
+    processes each takes its `size` of every minibatch that all take together.
     """
 
     def __init__(
@@ -123,13 +123,12 @@ class ShuffledBatches(Sampler):
         size: int,
         seed: int | None,
         drop_last: bool,
+        block: int = 1,
         rank: int = 0,
         processes: int = 1,
-        block: int = 1,
     ):
         self.positions, self.size = positions, min(size, len(positions) // processes)
-        self.drop_last, self.rank, self.processes = drop_last, rank, processes
-        self.block = block
+        self.drop_last, self.rank, self.processes, self.block = drop_last, rank, processes, block
         self.pool = max(1, _POOL // max(1, self.size * processes))  # minibatches
         self.generator = None if seed is None else np.random.default_rng(seed)
         self._first = 0
@@ -154,8 +153,9 @@ class ShuffledBatches(Sampler):
         first, self._first = self._first, 0
         for start in range(first - first % self.pool, len(self), self.pool):
             stop = min(start + self.pool, len(self))
-            mine = np.arange(max(first, start), stop) * self.processes + self.rank
-            yield [np.sort(order[i * self.size : (i + 1) * self.size]) for i in mine]
+            numbers = range(max(first, start), stop)
+            starts = [(i * self.processes + self.rank) * self.size for i in numbers]
+            yield [np.sort(order[s : s + self.size]) for s in starts]
 
     def _order(self) -> np.ndarray:
         """Positions in the order of the next epoch."""
@@ -199,22 +199,23 @@ def batch_loader(
     positions: np.ndarray,
     size: int,
     seed: int | None = None,
+    block: int | None = None,
     rank: int = 0,
     processes: int = 1,
-    block: int | None = None,
 ) -> DataLoader:
     """Loader of minibatches; shuffled (and short last batch dropped) when a seed is given.
 
-    Of several processes each loads its part of every minibatch, or of the positions without a seed
-    (all of them where there are fewer than processes). `block` is the number of neighbours that are
-    shuffled as one; by default 1 for counts in memory and 512 for stored ones.
+    `block` is the number of neighbours that are shuffled as one; by default 1 for counts in memory
+    and 512 for stored ones. Of several processes each loads its part of every minibatch, or of the
+    positions without a seed (all of them where there are fewer than processes).
     """
     if block is not None and block < 1:
         raise ScreenError(f"shuffle_block={block} must be at least 1")
     positions, stored = np.asarray(positions), isinstance(data.counts, StoredCounts)
+    if block is None:
+        block = _BLOCK if stored else 1
     if seed is not None:
-        block = (_BLOCK if stored else 1) if block is None else block
-        sampler = ShuffledBatches(positions, size, seed, True, rank, processes, block)
+        sampler = ShuffledBatches(positions, size, seed, True, block, rank, processes)
     else:
         part = positions[rank::processes] if len(positions) >= processes else positions
         sampler = ShuffledBatches(part, size, None, drop_last=False)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+import zarr
 
 from pyrocell.errors import DiskError
 
@@ -100,12 +101,9 @@ def new_store(
 
     Raises
     ------
-    ImportError
-        Without zarr.
     DiskError
         See `replaced`.
     """
-    zarr = _zarr()
     template = xr.Dataset(coords={name: _plain(c) for name, c in coords.items()}, attrs=dict(attrs))
     sizes = template.sizes
     n_bytes = sum(4 * math.prod(sizes[d] for d in dims) for dims in variables.values())
@@ -142,13 +140,3 @@ def _plain(coordinate: Any) -> Any:
     if values.dtype.kind in "OUST":
         values = np.where(pd.isna(values), "", values).astype(str).astype(object)
     return dims, values
-
-
-def _zarr() -> Any:
-    try:
-        import zarr
-    except ImportError as error:
-        raise ImportError(
-            "answers on disk are zarr stores: pip install 'pyrocell[zarr]', or leave path= out"
-        ) from error
-    return zarr

@@ -79,10 +79,9 @@ class ScreenManager(AnnDataManager):
     ----------
     screen
         The registered cells as a `Screen`; after a transfer, in terms of the source's labels.
-    source
-        Registry entry of the screen that they are more cells of, None for a screen of their own.
-    others
-        Managers of the AnnData registered before, by identity; a copy of one gets its own.
+    source, others
+        Registry entry of the screen that these are more cells of, if they are; managers by the
+        identity of their AnnData, so that a copy of one gets its own.
     """
 
     screen: Screen

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import zarr
 from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import read_elem, sparse_dataset
@@ -42,8 +43,7 @@ def is_stored(matrix: Any) -> bool:
 
 
 def _is_zarr_array(matrix: Any) -> bool:
-    module = type(matrix).__module__.split(".")[0]  # zarr comes with anndata 0.12, not before
-    return module == "zarr" and len(getattr(matrix, "shape", ())) == 2
+    return isinstance(matrix, zarr.Array) and len(matrix.shape) == 2
 
 
 def check_stored(matrix: Any, where: str) -> None:
@@ -222,8 +222,6 @@ def read_backed(path: str | Path) -> AnnData:
     if not path.exists():
         raise UnknownLabelError(f'there is no file "{path}"')
     if path.is_dir():
-        import zarr  # with anndata 0.12 and later
-
         file = zarr.open_group(path, mode="r")
     else:
         file = h5py.File(path, "r")

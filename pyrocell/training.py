@@ -272,7 +272,7 @@ def train(
         return train_in_processes(processes.total, train, (model, guide), *cells, **options)
     size = config.minibatch(len(train_positions), processes.total)
     part = {"rank": processes.rank, "processes": processes.total}
-    loaders = [batch_loader(data, train_positions, size, seed, **part, block=config.shuffle_block)]
+    loaders = [batch_loader(data, train_positions, size, seed, config.shuffle_block, **part)]
     if len(validation_positions):
         loaders.append(batch_loader(data, validation_positions, 4 * size, **part))
     epochs = max_epochs or config.epochs(len(train_positions), processes.total)

@@ -217,7 +217,10 @@ def test_runs_of_no_cells_are_refused(tiny_adata):
 
 def test_processes_share_the_minibatches_of_one():
     one = ShuffledBatches(np.arange(1000), 16, 1, True, block=10)
-    two = [ShuffledBatches(np.arange(1000), 8, 1, True, r, 2, block=10) for r in range(2)]
+    two = [
+        ShuffledBatches(np.arange(1000), 8, 1, True, block=10, rank=r, processes=2)
+        for r in range(2)
+    ]
     together = [np.sort(np.concatenate(parts)) for parts in zip(*two, strict=True)]
     np.testing.assert_equal(together, list(one))
 

@@ -74,7 +74,10 @@ def test_processes_share_the_minibatches_of_one(n, size, processes, seed):
         return
     cells = np.arange(n) * 3
     one = ShuffledBatches(cells, size * processes, seed, True)
-    parts = [ShuffledBatches(cells, size, seed, True, r, processes) for r in range(processes)]
+    parts = [
+        ShuffledBatches(cells, size, seed, True, rank=r, processes=processes)
+        for r in range(processes)
+    ]
     assert {len(part) for part in parts} == {len(one)}
     for _ in range(2):
         for together, *own in zip(one, *parts, strict=True):
