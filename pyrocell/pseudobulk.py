@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -50,6 +51,12 @@ class Cells:
     counts: sp.csr_matrix | StoredCounts
     size: np.ndarray
     batch: np.ndarray
+
+    @classmethod
+    def of(cls, counts: Any, size: np.ndarray, batch: np.ndarray) -> Cells:
+        """Cells of any matrix; stored counts stay where they are."""
+        counts = counts if isinstance(counts, StoredCounts) else sp.csr_matrix(counts)
+        return cls(counts, np.asarray(size, float), batch)
 
     def __len__(self) -> int:
         return len(self.size)

@@ -362,10 +362,7 @@ def build_screen(manager: ScreenManager) -> Screen:
 def cell_tensors(manager: ScreenManager) -> CellTensors:
     """Return counts, depth and covariates of the registered cells; all counts are read once.
 
-    Raises
-    ------
-    CountError
-        If counts in a file are not counts; those in memory were checked when they were registered.
+    CountError if what a file holds are not counts; those in memory were checked at registration.
     """
     args, adata = manager.registry[SETUP_ARGS], manager.adata
     log_size = None

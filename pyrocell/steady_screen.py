@@ -372,8 +372,7 @@ def _root(square: float) -> float:
 def _groups(counts: sp.csr_matrix | StoredCounts, size: np.ndarray, screen: Screen) -> list[Cells]:
     order = np.argsort(screen.cell_condition, kind="stable")
     bounds = np.searchsorted(screen.cell_condition[order], np.arange(len(screen.conditions) + 1))
-    counts = counts if isinstance(counts, StoredCounts) else sp.csr_matrix(counts)
-    everything = Cells(counts, np.asarray(size, float), screen.cell_batch)
+    everything = Cells.of(counts, size, screen.cell_batch)
     return [everything[order[slice(*ends)]] for ends in pairwise(bounds)]
 
 

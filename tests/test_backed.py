@@ -17,7 +17,7 @@ from anndata import AnnData
 from pyrocell import PseudobulkODE, PyroCell, TrainingConfig, batches, read_backed, stored
 from pyrocell.batches import ShuffledBatches
 from pyrocell.design.fitted import cell_variance
-from pyrocell.errors import CountError, ScreenWarning, UnknownLabelError
+from pyrocell.errors import CountError, ScreenError, ScreenWarning, UnknownLabelError
 from pyrocell.registration import register
 from pyrocell.stored import StoredCounts, count_blocks, gene_totals, read_ahead
 
@@ -207,6 +207,22 @@ def test_every_cell_meets_every_other_in_the_long_run():
             if 100 in batch:
                 together[batch] += 1
     assert (together[np.arange(200) != 100] > 0).all()
+
+
+def test_runs_of_no_cells_are_refused(tiny_adata):
+    PyroCell.setup_anndata(tiny_adata, media_key="media")
+    with pytest.raises(ScreenError, match="shuffle_block=0 must be at least 1"):
+        PyroCell(tiny_adata, **SMALL).train(1, config=TrainingConfig(shuffle_block=0))
+
+
+def test_processes_share_the_minibatches_of_one():
+    one = ShuffledBatches(np.arange(1000), 16, 1, True, block=10)
+    two = [
+        ShuffledBatches(np.arange(1000), 8, 1, True, block=10, rank=r, processes=2)
+        for r in range(2)
+    ]
+    together = [np.sort(np.concatenate(parts)) for parts in zip(*two, strict=True)]
+    np.testing.assert_equal(together, list(one))
 
 
 def test_a_screen_of_one_pool_is_shuffled_as_in_memory():
