@@ -10,7 +10,7 @@ With `--content`, smaller and unbalanced screens whose η also follows what batc
 many batches: r .96 and .88). Beside the RMSE of effects: that of the same model on the same screen
 drawn without batch noise and fitted without batches, what knowing them would leave. Beside r and
 coverage: those of the exact posterior (Gauss-Newton) of somebody who is told everything but η and
-the states of cells: effects, axes, dispersion, depths, widths of batch noise. Half of its error is
+the states of cells: effects, axes, dispersion, depths, widths of batch noise. Part of its error is
 common to genes along eight axes, so its coverage varies from screen to screen: 5% to 95%.
 
     python benchmarks/batch_recovery.py --jobs 2
