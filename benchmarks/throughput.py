@@ -20,6 +20,7 @@ Prints a table per row, then one line of JSON.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from pyrocell import PyroCell, TrainingConfig, simulate
 from pyrocell.batches import batch_loader
 from pyrocell.cell_shifts import shifts_shared
 from pyrocell.training import ElboPlan, held_out_elbo, train
+from pyrocell.visited import visits_of
 
 SEED = 0
 QUIET = {"progress_bar": False, "accelerator": "cpu", "devices": 1}
@@ -96,20 +98,26 @@ def show(title: str, times: dict[str, dict[str, float]], unit: float = 1e3) -> N
         print(f"{name:44s} " + " ".join(f"{unit * t[c]:9.2f}" for c in t), flush=True)
 
 
+def parts(model: PyroCell) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Its model and guide."""
+    return model.module.model, model.module.guide
+
+
 class Step:
     """One training step of a model after another, without Lightning: load, loss, gradient, Adam."""
 
-    def __init__(self, model: PyroCell, batch_size: int, threads: int = 1):
-        self.threads, net = threads, model.module.model
-        net.n_cells = len(model._cells)
-        self.plan = ElboPlan(net, model.module.guide, net.n_cells, 3000, TrainingConfig())
+    def __init__(
+        self, model: PyroCell, batch_size: int, threads: int = 1, by_minibatch: bool | None = None
+    ):
+        self.threads, net, guide, cells = threads, *parts(model), model._cells
+        net.n_cells, config = len(cells), TrainingConfig()
+        loader = batch_loader(cells, np.arange(len(cells)), batch_size, seed=SEED)
+        visits = visits_of(net, guide, cells.condition, batch_size, by_minibatch)
+        if visits:
+            visits.shuffle(loader.batch_sampler, cells.condition)
+        self.plan = ElboPlan(net, guide, net.n_cells, 3000, config, visits)
         self.optimiser = self.plan.configure_optimizers()["optimizer"]
-        self.batches = self._batches(model._cells, batch_size)
-
-    @staticmethod
-    def _batches(cells, size):  # type: ignore[no-untyped-def]
-        while True:
-            yield from batch_loader(cells, np.arange(len(cells)), size, seed=SEED)
+        self.batches = itertools.chain.from_iterable(itertools.repeat(loader))
 
     def __call__(self) -> None:
         """Take a step."""

@@ -1,0 +1,26 @@
+"""Adam's step on some rows of its tables, in place."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyrocell.distributions._fastmath import F32, exact
+
+__all__ = ["move"]
+
+ONE = F32(1.0)
+
+
+@exact
+def move(first, last, value, mean, square, rows, slope, length, root, beta1, beta2, eps):  # type: ignore[no-untyped-def]
+    """Rows rows[first..last-1] of value, mean, square (K, m); slope (n, m), length, root (n,)."""
+    b1, b2, small = F32(beta1), F32(beta2), F32(eps)
+    for i in range(first, last):
+        k, far, wide = rows[i], length[i], root[i]
+        for j in range(slope.shape[1]):
+            g = slope[i, j]
+            a = b1 * mean[k, j] + (ONE - b1) * g
+            b = b2 * square[k, j] + (ONE - b2) * g * g
+            mean[k, j] = a
+            square[k, j] = b
+            value[k, j] -= far * a / (np.sqrt(b) * wide + small)
