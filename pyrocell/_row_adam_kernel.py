@@ -12,11 +12,17 @@ ONE = F32(1.0)
 
 
 @exact
-def move(first, last, value, mean, square, rows, slope, length, root, beta1, beta2, eps):  # type: ignore[no-untyped-def]
-    """Rows rows[first..last-1] of value, mean, square (K, m); slope (n, m), length, root (n,)."""
+def move(  # type: ignore[no-untyped-def]
+    first, last, value, mean, square, visits, rows, slope, step, lr, beta1, beta2, eps
+):
+    """Rows rows[first..last-1] of value, mean, square (K, m) and visits (K,); slope (n, m)."""
     b1, b2, small = F32(beta1), F32(beta2), F32(eps)
     for i in range(first, last):
-        k, far, wide = rows[i], length[i], root[i]
+        k = rows[i]
+        visits[k] += ONE
+        n = np.float64(visits[k])
+        far = F32(lr * np.sqrt(step / n) / (1.0 - beta1**n))
+        wide = F32(1.0 / np.sqrt(1.0 - beta2**n))
         for j in range(slope.shape[1]):
             g = slope[i, j]
             a = b1 * mean[k, j] + (ONE - b1) * g

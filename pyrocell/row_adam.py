@@ -12,7 +12,7 @@ from pyrocell.threads import in_threads
 
 __all__ = ["RowAdam", "visited_rows"]
 
-_ROWS_PER_BLOCK = 16
+_ROWS_PER_BLOCK = 64
 
 
 def visited_rows(table: Tensor, rows: Tensor) -> Tensor:
@@ -65,66 +65,72 @@ class RowAdam(torch.optim.Adam):
         return loss
 
     def _move_rows(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        grad, state = parameter.grad.coalesce(), self.state[parameter]
+        rows, slope = _unique(parameter.grad)
+        state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["visits"] = torch.zeros(len(parameter), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        rows, slope = grad.indices()[0], grad.values()
         state["step"] += 1
-        state["visits"][rows] += 1
-        visits, (beta1, beta2) = state["visits"][rows].double(), group["betas"]
-        length = group["lr"] * (state["step"].double() / visits).sqrt() / (1 - beta1**visits)
-        root = (1 - beta2**visits).rsqrt()  # of the second moment's correction
         tables = parameter, state["exp_avg"], state["exp_avg_sq"]
-        in_place = all(t.is_contiguous() for t in tables) and parameter.device.type == "cpu"
-        move = _in_one_pass if in_place and parameter.dtype == torch.float32 else _plainly
-        move(*tables, rows, slope, length.float(), root.float(), beta1, beta2, group["eps"])
+        in_place = all(t.is_contiguous() and t.dtype == torch.float32 for t in tables)
+        move = _in_one_pass if in_place and parameter.device.type == "cpu" else _plainly
+        move(*tables, state["visits"], rows, slope, float(state["step"]), group)
+
+
+def _unique(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a sparse gradient, each once, and their slopes."""
+    rows = grad._indices()[0]  # autograd does not say of a gradient that it is coalesced
+    if len(rows) < 2 or bool((rows[1:] > rows[:-1]).all()):
+        return rows, grad._values()
+    grad = grad.coalesce()
+    return grad.indices()[0], grad.values()
 
 
 def _plainly(
     value: Tensor,
     mean: Tensor,
     square: Tensor,
+    visits: Tensor,
     rows: Tensor,
     slope: Tensor,
-    length: Tensor,
-    root: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
+    step: float,
+    group: dict[str, Any],
 ) -> None:
     """Move rows of tables, with torch's own operations."""
+    beta1, beta2 = group["betas"]
+    visits[rows] += 1
+    shape = (-1, *(1 for _ in slope.shape[1:]))
+    n = visits[rows].double().view(shape)
     first = mean[rows].lerp(slope, 1 - beta1)
     second = torch.lerp(square[rows], slope.square(), 1 - beta2)
     mean[rows], square[rows] = first, second
-    shape = (-1, *(1 for _ in slope.shape[1:]))
-    width = second.sqrt() * root.to(value).view(shape) + eps
-    value[rows] -= length.to(value).view(shape) * first / width
+    length = group["lr"] * (step / n).sqrt() / (1 - beta1**n)
+    root = (1 - beta2**n).rsqrt()  # of the second moment's correction
+    value[rows] -= length.to(value) * first / (second.sqrt() * root.to(value) + group["eps"])
 
 
 def _in_one_pass(
     value: Tensor,
     mean: Tensor,
     square: Tensor,
+    visits: Tensor,
     rows: Tensor,
     slope: Tensor,
-    length: Tensor,
-    root: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
+    step: float,
+    group: dict[str, Any],
 ) -> None:
     """The same, reading and writing each entry once."""
     from pyrocell._row_adam_kernel import move  # loads numba
 
     tables = [t.detach().view(len(t), -1).numpy() for t in (value, mean, square)]
     slopes = slope.reshape(len(rows), -1).contiguous().numpy()
-    arrays = *tables, rows.numpy(), slopes, length.numpy(), root.numpy()
+    arrays = *tables, visits.numpy(), rows.numpy(), slopes
+    numbers = step, float(group["lr"]), *group["betas"], group["eps"]
 
     def work(i: int) -> None:
         first = i * _ROWS_PER_BLOCK
-        move(first, min(first + _ROWS_PER_BLOCK, len(rows)), *arrays, beta1, beta2, eps)
+        move(first, min(first + _ROWS_PER_BLOCK, len(rows)), *arrays, *numbers)
 
     in_threads(work, -(-len(rows) // _ROWS_PER_BLOCK))

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
@@ -72,17 +71,15 @@ class Visits:
 
     def __init__(self, model: GenerativeModel, guide: Guide, condition: np.ndarray):
         self.model, self.guide = model, guide
-        carried = model.carried.cpu().numpy()
-        shape = (len(model.duration), model.n_perturbations)
-        self._drivers = sp.csr_array((np.ones(carried.shape[1]), tuple(carried)), shape=shape)
-        self._conditions = self._drivers.tocsc()
-        self._number = np.diff(self._drivers.indptr)  # (C,)
-        self._empty = np.flatnonzero(self._number == 0)
+        perturbed, driver = model.carried.cpu().numpy()
+        n_conditions, none = len(model.duration), model.n_perturbations
+        self._driver = np.full(n_conditions, none)  # (C,) the one that is carried, K for none
+        self._driver[perturbed] = driver
         self.n_cells = len(condition)
-        sizes = np.bincount(condition, minlength=shape[0])
-        self.cells = self._drivers.T @ sizes  # (K,) training cells
+        sizes = np.bincount(condition, minlength=n_conditions)
+        self.cells = np.bincount(self._driver, sizes, none + 1)[:none]  # (K,) for training
         self._without = np.flatnonzero(self.cells == 0)
-        self._several = np.full(shape[0], -1)
+        self._several = np.full(n_conditions, -1)
         several = model.several.cpu().numpy()
         self._several[several] = np.arange(len(several))
 
@@ -91,16 +88,10 @@ class Visits:
         packs = np.ceil(self.cells / _TOGETHER)
         return float((1 - (1 - min(1.0, batch_size / self.n_cells)) ** packs).sum())
 
-    def label(self, condition: np.ndarray) -> np.ndarray:
-        """Perturbation of cells of given conditions, -1 where they carry none, or several."""
-        one = self._number == 1
-        label = np.full(len(one), -1)
-        label[one] = self._drivers.indices[self._drivers.indptr[:-1][one]]
-        return label[condition]
-
     def shuffle(self, batches: ShuffledBatches, condition: np.ndarray) -> None:
         """Let cells of a perturbation travel together; `condition` is that of every cell."""
-        labels = self.label(condition[batches.positions])
+        label = np.where(self._driver < len(self.cells), self._driver, -1)
+        labels = label[condition[batches.positions]]
         batches.generator = _Together(batches.generator, labels)
 
     def restrict(self, batch: dict[str, Tensor], training: bool = True) -> Visited:
@@ -108,35 +99,20 @@ class Visits:
 
         In training, perturbations without cells take their turn, at random.
         """
-        present, position, size = np.unique(
-            batch["condition"].cpu().numpy(), return_inverse=True, return_counts=True
-        )
-        drivers, of_condition = self._carried_by(present)
-        share = self.n_cells / len(batch["condition"])
-        met = np.bincount(drivers, size[of_condition], len(self.cells))
-        weight = share * met / np.maximum(self.cells, 1)
-        if training:
+        condition = batch["condition"].cpu().numpy()
+        share = self.n_cells / len(condition)
+        met = np.bincount(self._driver[condition], minlength=len(self.cells) + 1)
+        weight = share * met[:-1] / np.maximum(self.cells, 1)
+        if training and len(self._without):
             turn = torch.rand(len(self._without)).numpy() < 1 / share
             weight[self._without[turn]] = share
             met[self._without[turn]] = 1
-        rows = np.flatnonzero(met)
-        table = self._among(rows)
-        index = torch.from_numpy(np.searchsorted(table, present)[position])
+        met[-1] = 1  # what carries nothing stays
+        rows, table = np.flatnonzero(met[:-1]), np.flatnonzero(met[self._driver])
+        index = torch.from_numpy(np.searchsorted(table, condition))
         batch = batch | {"condition": index.to(batch["condition"].device)}
-        model = self._model_of(rows, table)
-        return Visited(
-            model, self._guide_of(model, rows, table), batch, self._weights(weight[rows])
-        )
-
-    def _carried_by(self, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Perturbations of conditions, one after the other, and the position of the condition."""
-        part = self._drivers[conditions]
-        return part.indices, np.repeat(np.arange(len(conditions)), np.diff(part.indptr))
-
-    def _among(self, rows: np.ndarray) -> np.ndarray:
-        """Conditions that carry nothing else than the given perturbations, in order."""
-        found, number = np.unique(self._conditions[:, rows].indices, return_counts=True)
-        return np.union1d(found[number == self._number[found]], self._empty)
+        model, weights = self._model_of(rows, table), self._weights(weight[rows])
+        return Visited(model, self._guide_of(model, rows, table), batch, weights)
 
     def _weights(self, weight: np.ndarray) -> dict[str, Tensor]:
         weights = self.model.loading.new_tensor(weight)
@@ -147,13 +123,12 @@ class Visits:
     def _model_of(self, rows: np.ndarray, table: np.ndarray) -> nn.Module:
         model = self.model
         to_device = lambda a: torch.from_numpy(a).to(model.duration.device)  # noqa: E731
-        genotype = model.loading.new_zeros(len(table), len(rows))
-        drivers, of_condition = self._carried_by(table)
-        genotype[to_device(of_condition), to_device(np.searchsorted(rows, drivers))] = 1.0
+        genotype = np.zeros((len(table), len(rows) + 1), np.float32)
+        genotype[np.arange(len(table)), np.searchsorted(rows, self._driver[table])] = 1.0
         return _view(
             model,
             n_perturbations=len(rows),
-            dense_genotype=genotype,
+            dense_genotype=to_device(genotype[:, :-1]),
             several=to_device(np.flatnonzero(self._several[table] >= 0)),
             **_rows(model, _MODEL, to_device(rows)),
             **_rows(model, _CONDITIONS, to_device(table)),

@@ -140,9 +140,9 @@ class GaussianWalk(TorchDistribution):
 
     def by_row(self, value: Tensor) -> Tensor:
         """Log density of each driver's walk (K, T, G), (K,)."""
-        first = _CentredRows.apply(value[:, 0], self._first)
         if self.step_scale.shape[1] == 0:
-            return first
+            return _CentredRows.apply(value.flatten(1), self._first)
+        first = _CentredRows.apply(value[:, 0], self._first)
         step = value[:, 1:] - self.keep[:, None] * value[:, :-1]
         return first + _CentredRows.apply(step, self.step_scale)
 
