@@ -242,7 +242,8 @@ class MarkovLowRankNormal(Drawn):
             draws = torch.stack([self._draw(torch.Size())[0] for _ in range(n)])
             return draws.reshape(sample_shape + self.event_shape), draws
         eps = torch.randn_like(self.loc)
-        noise = self.scale * eps + (self.tau * torch.randn_like(self.tau)) @ self.axes
+        along = (self.tau * torch.randn_like(self.tau)).flatten(0, 1)
+        noise = torch.addmm((self.scale * eps).flatten(0, 1), along, self.axes).view_as(eps)
         if self.loc.shape[1] == 1:
             return self.loc + noise, noise
         values = [self.loc[:, 0] + noise[:, 0]]
