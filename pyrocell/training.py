@@ -118,6 +118,11 @@ class ElboPlan(pl.LightningModule):
         self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64))
         self.register_buffer("loss_steps", torch.zeros((), dtype=torch.int64))
 
+    def setup(self, stage: str) -> None:
+        """Several processes draw everything: their gradients are averaged."""
+        if self.trainer.world_size > 1:
+            self.visits = None
+
     def configure_optimizers(self) -> dict:
         """Adam with two rates and cosine decay."""
         fast, own = list(self.guide.fast_parameters()), self._motion()
@@ -239,7 +244,9 @@ def train(
         )
     size = config.minibatch(len(train_positions))
     loaders = [batch_loader(data, train_positions, size, seed=seed)]
-    visits = visits_of(model, guide, data.condition[train_positions], size, config.by_minibatch)
+    # norms of gradients are those of whole tables
+    wanted = False if trainer_kwargs.get("gradient_clip_val") else config.by_minibatch
+    visits = visits_of(model, guide, data.condition[train_positions], size, wanted)
     if visits:
         visits.shuffle(loaders[0].batch_sampler, data.condition)
     if len(validation_positions):

@@ -7,8 +7,9 @@ perturbation with n_k training cells, c_k of them in the minibatch, the estimate
 
     (N / B) c_k / n_k,
 
-which is 1 on average over the minibatches of an epoch, and exactly their mean where these divide
-the cells. A perturbation without training cells is drawn as often as one with a single cell.
+which is 1 on average over the minibatches of an epoch, and exactly so where these divide the cells.
+Perturbations without training cells keep to their prior: some are drawn at every step, at least as
+often as those with a single cell, and count for the others.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pyrocell.row_adam import visited_rows
 __all__ = ["Visited", "Visits", "visits_of"]
 
 _MANY = 2**20  # gene-level residuals from which on it is worth it
+_WITHOUT = 16  # perturbations without training cells that a step draws, if there are as many
 _TOGETHER = 4  # cells of a perturbation that travel together
 
 # what has a row for each perturbation, or for each perturbation and medium
@@ -104,9 +106,12 @@ class Visits:
         met = np.bincount(self._driver[condition], minlength=len(self.cells) + 1)
         weight = share * met[:-1] / np.maximum(self.cells, 1)
         if training and len(self._without):
-            turn = torch.rand(len(self._without)).numpy() < 1 / share
-            weight[self._without[turn]] = share
+            often = max(1 / share, min(1.0, _WITHOUT / len(self._without)))
+            turn = torch.rand(len(self._without)).numpy() < often
+            weight[self._without[turn]] = 1 / often
             met[self._without[turn]] = 1
+        if not met[:-1].any():
+            met[0] = 1  # without weight: tables of no rows are nobody's business
         met[-1] = 1  # what carries nothing stays
         rows, table = np.flatnonzero(met[:-1]), np.flatnonzero(met[self._driver])
         index = torch.from_numpy(np.searchsorted(table, condition))

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import lightning.pytorch as pl
 import numpy as np
 import pyro
 import pytest
 import torch
 
-from pyrocell import Assume, TrainingConfig
+from pyrocell import Assume, TrainingConfig, visited
 from pyrocell.batches import ShuffledBatches
 from pyrocell.cell_shifts import shifts_shared
+from pyrocell.distributions import (
+    GaussianWalk,
+    MarkovLowRankNormal,
+    WideLogNormal,
+    WideMultivariateNormal,
+    WideNormal,
+    log_prob_by_row,
+)
 from pyrocell.elbo import negative_elbo
 from pyrocell.errors import ScreenError
+from pyrocell.given_back import given_back
 from pyrocell.row_adam import RowAdam, visited_rows
+from pyrocell.training import train
 from pyrocell.visited import _DRIVERS, _GUIDE, _MODEL, Visits, visits_of
 
-K, BATCH = 7, 4
+K, BATCH = 7, 4  # perturbations, and cells of a minibatch
 SCREENS = {
     "one time": ({"n_batches": 3}, {}),
     "one batch": ({"n_batches": 1}, {"likelihood": "nb"}),
@@ -69,6 +80,7 @@ def test_mean_over_an_epoch_is_the_loss_and_gradient_of_all_cells(model, at_cent
     seen = np.flatnonzero(labels != sorted(set(labels) - {"control"})[2])
     cells = np.random.default_rng(0).permutation(seen)[: len(seen) // BATCH * BATCH]
     steps = len(cells) // BATCH
+    monkeypatch.setattr(visited, "_WITHOUT", 0)
     net.n_cells, whole = len(cells), model.module_arguments(cells)
     loss = negative_elbo(net, guide, whole)
     loss.backward()
@@ -122,6 +134,46 @@ def test_training_by_minibatch_moves_every_parameter_and_ends_finite(model):
         assert value.isfinite().all(), name
         if not torch.equal(unmoved[name], before[name]):
             assert not torch.equal(value, before[name]), name
+
+
+class _Stopped(Exception):
+    """What ends a training early."""
+
+
+class _StopAt(pl.Callback):
+    def on_train_batch_start(self, trainer, plan, batch, batch_idx) -> None:
+        if (trainer.current_epoch, batch_idx) == (1, 2):
+            raise _Stopped
+
+
+def test_a_training_by_minibatch_that_was_stopped_ends_as_one_that_was_not(
+    make_screen, build, tmp_path
+):
+    adata, config = make_screen(n_perturbations=K), TrainingConfig(by_minibatch=True)
+    settings = {"max_epochs": 3, "batch_size": 12, "progress_bar": False, "config": config}
+    whole, stopped, resumed = (build(adata.copy()) for _ in range(3))
+    whole.train(**settings)
+    settings |= {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0}
+    with pytest.raises(_Stopped):
+        stopped.train(callbacks=_StopAt(), **settings)
+    resumed.train(**settings)
+    expected = whole.module.state_dict()
+    for name, value in resumed.module.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_perturbation_without_training_cells_keeps_to_the_prior(make_screen, build):
+    adata = make_screen(n_perturbations=K)
+    model, label = build(adata), adata.obs["perturbation"]
+    net, guide, name = model.module.model, model.module.guide, model.screen.perturbations[2]
+    prior, seen = net.priors.on_target_sd, np.flatnonzero(label != name)
+    config = TrainingConfig(by_minibatch=True, global_lr=0.05, batch_size=16)
+    nothing, settings = seen[:0], {"progress_bar": False, "accelerator": "cpu"}
+    train(net, guide, model._cells, seen, nothing, config, max_epochs=30, **settings)
+    width = guide.on_target_log_scale.detach().exp()
+    assert float(width[2]) == pytest.approx(prior, rel=0.15)
+    assert abs(float(guide.on_target_loc.detach()[2])) < 0.15 * prior
+    assert (width[[0, 1, 3, 4, 5, 6]] < 0.8 * prior).all()
 
 
 def test_small_screens_are_trained_as_a_whole(make_screen, build):
@@ -201,3 +253,66 @@ def test_cells_of_a_perturbation_travel_together_and_all_cells_come_once_per_epo
     resumed = batches()
     resumed.skip(1, 2)
     np.testing.assert_array_equal(np.concatenate(list(resumed)), np.concatenate(second[2:]))
+
+
+def families() -> dict[str, tuple]:
+    """Laws of rows, each with the parameters that it is differentiated by."""
+    generator = torch.Generator().manual_seed(0)
+    loc = torch.randn(4, 2, 6, generator=generator, requires_grad=True)
+    scale = torch.rand(4, 2, 6, generator=generator).add(0.5).requires_grad_()
+    tau = torch.rand(4, 2, 3, generator=generator).requires_grad_()
+    axes, phi = torch.randn(3, 6, generator=generator), torch.full((4, 2), 0.7)
+    unseen = torch.tensor([[False, False], [False, True], [False, False], [False, True]])
+    lower = torch.eye(6) + 0.1 * torch.ones(6, 6).tril(-1)
+    step, first = scale[:, 1:], scale[:, 0]
+    return {
+        "normal": (WideNormal(loc, scale), loc, scale),
+        "normal around zero": (WideNormal(None, scale[0, 0], (4, 6)), scale),
+        "one width": (WideNormal(loc[:, 0, 0], scale[0, 0, 0]), loc, scale),
+        "log-normal": (WideLogNormal(loc[:, 0, 0], scale[:, 0, 0]), loc, scale),
+        "multivariate": (WideMultivariateNormal(loc[:, 0], scale[:, 0, :, None] * lower), scale),
+        "walk": (GaussianWalk(first, step, torch.tensor([0.8])), scale),
+        "one node": (GaussianWalk(scale.new_tensor(0.3), step[:, :0]),),
+        "Markov": (
+            MarkovLowRankNormal(loc, scale, axes, tau, phi, unseen, step.detach()),
+            loc,
+            scale,
+            tau,
+        ),
+        "other": (torch.distributions.Independent(torch.distributions.Normal(loc, scale), 3), loc),
+    }
+
+
+@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("own_draw", [True, False])
+def test_densities_by_row_sum_to_the_density(name, own_draw):
+    law, *parameters = families()[name]
+    torch.manual_seed(1)
+    value = law.rsample()
+    if not own_draw:
+        value = value.detach().clone().requires_grad_()
+        parameters.append(value)
+    rows = log_prob_by_row(law, value)
+    assert rows.shape == value.shape[:1]
+    whole = law.log_prob(value).sum()
+    torch.testing.assert_close(rows.sum(), whole, rtol=1e-5, atol=1e-5)
+    if parameters:
+        for found, expected in zip(
+            torch.autograd.grad(rows.sum(), parameters, retain_graph=True, allow_unused=True),
+            torch.autograd.grad(whole, parameters, retain_graph=True, allow_unused=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            assert found is not None or own_draw
+
+
+def test_what_is_given_back_is_the_same_in_single_precision_and_double():
+    generator = torch.Generator().manual_seed(0)
+    shape, results = (5, 2, 7), []
+    draws = [torch.randn(*s, generator=generator) for s in (shape, shape, shape[:2], shape)]
+    for dtype in (torch.float32, torch.float64):  # kernels, and torch's own operations
+        loc, ratio, kept, taken = (d.detach().to(dtype).requires_grad_() for d in draws)
+        out = given_back(loc, ratio.detach(), kept, taken)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (loc, kept, taken))])
+    for single, double in zip(*results, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
