@@ -277,8 +277,10 @@ class Guide(GuideRates):
         model, unseen = self.model, getattr(self, f"{name}_unseen")
         # what was drawn before: change of the low-rank response, and each batch's share; (n, T, G)
         now, usual = (model.driver_response(v, name) for v in (values, centre))
-        weights = torch.cat([now, -usual, getattr(self, f"{name}_batch_share")], -1)
-        taken = weights @ torch.cat([model.axes(values), model.axes(centre), drawn])
+        d, share = model.config.n_latent, getattr(self, f"{name}_batch_share")
+        change = now[..., :d] - usual[..., :d]  # axes of z are the same in both
+        weights = torch.cat([change, now[..., d:], -usual[..., d:], share], -1)
+        taken = weights @ torch.cat([model.axes(values), model.axes(centre)[d:], drawn])
         loc = given_back(part("loc"), getattr(self, f"{name}_log_ratio"), part("kept"), taken)
         with torch.no_grad():
             step = model.step_scale(values, name) if bool(unseen.any()) else unseen[:, 1:, None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.sparse.linalg import svds
 
 from pyrocell.count_sums import CountSums
 from pyrocell.screen import Screen
@@ -16,6 +17,7 @@ from pyrocell.structure import ModelConfig, ScreenStatistics
 __all__ = ["starting_values"]
 
 _PSEUDO_COUNT = 0.5
+_MAX_DENSE = 500  # perturbations and media, or genes, up to which all singular vectors are found
 
 
 def starting_values(
@@ -38,15 +40,14 @@ def starting_values(
     n_cells, summed = len(size), totals.sum(0)
     pooled = summed + 1e-3
     rate = pooled / size.sum()  # (G,)
-    log_level = _log_level(totals, sizes, rate)  # (C, G)
-    control = (screen.genotype.sum(1) == 0) & (screen.exposure.sum(1) == 0)
+    control = screen.is_control & (screen.exposure.sum(1) == 0)
     if not control.any():
-        control = screen.genotype.sum(1) == 0
+        control = screen.is_control
     control_total, control_size = totals[control].sum(0), sizes[control].sum()
     baseline = _log_level(control_total[None], np.array([control_size]), rate)[0]
     relative_variance = _relative_variance(sums, n_cells)
     n_control = int(np.isin(screen.cell_condition, np.flatnonzero(control)).sum())
-    effects, media = _responses(totals, sizes, log_level, rate, screen)
+    effects, media = _responses(totals, sizes, rate, screen)
     loading = _resting_axes(sums, size, screen, config.n_latent, seed)
     response, effect, media_effect = _own_axes(effects, media, config.n_response, seed)
     along = _along_resting_axes(loading, media - media_effect @ response, pooled)
@@ -83,15 +84,10 @@ def _log_dispersion(relative: np.ndarray, rate: np.ndarray, size: np.ndarray) ->
 
 
 def _responses(
-    totals: np.ndarray, sizes: np.ndarray, level: np.ndarray, rate: np.ndarray, screen: Screen
+    totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray, screen: Screen
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shrunken pseudobulk log-fold changes of perturbations (K, G) and media (J, G)."""
-    genotype, exposure = screen.genotype, screen.exposure
-    none = genotype.sum(1) == 0
-
-    def contrast(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        both = np.stack([rows, reference]).astype(float)
-        return contrast_of(*(both @ totals), both @ sizes)
+    exposure, none = screen.exposure, screen.is_control
 
     def contrast_of(a: np.ndarray, b: np.ndarray, size: np.ndarray) -> np.ndarray:
         level = _log_level(np.stack([a, b]), size, rate)
@@ -99,36 +95,44 @@ def _responses(
         signal = max(float(np.median(np.maximum(change**2 - noise, 0))), 1e-4)
         return change * signal / (signal + noise)
 
-    effects = np.zeros((genotype.shape[1], totals.shape[1]))
+    def pooled(rows: np.ndarray) -> tuple[np.ndarray, float]:
+        return totals[rows].sum(0), sizes[rows].sum()
+
+    def number(*columns: str) -> np.ndarray:
+        return screen.conditions.groupby(list(columns), dropna=False).ngroup().to_numpy()
+
+    arm, by_perturbation = number("media", "time"), screen.membership.tocsc()
+    drivers, references = np.diff(screen.membership.indptr), {}
+    effects = np.zeros((screen.membership.shape[1], totals.shape[1]))
     for k in range(len(effects)):
-        mine = genotype[:, k] > 0
-        alone = mine & (genotype.sum(1) == 1)
-        rows = alone if alone.any() else mine
-        keys = set(zip(screen.conditions.media[rows], screen.conditions.time[rows].fillna(-1)))
-        arms = zip(screen.conditions.media, screen.conditions.time.fillna(-1))
-        reference = none & np.array([arm in keys for arm in arms])
-        drivers = genotype[rows].sum(1).mean()
-        effects[k] = contrast(rows, reference if reference.any() else none) / drivers
+        rows = by_perturbation.indices[slice(*by_perturbation.indptr[k : k + 2])]
+        alone = rows[drivers[rows] == 1]
+        rows = alone if len(alone) else rows
+        arms = frozenset(arm[rows].tolist())
+        if arms not in references:
+            reference = none & np.isin(arm, list(arms))
+            references[arms] = pooled(reference if reference.any() else none)
+        (a, size), (b, other) = pooled(rows), references[arms]
+        effects[k] = contrast_of(a, b, np.array([size, other])) / drivers[rows].mean()
     media = np.zeros((exposure.shape[1], totals.shape[1]))
     for j in range(len(media)):
         met, unmet = exposure[:, j] > 0, exposure.sum(1) == 0
-        pairs = _matched(np.column_stack([genotype, screen.time_index]), sizes, met, unmet)
+        pairs = _matched(number("perturbation", "time"), sizes, met, unmet)
         if pairs.any():
             media[j] = contrast_of(pairs[0] @ totals, pairs[1] @ totals, pairs @ sizes)
         elif unmet.any():
-            media[j] = contrast(met, unmet)
+            (a, size), (b, other) = pooled(met), pooled(unmet)
+            media[j] = contrast_of(a, b, np.array([size, other]))
     return effects, media
 
 
-def _matched(rows: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndarray) -> np.ndarray:
-    """Weights of conditions with and without a medium, equal rows in both, (2, C).
+def _matched(key: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndarray) -> np.ndarray:
+    """Weights of conditions with and without a medium, of equal keys in both, (2, C).
 
     Most knockouts leave a response as it is, and a screen has few controls: all cells say where a
     response starts, each genotype, at each time, by the harmonic mean of its two arms.
     """
     out = np.zeros((2, len(sizes)))
-    _, key = np.unique(rows, axis=0, return_inverse=True)
-    key = key.ravel()
     for k in np.unique(key[met]):
         arms = met & (key == k), unmet & (key == k)
         total = [sizes[arm].sum() for arm in arms]
@@ -172,6 +176,15 @@ def _along_resting_axes(loading: np.ndarray, change: np.ndarray, weight: np.ndar
     return np.linalg.solve(weighted @ loading.T + ridge, weighted @ change.T).T
 
 
+def _leading(table: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular vectors and values, the greatest first; of a large table the leading ones alone."""
+    if min(table.shape) <= max(_MAX_DENSE, 2 * rank):
+        return np.linalg.svd(table, full_matrices=False)
+    start = np.random.default_rng(seed).normal(size=min(table.shape))
+    left, scale, right = svds(table, k=rank, v0=start)
+    return left[:, ::-1], scale[::-1], right[::-1]
+
+
 def _own_axes(
     effects: np.ndarray, media: np.ndarray, rank: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -181,7 +194,7 @@ def _own_axes(
     stacked = np.concatenate([effects, media])
     coordinates = np.zeros((len(stacked), rank))
     if rank and len(stacked):
-        left, scale, right = np.linalg.svd(stacked, full_matrices=False)
+        left, scale, right = _leading(stacked, rank, seed)
         keep = min(rank, len(scale))
         axes[:keep] = right[:keep] * n_genes**0.5
         coordinates[:, :keep] = left[:, :keep] * scale[:keep] / n_genes**0.5
