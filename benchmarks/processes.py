@@ -13,8 +13,9 @@
     python benchmarks/processes.py --rows ddp --cells 30000 --genes 2000 --batch 2048 --epochs 40
     python benchmarks/processes.py --rows packing --fits 100    # 6 fits by default
 
-Processes have one thread each. They are started and warmed up before the clock runs; starting them
-takes as long as importing pyrocell, once per session. Prints a table per row, then a line of JSON.
+Processes have one thread each. Those of joblib are started and warmed up before the clock runs;
+starting them takes as long as importing pyrocell, once per session. Ray starts its own for every
+call, within the clock: few fits say little of it. Prints a table per row, then a line of JSON.
 """
 
 from __future__ import annotations

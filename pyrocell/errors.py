@@ -9,6 +9,7 @@ __all__ = [
     "ConflictingTypesError",
     "CountError",
     "DesignError",
+    "DiskError",
     "ModelFileError",
     "NonFiniteError",
     "ProcessError",
@@ -76,6 +77,10 @@ class ProcessError(PyrocellError, RuntimeError):
 
 class ModelFileError(PyrocellError, ValueError):
     """A saved model that cannot be read, is damaged, or belongs to another configuration."""
+
+
+class DiskError(PyrocellError, OSError):
+    """An answer that cannot be written where it was asked to be."""
 
 
 class ScreenWarning(UserWarning):

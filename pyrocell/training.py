@@ -13,8 +13,6 @@ import pandas as pd
 import pyro
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -22,10 +20,13 @@ from pyrocell.batches import CellData, batch_loader
 from pyrocell.cell_shifts import shifts_shared
 from pyrocell.checkpoints import Checkpoints, SafeCheckpointIO, TrainingCheckpoints
 from pyrocell.distributed import OwnNoise, Processes, requested, train_in_processes
+from pyrocell.elbo import held_out_elbo, negative_elbo
 from pyrocell.errors import NonFiniteError, ScreenError
 from pyrocell.failure import find_failure, non_finite_parameter
 from pyrocell.loop import accelerator_named, fit, listed, quiet, seeded
+from pyrocell.row_adam import RowAdam
 from pyrocell.threads import few_threads
+from pyrocell.visited import Visited, Visits, visits_of
 
 __all__ = ["ElboPlan", "TrainingConfig", "held_out_elbo", "negative_elbo", "train"]
 
@@ -52,6 +53,11 @@ class TrainingConfig:
         Learning rates of the networks and of the global sites; both decay to zero.
     kl_warmup
         Share of training over which the KL of the global sites is raised to its full weight.
+    shuffle_block
+        Neighbours shuffled as one and mixed in pools of 16,384; default: 1, in a file 512.
+    by_minibatch
+        Draw in a step only the perturbations whose cells are in the minibatch; by default where
+        these are less than half of them and gene-level residuals are a million or more.
     patience
         Evaluations of the validation ELBO without a rise after which early stopping stops; there
         are about 40 in a training, and at most one per epoch.
@@ -64,7 +70,9 @@ class TrainingConfig:
     lr: float = 3e-3
     global_lr: float = 1e-2
     kl_warmup: float = 0.2
+    shuffle_block: int | None = None
     patience: int = 20
+    by_minibatch: bool | None = None
 
     def minibatch(self, n_cells: int, processes: int = 1) -> int:
         """Cells per step and process for this many training cells."""
@@ -93,6 +101,8 @@ class ElboPlan(pl.LightningModule):
         Steps over which rates decay.
     config
         Optimisation settings.
+    visits
+        Which perturbations a minibatch meets, to draw these alone; None: all.
     """
 
     def __init__(
@@ -102,21 +112,27 @@ class ElboPlan(pl.LightningModule):
         n_cells: int,
         total_steps: int,
         config: TrainingConfig,
+        visits: Visits | None = None,
     ):
         super().__init__()
-        self.model, self.guide = model, guide
+        self.model, self.guide, self.visits = model, guide, visits
         self.n_cells, self.total_steps, self.config = n_cells, max(1, total_steps), config
         self.history: list[dict[str, float]] = []
         # Lightning's own mean over an epoch does not outlive a restart within it
         self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64))
         self.register_buffer("loss_steps", torch.zeros((), dtype=torch.int64))
 
+    def setup(self, stage: str) -> None:
+        """Several processes draw everything: their gradients are averaged."""
+        if self.trainer.world_size > 1:
+            self.visits = None
+
     def configure_optimizers(self) -> dict:
         """Adam with two rates and cosine decay."""
         fast, own = list(self.guide.fast_parameters()), self._motion()
         others = {id(p) for p in (*fast, *own)}
         slow = [p for p in self.parameters() if id(p) not in others]
-        optimiser = torch.optim.Adam(
+        optimiser = RowAdam(
             [
                 {"params": fast, "lr": self.config.global_lr},
                 {"params": slow, "lr": self.config.lr},
@@ -146,23 +162,30 @@ class ElboPlan(pl.LightningModule):
 
     def _finite_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Negative ELBO per cell, or NonFiniteError naming the site that is not finite."""
+        drawn = self._visited(batch)
         try:
             with shifts_shared():
-                loss = negative_elbo(self.model, self.guide, batch) / self.n_cells
+                loss = negative_elbo(*drawn) / self.n_cells
         except (torch.linalg.LinAlgError, ValueError) as error:  # a factorisation met a NaN
-            failure = find_failure(self.model, self.guide, batch, self.global_step)
+            failure = find_failure(*drawn[:3], self.global_step)
             raise (failure or error) from (error if failure else None)
         if torch.isfinite(loss):
             return loss
-        failure = find_failure(self.model, self.guide, batch, self.global_step)
+        failure = find_failure(*drawn[:3], self.global_step)
         raise failure or NonFiniteError(
             f"training stopped at step {self.global_step}: the loss is not finite, though every "
             "site is; start again with another seed",
         )
 
+    def _visited(self, batch: dict[str, Tensor], training: bool = True) -> Visited:
+        """What a minibatch needs of model and guide: all, unless rows are drawn by minibatch."""
+        if self.visits is None:
+            return Visited(self.model, self.guide, batch, {})
+        return self.visits.restrict(batch, training)
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Held-out evidence per cell: log p(x | z) + log p(z) − log q(z), globals as guided."""
-        value = held_out_elbo(self.model, self.guide, batch)
+        value = held_out_elbo(*self._visited(batch, training=False)[:3])
         self.log(
             "validation_elbo",
             value.mean(),
@@ -190,42 +213,6 @@ class ElboPlan(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the history up."""
         self.history = checkpoint["history"]
-
-
-def negative_elbo(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """One draw of the negative ELBO, differentiable, nats.
-
-    What `Trace_ELBO` computes for a guide that is reparametrised throughout; terms under one scale
-    are scaled together.
-    """
-    q = poutine.trace(guide).get_trace(**batch)
-    p = poutine.trace(poutine.replay(model, q)).get_trace(**batch)
-    terms: dict[float, list[Tensor]] = {}  # by scale
-    for trace, sign in ((p, -1.0), (q, 1.0)):
-        for node in trace.nodes.values():
-            if node["type"] != "sample" or node["infer"].get("_deterministic"):
-                continue
-            if site_is_subsample(node):
-                continue
-            log_prob = node["fn"].log_prob(node["value"])
-            log_prob = log_prob.sum() if log_prob.dim() else log_prob
-            terms.setdefault(sign * float(node["scale"]), []).append(log_prob)
-    return sum(scale * torch.stack(found).sum() for scale, found in terms.items())
-
-
-def held_out_elbo(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Per-cell ELBO terms of the local sites, (cells,), nats."""
-    with torch.no_grad(), warnings.catch_warnings():
-        q = poutine.trace(guide).get_trace(**batch)
-        p = poutine.trace(poutine.replay(model, q)).get_trace(**batch)
-        terms = []
-        parts = [(p, "x", 1.0), (p, "X.z", 1.0), (q, "X.z", -1.0)]
-        if "X.path" in q.nodes:
-            parts += [(p, "X.path", 1.0), (q, "X.path", -1.0)]
-        for trace, site, sign in parts:
-            node = trace.nodes[site]
-            terms.append(sign * node["fn"].log_prob(node["value"]))
-    return torch.stack(terms).sum(0)
 
 
 def train(
@@ -271,11 +258,18 @@ def train(
         return train_in_processes(processes.total, train, (model, guide), *cells, **options)
     size = config.minibatch(len(train_positions), processes.total)
     part = {"rank": processes.rank, "processes": processes.total}
-    loaders = [batch_loader(data, train_positions, size, seed=seed, **part)]
+    loaders = [batch_loader(data, train_positions, size, seed, config.shuffle_block, **part)]
+    # norms of gradients are those of whole tables, and processes exchange whole gradients
+    whole = trainer_kwargs.get("gradient_clip_val") or processes.total > 1
+    wanted = False if whole else config.by_minibatch
+    visits = visits_of(model, guide, data.condition[train_positions], size, wanted)
+    if visits:
+        visits.shuffle(loaders[0].batch_sampler, data.condition)
     if len(validation_positions):
         loaders.append(batch_loader(data, validation_positions, 4 * size, **part))
     epochs = max_epochs or config.epochs(len(train_positions), processes.total)
-    plan = ElboPlan(model, guide, len(train_positions), epochs * len(loaders[0]), config)
+    steps = epochs * len(loaders[0])
+    plan = ElboPlan(model, guide, len(train_positions), steps, config, visits)
     callbacks: list[pl.Callback] = [TQDMProgressBar(refresh_rate=10)] if progress_bar else []
     if early_stopping and len(validation_positions):
         callbacks.append(EarlyStopping("validation_elbo", mode="max", patience=config.patience))
@@ -354,7 +348,7 @@ def _writer(
 ) -> TrainingCheckpoints:
     """Checkpoints that belong to these cells and settings; objects among these are not compared."""
     batches = loader.batch_sampler
-    order = zlib.crc32(batches.positions.astype(np.int64).tobytes())
+    order = zlib.crc32(batches.positions.astype(np.int64).tobytes(), batches.block - 1)
     identity = {
         "cells": loader.dataset.fingerprint(),
         "cells_trained_on": f"{len(batches.positions)}, hash {order:08x}",

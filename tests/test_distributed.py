@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import anndata as ad
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -75,7 +76,10 @@ def test_processes_share_the_minibatches_of_one(n, size, processes, seed):
         return
     cells = np.arange(n) * 3
     one = ShuffledBatches(cells, size * processes, seed, True)
-    parts = [ShuffledBatches(cells, size, seed, True, r, processes) for r in range(processes)]
+    parts = [
+        ShuffledBatches(cells, size, seed, True, rank=r, processes=processes)
+        for r in range(processes)
+    ]
     assert {len(part) for part in parts} == {len(one)}
     for _ in range(2):
         for together, *own in zip(one, *parts, strict=True):
@@ -215,6 +219,17 @@ def test_two_processes_reach_the_elbo_of_one(screen, build):
             parts = model.module.model, model.module.guide, model.module_arguments()
             elbo[devices] = np.mean([held_out_elbo(*parts).mean().item() for _ in range(30)])
     assert abs(elbo[2] - elbo[1]) < 4 * sd
+
+
+@needs_processes
+def test_processes_read_counts_that_are_left_in_a_file(screen, build, tmp_path):
+    screen.write_h5ad(tmp_path / "screen.h5ad")
+    models = [build(cells) for cells in (screen, ad.read_h5ad(tmp_path / "screen.h5ad", "r"))]
+    for model in models:
+        model.train(max_epochs=1, batch_size=16, **TWO)
+    here, there = (model.module.state_dict() for model in models)
+    for name, value in here.items():
+        torch.testing.assert_close(there[name], value, msg=name)
 
 
 @needs_processes
