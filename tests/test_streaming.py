@@ -221,12 +221,6 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_zarr_the_extra_is_named(fitted, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(ImportError, match=r"pip install 'pyrocell\[zarr\]'"):
-        fitted.perturbation_effects(n_samples=2, path=tmp_path / "effects.zarr")
-
-
 # ---------------------------------------------------------------- memory
 GROWTH = """
 import resource, sys
