@@ -31,7 +31,7 @@ __all__ = ["Visited", "Visits", "visits_of"]
 
 _MANY = 2**20  # gene-level residuals from which on it is worth it
 _WITHOUT = 16  # perturbations without training cells that a step draws, if there are as many
-_TOGETHER = 4  # cells of a perturbation that travel together
+_TOGETHER = 2  # cells of a perturbation that travel together
 
 # what has a row for each perturbation, or for each perturbation and medium
 _SITES = ("P.effect", "P.on_target", "P.flow", "P.residual", "M.gain", "W.decay_ratio")

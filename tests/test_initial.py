@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import pyrocell
+from pyrocell import initial
 from pyrocell.simulate import screen
 
 
@@ -23,3 +24,15 @@ def test_a_response_to_a_medium_starts_at_that_of_all_cells_however_few_the_cont
     cosine = (weight * start) @ expected
     cosine /= np.sqrt((weight @ start**2) * (weight @ expected**2))
     assert cosine > 0.95
+
+
+def test_leading_axes_of_a_large_table_are_those_of_all_its_axes(monkeypatch):
+    table = np.random.default_rng(0).normal(size=(40, 6)) @ np.diag([9, 7, 5, 1, 1, 1.0])
+    whole = initial._leading(table, 3, seed=0)
+    monkeypatch.setattr(initial, "_MAX_DENSE", 0)
+    table = np.hstack([table, np.zeros((40, 20))])
+    left, scale, right = initial._leading(table, 3, seed=0)
+    np.testing.assert_allclose(scale, whole[1][:3])
+    found = (left * scale) @ right
+    expected = (whole[0][:, :3] * whole[1][:3]) @ whole[2][:3]
+    np.testing.assert_allclose(found[:, :6], expected, atol=1e-8)

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from pyrocell import Assume, TrainingConfig, visited
+from pyrocell import Assume, TrainingConfig, screen_tensors, visited
 from pyrocell.batches import ShuffledBatches
 from pyrocell.cell_shifts import shifts_shared
 from pyrocell.distributions import (
@@ -174,6 +174,17 @@ def test_a_perturbation_without_training_cells_keeps_to_the_prior(make_screen, b
     assert float(width[2]) == pytest.approx(prior, rel=0.15)
     assert abs(float(guide.on_target_loc.detach()[2])) < 0.15 * prior
     assert (width[[0, 1, 3, 4, 5, 6]] < 0.8 * prior).all()
+
+
+def test_a_table_too_large_to_be_kept_changes_nothing(make_screen, build, monkeypatch):
+    adata, states = make_screen(n_perturbations=K, media=1), []
+    for most in (screen_tensors._DENSE, 0):
+        monkeypatch.setattr(screen_tensors, "_DENSE", most)
+        model = build(adata.copy())
+        assert (model.module.model.dense_genotype is None) == (most == 0)
+        np.testing.assert_array_equal(model.module.model.genotype, model.screen.genotype)
+        states.append(trained(model, by_minibatch=True))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_small_screens_are_trained_as_a_whole(make_screen, build):
