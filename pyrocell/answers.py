@@ -1,36 +1,22 @@
-"""Answers in the form users keep: AnnData, xarray and tables with names."""
+"""What is asked and answered in names: conditions of protocols, levels, dimensions of sites."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import xarray as xr
-from anndata import AnnData
 from scipy.stats import norm
 
-from pyrocell.batches import CellData
 from pyrocell.errors import ProtocolError, ScreenError
-from pyrocell.events import EVENTS
 from pyrocell.generative import GenerativeModel
 from pyrocell.layout import content_names
 from pyrocell.levels import ConditionLevels, condition_levels
 from pyrocell.operators import Media, Perturb, Protocol, Wait
-from pyrocell.posterior import summarise
 from pyrocell.queries import Queries
 from pyrocell.screen import Screen
 
-__all__ = [
-    "counterfactual",
-    "labelled",
-    "levels",
-    "predict",
-    "protocol_frame",
-    "requested",
-    "unshrunken_effects",
-]
+__all__ = ["labelled", "levels", "protocol_frame", "requested", "unshrunken_effects"]
 
 _WIDTHS = 4  # draws of how wide batch noise is
 
@@ -97,33 +83,6 @@ def requested(
     return conditions.reset_index(drop=True), order
 
 
-def predict(
-    queries: Queries,
-    conditions: Protocol | pd.DataFrame,
-    n_samples: int,
-    size_factor: float,
-    credible_level: float,
-    return_draws: bool,
-    progress: Any,
-    batch_content: Mapping[str, float] | None = None,
-) -> AnnData | xr.DataArray:
-    """Predicted counts of conditions as AnnData, or their joint draws."""
-    screen = queries.screen
-    frame, order = requested(conditions, screen)
-    draws = queries.predict(frame, n_samples, size_factor, progress, order, batch_content)
-    # a protocol's one row is named by where it ends, so that orders can be compared
-    named = frame if order is None else frame.drop(columns=list(EVENTS), errors="ignore")
-    names = [" | ".join(map(str, row)) for row in named.itertuples(index=False)]
-    if return_draws:
-        coords = {"condition": names, "gene": list(screen.genes)}
-        return xr.DataArray(draws, dims=("draw", "condition", "gene"), coords=coords)
-    obs = frame.set_axis(pd.Index(names).astype(str))
-    obs = obs.set_axis(pd.Index([str(i) for i in range(len(obs))]))
-    out = _summarised(draws, obs, screen, credible_level)
-    out.uns["size_factor"] = size_factor
-    return out
-
-
 def levels(queries: Queries, n_samples: int, ratio: float = 1.0) -> list[ConditionLevels]:
     """Levels of all conditions under draws of the scale of batch noise, times a ratio."""
     data, screen = queries.data, queries.screen
@@ -183,45 +142,6 @@ def unshrunken_effects(
         columns |= {"lower": mean - width * sd, "upper": mean + width * sd}
         tables.append(pd.DataFrame(columns | {"prob_direction": norm.cdf(np.abs(mean) / sd)}))
     return pd.concat(tables, ignore_index=True)
-
-
-def counterfactual(
-    queries: Queries,
-    cells: CellData,
-    obs: pd.DataFrame,
-    target: pd.DataFrame,
-    n_samples: int,
-    credible_level: float,
-) -> AnnData:
-    """Expected counts of cells under another treatment as AnnData, cells × genes."""
-    genes = queries.screen.genes.astype(str)
-    shape = (len(cells), len(genes))
-    parts = {name: np.empty(shape, np.float32) for name in ("mean", "lower", "upper", "sd")}
-    for rows, draws in queries.counterfactual(cells, target, n_samples):
-        summary = summarise(draws, credible_level)
-        for name, values in parts.items():
-            values[rows] = summary[name]
-    own = [column for column in obs if not str(column).startswith("_scvi")]
-    out = AnnData(parts["mean"], obs=obs[own].copy(), var=pd.DataFrame(index=genes))
-    out.layers.update({name: parts[name] for name in ("lower", "upper", "sd")})
-    out.uns["counterfactual"] = {k: v for k, v in target.iloc[0].items()}
-    out.uns["credible_level"] = credible_level
-    return out
-
-
-def _summarised(
-    draws: np.ndarray, obs: pd.DataFrame, screen: Screen, credible_level: float
-) -> AnnData:
-    summary = summarise(draws, credible_level)
-    out = AnnData(
-        summary["mean"].astype(np.float32),
-        obs=obs,
-        var=pd.DataFrame(index=screen.genes.astype(str)),
-    )
-    for name in ("lower", "upper", "sd"):
-        out.layers[name] = summary[name].astype(np.float32)
-    out.uns["credible_level"] = credible_level
-    return out
 
 
 _DIMS = {

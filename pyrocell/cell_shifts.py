@@ -76,8 +76,10 @@ class CellShift(NamedTuple):
         return out + self.covariates @ (self.per_covariate @ axes.T)
 
     def plus(self, row: Tensor) -> CellShift:
-        """With a row (G,) added to every cell."""
-        return self._replace(tables=(self.tables[0] + row, *self.tables[1:]))
+        """With a row (G,) added to every cell: to the table that has the fewest rows."""
+        short = min(range(len(self.tables)), key=lambda i: len(self.tables[i]))
+        tables = (t + row if i == short else t for i, t in enumerate(self.tables))
+        return self._replace(tables=tuple(tables))
 
     def decoded(self, features: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Logits features @ weight + shift in the two parts that the count families take.

@@ -151,13 +151,13 @@ class GuideParameters(nn.Module):
 
         Without combinations those axes are the perturbations themselves.
         """
-        genotype = model.genotype  # (C, K)
+        member = screen.membership  # (C, K)
         table = torch.as_tensor(condition_cells(screen))  # (C, B)
-        in_pairs = genotype[genotype.sum(1) > 1].sum(0) > 0  # (K,)
-        joined = in_pairs.nonzero()[:, 0]
-        value = genotype.T @ table.sum(1)  # (K,)
-        cells = genotype.T @ table  # (K, B)
-        part = genotype[:, joined]
+        in_pairs = member[np.flatnonzero(np.diff(member.indptr) > 1)].sum(0) > 0  # (K,)
+        joined = torch.as_tensor(np.flatnonzero(in_pairs))
+        cells = torch.as_tensor(member.T @ table.numpy())  # (K, B)
+        value = cells.sum(1)  # (K,)
+        part = torch.as_tensor(member[:, joined.numpy()].toarray())
         eigenvalue, axes = torch.linalg.eigh(part.T @ (table.sum(1, keepdim=True) * part))
         value[joined], cells[joined] = eigenvalue.clamp_min(0), axes.T @ cells[joined]
         self.register_buffer("effect_value", value[:, None], persistent=False)
@@ -176,7 +176,7 @@ class GuideParameters(nn.Module):
     @staticmethod
     def _control_error(model: GenerativeModel, screen: Screen, start: ScreenStatistics) -> Tensor:
         """Relative standard error of each medium's response as the controls measure it, (J,)."""
-        control = screen.genotype.sum(1) == 0
+        control = screen.is_control
         cells = screen.conditions.n_cells.to_numpy()
         before = cells[control & (screen.exposure.sum(1) == 0)].sum()
         after = (screen.exposure[control] * cells[control, None]).sum(0)  # (J,)

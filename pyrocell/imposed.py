@@ -39,6 +39,8 @@ def imposed_contrasts(
     ScreenError
         If the model has no part that could obey.
     """
+    if not assume:
+        return None
     certain = [a for a in assume if a.probability == 1]
     rows = comparisons(screen)
     check_assumed(assume, rows)
@@ -68,7 +70,7 @@ def uncertain_rows(
     part of the model could obey: memory, and steadiness on a screen of one time.
     """
     out = []
-    for row in comparisons(screen):
+    for row in comparisons(screen) if assume else ():
         held = [a.probability for a in assume if a.covers(row)]
         if not held or not 0 < held[-1] < 1:
             continue

@@ -7,48 +7,48 @@ controls' mean and at the pseudobulk responses removes the cause.
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse as sp
 import torch
+from scipy.sparse.linalg import svds
 
+from pyrocell.count_sums import CountSums
 from pyrocell.screen import Screen
 from pyrocell.structure import ModelConfig, ScreenStatistics
 
 __all__ = ["starting_values"]
 
 _PSEUDO_COUNT = 0.5
-_MAX_CELLS = 5000
+_MAX_DENSE = 500  # perturbations and media, or genes, up to which all singular vectors are found
 
 
 def starting_values(
-    counts: sp.csr_matrix, log_size: np.ndarray, screen: Screen, config: ModelConfig, seed: int = 0
+    sums: CountSums, screen: Screen, config: ModelConfig, seed: int = 0
 ) -> ScreenStatistics:
-    """Read starting values for the model from raw counts.
+    """Read starting values for the model from sums of raw counts.
 
     Parameters
     ----------
-    counts
-        (N, G) CSR counts.
-    log_size
-        (N,) log size factors.
+    sums
+        Of the screen's cells.
     screen, config
         The screen and the model's shape.
     seed
-        Seed of the random subset of cells used for the axes of cell state.
+        Seed of the axes that the counts leave free.
     """
-    size = np.exp(log_size).astype(np.float64)
-    pooled = np.asarray(counts.sum(0)).ravel() + 1e-3
+    size = np.exp(sums.log_size).astype(np.float64)
+    totals = sums.condition  # (C, G)
+    sizes = np.bincount(screen.cell_condition, size, len(totals))
+    n_cells, summed = len(size), totals.sum(0)
+    pooled = summed + 1e-3
     rate = pooled / size.sum()  # (G,)
-    totals, sizes = _condition_sums(counts, size, screen)
-    log_level = _log_level(totals, sizes, rate)  # (C, G)
-    control = (screen.genotype.sum(1) == 0) & (screen.exposure.sum(1) == 0)
+    control = screen.is_control & (screen.exposure.sum(1) == 0)
     if not control.any():
-        control = screen.genotype.sum(1) == 0
+        control = screen.is_control
     control_total, control_size = totals[control].sum(0), sizes[control].sum()
     baseline = _log_level(control_total[None], np.array([control_size]), rate)[0]
-    relative_variance = _relative_variance(counts, size)
+    relative_variance = _relative_variance(sums, n_cells)
     n_control = int(np.isin(screen.cell_condition, np.flatnonzero(control)).sum())
-    effects, media = _responses(totals, sizes, log_level, rate, screen)
-    loading = _resting_axes(counts, size, screen, config.n_latent, seed)
+    effects, media = _responses(totals, sizes, rate, screen)
+    loading = _resting_axes(sums, size, screen, config.n_latent, seed)
     response, effect, media_effect = _own_axes(effects, media, config.n_response, seed)
     along = _along_resting_axes(loading, media - media_effect @ response, pooled)
     effect = np.concatenate([np.zeros((len(effect), config.n_latent)), effect], 1)
@@ -57,7 +57,7 @@ def starting_values(
     return ScreenStatistics(
         baseline=as_tensor(baseline),
         baseline_scale=as_tensor(np.sqrt(np.minimum(relative_variance / max(n_control, 1), 1.0))),
-        mean=as_tensor(np.asarray(counts.mean(0)).ravel()),
+        mean=as_tensor(summed / n_cells),
         relative_variance=as_tensor(relative_variance),
         log_dispersion=as_tensor(_log_dispersion(relative_variance, rate, size)),
         loading=as_tensor(loading),
@@ -67,23 +67,13 @@ def starting_values(
     )
 
 
-def _condition_sums(
-    counts: sp.csr_matrix, size: np.ndarray, screen: Screen
-) -> tuple[np.ndarray, np.ndarray]:
-    n, c = counts.shape[0], len(screen.conditions)
-    member = sp.csr_matrix((np.ones(n), (screen.cell_condition, np.arange(n))), shape=(c, n))
-    return np.asarray((member @ counts).todense(), dtype=np.float64), member @ size
-
-
 def _log_level(totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray) -> np.ndarray:
     """log of the rate per unit size, shrunk by half a count towards the pooled rate."""
     return np.log((totals + _PSEUDO_COUNT) / (sizes[:, None] + _PSEUDO_COUNT / rate))
 
 
-def _relative_variance(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
-    scaled = sp.diags(1 / size) @ counts
-    mean = np.asarray(scaled.mean(0)).ravel()
-    square = np.asarray(scaled.multiply(scaled).mean(0)).ravel()
+def _relative_variance(sums: CountSums, n_cells: int) -> np.ndarray:
+    mean, square = sums.scaled / n_cells, sums.scaled_squares / n_cells
     return np.clip((square - mean**2) / np.maximum(mean, 1e-12) ** 2, 1e-4, 1e6)
 
 
@@ -94,15 +84,10 @@ def _log_dispersion(relative: np.ndarray, rate: np.ndarray, size: np.ndarray) ->
 
 
 def _responses(
-    totals: np.ndarray, sizes: np.ndarray, level: np.ndarray, rate: np.ndarray, screen: Screen
+    totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray, screen: Screen
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shrunken pseudobulk log-fold changes of perturbations (K, G) and media (J, G)."""
-    genotype, exposure = screen.genotype, screen.exposure
-    none = genotype.sum(1) == 0
-
-    def contrast(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        both = np.stack([rows, reference]).astype(float)
-        return contrast_of(*(both @ totals), both @ sizes)
+    exposure, none = screen.exposure, screen.is_control
 
     def contrast_of(a: np.ndarray, b: np.ndarray, size: np.ndarray) -> np.ndarray:
         level = _log_level(np.stack([a, b]), size, rate)
@@ -110,36 +95,44 @@ def _responses(
         signal = max(float(np.median(np.maximum(change**2 - noise, 0))), 1e-4)
         return change * signal / (signal + noise)
 
-    effects = np.zeros((genotype.shape[1], totals.shape[1]))
+    def pooled(rows: np.ndarray) -> tuple[np.ndarray, float]:
+        return totals[rows].sum(0), sizes[rows].sum()
+
+    def number(*columns: str) -> np.ndarray:
+        return screen.conditions.groupby(list(columns), dropna=False).ngroup().to_numpy()
+
+    arm, by_perturbation = number("media", "time"), screen.membership.tocsc()
+    drivers, references = np.diff(screen.membership.indptr), {}
+    effects = np.zeros((screen.membership.shape[1], totals.shape[1]))
     for k in range(len(effects)):
-        mine = genotype[:, k] > 0
-        alone = mine & (genotype.sum(1) == 1)
-        rows = alone if alone.any() else mine
-        keys = set(zip(screen.conditions.media[rows], screen.conditions.time[rows].fillna(-1)))
-        arms = zip(screen.conditions.media, screen.conditions.time.fillna(-1))
-        reference = none & np.array([arm in keys for arm in arms])
-        drivers = genotype[rows].sum(1).mean()
-        effects[k] = contrast(rows, reference if reference.any() else none) / drivers
+        rows = by_perturbation.indices[slice(*by_perturbation.indptr[k : k + 2])]
+        alone = rows[drivers[rows] == 1]
+        rows = alone if len(alone) else rows
+        arms = frozenset(arm[rows].tolist())
+        if arms not in references:
+            reference = none & np.isin(arm, list(arms))
+            references[arms] = pooled(reference if reference.any() else none)
+        (a, size), (b, other) = pooled(rows), references[arms]
+        effects[k] = contrast_of(a, b, np.array([size, other])) / drivers[rows].mean()
     media = np.zeros((exposure.shape[1], totals.shape[1]))
     for j in range(len(media)):
         met, unmet = exposure[:, j] > 0, exposure.sum(1) == 0
-        pairs = _matched(np.column_stack([genotype, screen.time_index]), sizes, met, unmet)
+        pairs = _matched(number("perturbation", "time"), sizes, met, unmet)
         if pairs.any():
             media[j] = contrast_of(pairs[0] @ totals, pairs[1] @ totals, pairs @ sizes)
         elif unmet.any():
-            media[j] = contrast(met, unmet)
+            (a, size), (b, other) = pooled(met), pooled(unmet)
+            media[j] = contrast_of(a, b, np.array([size, other]))
     return effects, media
 
 
-def _matched(rows: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndarray) -> np.ndarray:
-    """Weights of conditions with and without a medium, equal rows in both, (2, C).
+def _matched(key: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndarray) -> np.ndarray:
+    """Weights of conditions with and without a medium, of equal keys in both, (2, C).
 
     Most knockouts leave a response as it is, and a screen has few controls: all cells say where a
     response starts, each genotype, at each time, by the harmonic mean of its two arms.
     """
     out = np.zeros((2, len(sizes)))
-    _, key = np.unique(rows, axis=0, return_inverse=True)
-    key = key.ravel()
     for k in np.unique(key[met]):
         arms = met & (key == k), unmet & (key == k)
         total = [sizes[arm].sum() for arm in arms]
@@ -151,16 +144,15 @@ def _matched(rows: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.nda
 
 
 def _resting_axes(
-    counts: sp.csr_matrix, size: np.ndarray, screen: Screen, rank: int, seed: int
+    sums: CountSums, size: np.ndarray, screen: Screen, rank: int, seed: int
 ) -> np.ndarray:
     """Leading axes on which cells of one condition and batch differ, log scale, (d, G)."""
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.permutation(counts.shape[0])[:_MAX_CELLS])
+    rng, rows, n_genes = np.random.default_rng(seed), sums.rows, sums.sample.shape[1]
     group = np.unique(
         screen.cell_condition[rows] * len(screen.batches) + screen.cell_batch[rows],
         return_inverse=True,
     )[1]
-    level = counts[rows].toarray() / size[rows, None] * np.median(size)
+    level = sums.sample.toarray() / size[rows, None] * np.median(size)
     mean = level.mean(0)
     logged = torch.as_tensor(np.log1p(level), dtype=torch.float32)
     groups = torch.as_tensor(group)
@@ -172,7 +164,7 @@ def _resting_axes(
     torch.random.set_rng_state(generator_state)
     to_log = np.minimum((1 + mean) / np.maximum(mean, 1e-6), 3.0)
     found = (axes * scale / len(rows) ** 0.5).T.numpy() * to_log * 0.5
-    out = rng.normal(0, 0.01, (rank, counts.shape[1]))
+    out = rng.normal(0, 0.01, (rank, n_genes))
     out[: len(found)] = found
     return out
 
@@ -184,6 +176,15 @@ def _along_resting_axes(loading: np.ndarray, change: np.ndarray, weight: np.ndar
     return np.linalg.solve(weighted @ loading.T + ridge, weighted @ change.T).T
 
 
+def _leading(table: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular vectors and values, the greatest first; of a large table the leading ones alone."""
+    if min(table.shape) <= max(_MAX_DENSE, 2 * rank):
+        return np.linalg.svd(table, full_matrices=False)
+    start = np.random.default_rng(seed).normal(size=min(table.shape))
+    left, scale, right = svds(table, k=rank, v0=start)
+    return left[:, ::-1], scale[::-1], right[::-1]
+
+
 def _own_axes(
     effects: np.ndarray, media: np.ndarray, rank: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -193,7 +194,7 @@ def _own_axes(
     stacked = np.concatenate([effects, media])
     coordinates = np.zeros((len(stacked), rank))
     if rank and len(stacked):
-        left, scale, right = np.linalg.svd(stacked, full_matrices=False)
+        left, scale, right = _leading(stacked, rank, seed)
         keep = min(rank, len(scale))
         axes[:keep] = right[:keep] * n_genes**0.5
         coordinates[:, :keep] = left[:, :keep] * scale[:keep] / n_genes**0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -59,11 +60,11 @@ def average_content(screen: Screen) -> Tensor:
 
 
 def _content(screen: Screen) -> tuple[list[str], Tensor]:
-    control = torch.as_tensor(screen.genotype.sum(1) == 0).float()[:, None]
+    control = torch.as_tensor(screen.is_control).float()[:, None]
     exposure = torch.as_tensor(screen.exposure)
     classes = sorted(set(screen.perturbation_types))
     member = np.array([[t == c for c in classes] for t in screen.perturbation_types], np.float32)
-    of_class = torch.as_tensor((screen.genotype @ member > 0).astype(np.float32))
+    of_class = torch.as_tensor((screen.membership @ member > 0).astype(np.float32))
     names = [screen.control, *screen.media, *classes[1:]]
     features = torch.cat([control, exposure, of_class[:, 1:]], 1)  # (C, F)
     # from the table, not the cells: these may be others than the model was fitted to
@@ -78,9 +79,9 @@ def driver_cells(screen: Screen) -> np.ndarray:
     """Cells of each driver (perturbations, then media) by time and batch, (K + J, T, B)."""
     n_times, n_batches = max(1, len(screen.times)), len(screen.batches)
     table = condition_cells(screen)
-    drivers = np.concatenate([screen.genotype, screen.exposure], 1)  # (C, K + J)
+    drivers = sp.hstack([screen.membership, screen.exposure], format="csr")  # (C, K + J)
     out = np.zeros((drivers.shape[1], n_times, n_batches))
     for t in range(n_times):
         rows = screen.time_index == t
-        out[:, t] = drivers[rows].T @ table[rows]
+        out[:, t] = drivers[np.flatnonzero(rows)].T @ table[rows]
     return out

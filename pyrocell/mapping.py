@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from pyrocell.decoder import Curvature
 from pyrocell.motion import Motion, arm_way
 from pyrocell.operators import (
+    Production,
     ResponseParameters,
     bounded_rate,
     bounded_weight,
@@ -18,7 +18,6 @@ from pyrocell.operators import (
     gain_limit,
     respond_in_order,
 )
-from pyrocell.operators.perturbation import on_target_shift
 from pyrocell.operators.response import FASTEST
 from pyrocell.operators.transport import Leg, StateField
 from pyrocell.operators.waiting import onset_curve, relative_curve, relative_onset
@@ -33,7 +32,9 @@ from pyrocell.structure import (
     gather_nodes,
 )
 
-__all__ = ["ScreenMap"]
+__all__ = ["ONSET", "ScreenMap"]
+
+ONSET = "W.onset"  # derived of the rates: kept among the values while a guide needs it often
 
 
 class ScreenMap(ScreenTensors):
@@ -117,11 +118,11 @@ class ScreenMap(ScreenTensors):
             at_once=not self.has_rates,
         )
 
-    def _field(self, values: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def _field(self, values: dict[str, Tensor]) -> Production:
         """h(y, Δ) of eq. 25: zero at rest with its slope, contractive if so configured."""
-        direction = self.field.direction[: self.n_axes]
-        weight = bounded_weight(values["W.field"], direction, self.config.lipschitz)
-        return lambda y, drive: self.field(torch.cat([y, drive], -1)) @ weight
+        direction = self.field.direction
+        weight = bounded_weight(values["W.field"], direction[: self.n_axes], self.config.lipschitz)
+        return Production(direction, self.field.offset, weight)
 
     def step_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
         """Prior standard deviation of the residual's steps, (K or J, T - 1, G).
@@ -173,9 +174,14 @@ class ScreenMap(ScreenTensors):
         """Response of each perturbation alone at the measured times, 1 at the reference, (K, T)."""
         if not self.has_rates:
             return self.loading.new_ones(self.n_perturbations, self.n_times)
+        if ONSET in values:  # computed before, in this step
+            return values[ONSET]
         rate, decay = (
-            bounded_rate(log_rate, self.reference_time)[:, None]
-            for log_rate in (values["W.log_rate"][: self.n_perturbations], values["W.log_decay"])
+            bounded_rate(log_rate, self.reference_time)[..., None]
+            for log_rate in (
+                values["W.log_rate"][..., : self.n_perturbations],
+                values["W.log_decay"],
+            )
         )
         return relative_onset(rate, decay, self._walk_times()[None], self.reference_time)
 
@@ -229,24 +235,28 @@ class ScreenMap(ScreenTensors):
 
     def shift_of(self, values: dict[str, Tensor], state: State, conditions: Conditions) -> Tensor:
         """Log-mean shift of cells in a given state, however they came there, (C, G)."""
-        out = self.displacement(values, state, conditions) @ self.axes(values)
-        out = out + on_target_shift(
-            conditions.genotype, values["P.on_target"], self.target, self.n_genes
-        )
-        if self.config.gene_residual:
-            out = out + self._residual(values, conditions)
-        return out
+        y, axes = self.displacement(values, state, conditions), self.axes(values)
+        carried, measured = conditions.genotype, self.target >= 0
+        place, k = (carried * measured).nonzero(as_tuple=True)  # of conditions, own genes measured
+        own = carried[place, k] * values["P.on_target"][k]
+        if not self.config.gene_residual:
+            out = y @ axes
+        else:
+            out = torch.addmm(self._residual(values, conditions), y, axes)
+            if len(k):  # the level there is P.on_target; the residual only moves in time
+                level = values["P.residual"][k, 0, self.target[k]]
+                own = own - self._begun(conditions)[place, 0] * level
+        return out.index_put((place, self.target[k]), own, accumulate=True)
+
+    def _begun(self, conditions: Conditions) -> Tensor:
+        """Share of a walk's first node that has set in, (C, 1)."""
+        one = torch.ones_like(conditions.duration)[:, None]
+        walk = one.new_ones(1, self.n_times, 1)
+        return self._at_nodes(one, walk, conditions, conditions.perturbed_at)
 
     def _residual(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         walk, genotype = values["P.residual"], conditions.genotype  # (K, T, G)
         out = self._at_nodes(genotype, walk, conditions, conditions.perturbed_at)
-        # the level at a perturbation's own gene is P.on_target; its residual only moves in time
-        one = walk.new_ones(len(genotype), 1)
-        begun = self._at_nodes(
-            one, one.new_ones(1, self.n_times, 1), conditions, conditions.perturbed_at
-        )
-        level = walk[:, 0].gather(1, self.target.clamp_min(0)[:, None])[:, 0]  # (K,)
-        out = out - begun * on_target_shift(genotype, level, self.target, self.n_genes)
         set_in = self._set_in(values, conditions)[:, None]  # (C, 1)
         if self.n_media:
             met, walk = conditions.exposure, values["M.residual"]

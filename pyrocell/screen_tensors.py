@@ -16,6 +16,8 @@ from pyrocell.structure import Conditions, number_arms
 
 __all__ = ["ScreenTensors"]
 
+_DENSE = 2**24  # conditions times perturbations, up to which their table is kept
+
 
 class ScreenTensors(NoiseMap):
     """Conditions, times, events and batches as buffers, and which parts of the model they need."""
@@ -23,7 +25,8 @@ class ScreenTensors(NoiseMap):
     priors: Priors
     n_perturbations: int
     n_genes: int
-    genotype: Tensor
+    carried: Tensor
+    dense_genotype: Tensor | None
     exposure: Tensor
     duration: Tensor
     time_index: Tensor
@@ -34,12 +37,13 @@ class ScreenTensors(NoiseMap):
 
     def _register_screen(self, screen: Screen) -> None:
         as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
-        genotype, exposure = as_float(screen.genotype), as_float(screen.exposure)
-        several = (genotype.sum(1) + exposure.sum(1)) > 1
-        arms, interaction = number_arms(genotype, exposure, several)
-        self.n_interactions = arms if self.config.interactions and self.config.gene_residual else 0
-        if not self.n_interactions:
-            interaction = torch.full_like(interaction, -1)
+        exposure, perturbed = as_float(screen.exposure), ~torch.as_tensor(screen.is_control)
+        several = (as_float(np.diff(screen.membership.indptr)) + exposure.sum(1)) > 1
+        self.n_interactions, interaction = 0, torch.full((len(several),), -1)
+        if self.config.interactions and self.config.gene_residual:
+            self.n_interactions, interaction = number_arms(
+                as_float(screen.genotype), exposure, several
+            )
         times = as_float(screen.times)
         self.has_time = len(screen.times) > 1
         self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0
@@ -50,9 +54,11 @@ class ScreenTensors(NoiseMap):
         self.has_field = self.has_time and self.config.dynamics == "node"
         self.has_motion = self.config.dynamics in ("flow", "sde")
         self.has_drift = self.has_rates and bool(drift.estimable.all())
+        small = np.prod(screen.membership.shape) <= _DENSE
         for name, value in {
             "several": several.nonzero()[:, 0],
-            "genotype": genotype,
+            "carried": torch.as_tensor(np.stack(screen.membership.nonzero())).long(),
+            "dense_genotype": as_float(screen.genotype) if small else None,
             "exposure": exposure,
             "duration": as_float(screen.duration),
             "time_index": torch.as_tensor(screen.time_index),
@@ -67,7 +73,7 @@ class ScreenTensors(NoiseMap):
             ),
         }.items():
             self.register_buffer(name, value, persistent=False)
-        lost = (self.exposed_at < self.perturbed_at) & (genotype.sum(1) > 0)  # after it had begun
+        lost = (self.exposed_at < self.perturbed_at) & perturbed  # after it had begun
         reversed_media = (exposure * lost[:, None]).any(0)  # (J,) both orders were run
         self.register_buffer("reversed_media", reversed_media, persistent=False)
         self.has_turnover = bool(reversed_media.any())
@@ -79,6 +85,15 @@ class ScreenTensors(NoiseMap):
         assume = [Assume(**a) for a in self.config.assume]
         self.imposed = imposed_contrasts(screen, assume)
         self.uncertain = UncertainAssumptions(screen, assume)
+
+    @property
+    def genotype(self) -> Tensor:
+        """Perturbations of each condition, (C, K) 0/1; made when asked for where it is large."""
+        if self.dense_genotype is not None:
+            return self.dense_genotype
+        table = self.loading.new_zeros(len(self.duration), self.n_perturbations)
+        table[tuple(self.carried)] = 1.0
+        return table
 
     @property
     def conditions(self) -> Conditions:

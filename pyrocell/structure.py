@@ -100,6 +100,15 @@ def gather_nodes(weight: Tensor, walk: Tensor, time_index: Tensor) -> Tensor:
     slots = int((weight != 0).sum(1).max()) if weight.numel() else 0
     if slots == 0:
         return walk.new_zeros(len(weight), walk.shape[-1])
+    if slots == 1 and not weight.requires_grad:  # plain rows of the walk, and none for some
+        where, driver = (weight != 0).nonzero(as_tuple=True)
+        row = driver * walk.shape[1] + time_index[where]
+        nodes, amount = walk.flatten(0, 1), weight[where, driver]
+        if not torch.equal(row, torch.arange(len(nodes), device=row.device)):
+            nodes = nodes.index_select(0, row)
+        if not bool((amount == 1).all()):
+            nodes = amount[:, None] * nodes
+        return walk.new_zeros(len(weight), walk.shape[-1]).index_copy_(0, where, nodes)
     top, driver = (weight != 0).to(weight.dtype).topk(slots, 1)
     amount = weight.gather(1, driver) * top
     nodes = walk[driver, time_index[:, None]]  # (C, slots, G)

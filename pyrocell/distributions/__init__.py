@@ -9,7 +9,12 @@ from pyrocell.distributions.gaussian import (
     LowRankRow,
     MarkovLowRankNormal,
 )
-from pyrocell.distributions.wide import WideLogNormal, WideMultivariateNormal, WideNormal
+from pyrocell.distributions.wide import (
+    WideLogNormal,
+    WideMultivariateNormal,
+    WideNormal,
+    log_prob_by_row,
+)
 
 __all__ = [
     "GaussianWalk",
@@ -21,4 +26,5 @@ __all__ = [
     "WideMultivariateNormal",
     "WideNormal",
     "ZeroInflatedNegativeBinomial",
+    "log_prob_by_row",
 ]

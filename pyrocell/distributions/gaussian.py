@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from pyro.distributions import constraints
@@ -137,6 +138,40 @@ class GaussianWalk(TorchDistribution):
         step = value[..., 1:, :] - self.keep[:, None] * value[..., :-1, :]
         return first + _log_prob_rows(step, self.step_scale, 3)
 
+    def by_row(self, value: Tensor) -> Tensor:
+        """Log density of each driver's walk (K, T, G), (K,)."""
+        if self.step_scale.shape[1] == 0:
+            return _CentredRows.apply(value.flatten(1), self._first)
+        first = _CentredRows.apply(value[:, 0], self._first)
+        step = value[:, 1:] - self.keep[:, None] * value[:, :-1]
+        return first + _CentredRows.apply(step, self.step_scale)
+
+
+class _CentredRows(torch.autograd.Function):
+    """Log density under N(0, scale²) of each row of a value (n, ...), (n,)."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, scale: Tensor) -> Tensor:
+        """The sums."""
+        ctx.save_for_backward(value, scale)
+        n_each = value[0].numel()
+        square = (value / scale).square().reshape(len(value), -1).sum(1)
+        if scale.dim() == value.dim():
+            log = scale.log().reshape(len(value), -1).sum(1)
+        else:
+            log = scale.log().expand(value.shape[1:]).sum()
+        return -0.5 * (square + n_each * math.log(2 * math.pi)) - log
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient for value and scale."""
+        value, scale = ctx.saved_tensors
+        weight = weight.reshape(-1, *(1 for _ in value.shape[1:]))
+        slope = value * (-weight / scale.square())
+        if not ctx.needs_input_grad[1]:
+            return slope, None
+        return slope, (-(slope * value + weight) / scale).sum_to_size(scale.shape)
+
 
 def _log_prob_rows(value: Tensor, scale: Tensor, n_event: int) -> Tensor:
     """Log density of N(0, scale²) summed over the last dimensions."""
@@ -207,7 +242,8 @@ class MarkovLowRankNormal(Drawn):
             draws = torch.stack([self._draw(torch.Size())[0] for _ in range(n)])
             return draws.reshape(sample_shape + self.event_shape), draws
         eps = torch.randn_like(self.loc)
-        noise = self.scale * eps + (self.tau * torch.randn_like(self.tau)) @ self.axes
+        along = (self.tau * torch.randn_like(self.tau)).flatten(0, 1)
+        noise = torch.addmm((self.scale * eps).flatten(0, 1), along, self.axes).view_as(eps)
         if self.loc.shape[1] == 1:
             return self.loc + noise, noise
         values = [self.loc[:, 0] + noise[:, 0]]
@@ -224,17 +260,24 @@ class MarkovLowRankNormal(Drawn):
             values.append(value)
         return torch.stack(values, 1), noise
 
-    def _log_prob(self, value: Tensor) -> Tensor:
+    def _noise(self, value: Tensor) -> Tensor:
         expected = self.loc
         if self.loc.shape[1] > 1:
             carried = self.phi[:, 1:, None] * (value[:, :-1] - self.loc[:, :-1])
             expected = torch.cat([self.loc[:, :1], self.loc[:, 1:] + carried], 1)
-        return self._density(value - expected, value)
+        return value - expected
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        return self._nodes(self._noise(value), value).sum()
 
     def _log_prob_drawn(self, noise: Tensor) -> Tensor:
-        return self._density(noise, self._last[0])
+        return self._nodes(noise, self._last[0]).sum()
 
-    def _density(self, deviation: Tensor, value: Tensor) -> Tensor:
+    def _by_row(self, noise: Tensor, value: Tensor) -> Tensor:
+        return self._nodes(noise, value).sum(1)
+
+    def _nodes(self, deviation: Tensor, value: Tensor) -> Tensor:
+        """Log density at each node given the one before, (K, T)."""
         rows = low_rank_log_prob(deviation, self.scale, self.axes, self.tau)  # (K, T)
         if any(self._any_unseen):
             change = value[:, 1:] - self.prior_keep[:, None] * value[:, :-1]
@@ -242,4 +285,4 @@ class MarkovLowRankNormal(Drawn):
             step = -(0.5 * square + self.prior_step.log()).sum(-1)
             step = torch.cat([torch.zeros_like(rows[:, :1]), step], 1)
             rows = torch.where(self.unseen, step, rows)
-        return rows.sum()
+        return rows

@@ -22,6 +22,7 @@ __all__ = [
     "WideMultivariateNormal",
     "WideNormal",
     "broadcast",
+    "log_prob_by_row",
     "normal_log_prob",
 ]
 
@@ -97,6 +98,19 @@ class Drawn(TorchDistribution):
         if self._last is not None and value is self._last[0]:
             return self._log_prob_drawn(self._last[1])
         return self._log_prob(value)
+
+    def by_row(self, value: Tensor) -> Tensor:
+        """Log density of each row of an event (n, ...), (n,)."""
+        drawn = self._last is not None and value is self._last[0]
+        return self._by_row(self._last[1] if drawn else self._noise(value), value)
+
+    def _by_row(self, noise: Tensor, value: Tensor) -> Tensor:
+        """The same from the noise behind the value."""
+        raise NotImplementedError
+
+    def _noise(self, value: Tensor) -> Tensor:
+        """Noise behind any value, as `_draw` returns it."""
+        raise NotImplementedError
 
     def _draw(self, sample_shape: torch.Size) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -177,6 +191,13 @@ class WideNormal(Drawn, dist.Independent):
         constant = 0.5 * (noise.square().sum() + noise.numel() * _LOG_2PI)
         return -repeats * self.scale.log().sum() - constant
 
+    def _noise(self, value: Tensor) -> Tensor:
+        return (value if self.loc is None else value - self.loc) / self.scale
+
+    def _by_row(self, noise: Tensor, value: Tensor) -> Tensor:
+        each = -0.5 * noise.square() - self.scale.log() - 0.5 * _LOG_2PI
+        return each.expand(self.event_shape).reshape(len(value), -1).sum(1)
+
 
 class WideLogNormal(WideNormal):
     """exp of :class:`WideNormal`."""
@@ -211,6 +232,12 @@ class WideLogNormal(WideNormal):
     def _log_prob_drawn(self, noise: Tensor) -> Tensor:
         return super()._log_prob_drawn(noise) - self._log.sum()
 
+    def _noise(self, value: Tensor) -> Tensor:
+        return super()._noise(value.log())
+
+    def _by_row(self, noise: Tensor, value: Tensor) -> Tensor:
+        return super()._by_row(noise, value) - value.log().reshape(len(value), -1).sum(1)
+
 
 class WideMultivariateNormal(Drawn):
     """Rows of multivariate normals, (n, D), as one event.
@@ -241,9 +268,7 @@ class WideMultivariateNormal(Drawn):
         return self.loc + (self.scale_tril @ noise[..., None])[..., 0], noise
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        deviation = (value - self.loc)[..., None]
-        noise = torch.linalg.solve_triangular(self.scale_tril, deviation, upper=False)[..., 0]
-        return self._density(noise)
+        return self._density(self._noise(value))
 
     def _log_prob_drawn(self, noise: Tensor) -> Tensor:
         return self._density(noise)
@@ -252,3 +277,18 @@ class WideMultivariateNormal(Drawn):
         log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum()
         constant = 0.5 * self.event_shape.numel() * _LOG_2PI
         return -0.5 * noise.square().sum((-2, -1)) - log_det - constant
+
+    def _noise(self, value: Tensor) -> Tensor:
+        deviation = (value - self.loc)[..., None]
+        return torch.linalg.solve_triangular(self.scale_tril, deviation, upper=False)[..., 0]
+
+    def _by_row(self, noise: Tensor, value: Tensor) -> Tensor:
+        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * (noise.square() + _LOG_2PI).sum(-1) - log_det
+
+
+def log_prob_by_row(law: TorchDistribution, value: Tensor) -> Tensor:
+    """Log density of each row of a value (n, ...) whose rows are independent, (n,)."""
+    if hasattr(law, "by_row"):
+        return law.by_row(value)
+    return law.base_dist.log_prob(value).reshape(len(value), -1).sum(1)
