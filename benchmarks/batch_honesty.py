@@ -25,9 +25,10 @@ posterior just as the prior has it would show, were all effects zero; with an es
 and a prior of width s it is P(|z| > 1.96 / √w), w = s² / (s² + v). Also for other widths of the
 prior, and what one learned guide by guide (what squares of estimates have beyond v) shows. Anchor:
 Wald intervals of pooled log ratios with Poisson errors. The other half of the guides is for
-development (`--parts development`).
+development (`--parts development`). `mixed` fits the model to
+shuffled labels, twice.
 
-    python benchmarks/batch_honesty.py --parts lanes counts lines papalexi development
+    python benchmarks/batch_honesty.py --parts lanes counts lines papalexi mixed
 """
 
 from __future__ import annotations
@@ -133,8 +134,11 @@ def prior_widths(model) -> dict[str, np.ndarray]:
     return {"prior": np.diag(variance), "eta_sd": np.sqrt((sd**2).mean(0))}
 
 
-def papalexi(seed: int, first: int = 0) -> dict:
-    """Guides that do nothing, as perturbations: every second, from the first or from the second."""
+def papalexi(seed: int, first: int = 0, mixed: bool = False) -> dict:
+    """Guides that do nothing, as perturbations: every second, from the first or from the second.
+
+    `mixed`: their labels shuffled within replicates.
+    """
     quiet()
     adata = usable(shared("papalexi2021_thp1_eccite.h5ad"))
     rng = np.random.default_rng(seed)
@@ -144,6 +148,8 @@ def papalexi(seed: int, first: int = 0) -> dict:
     kinds = list(numbers.index[numbers >= 50][first::2])
     rows = (labels == "control") & np.isin(guides, kinds)
     labels[rows] = guides[rows]
+    if mixed:
+        labels = mix(labels, adata.obs["batch"].to_numpy(), kinds, rng)
     keep = np.concatenate(
         [
             found if name in ("control", *kinds) else rng.permutation(found)[:PER_KNOCKOUT]
@@ -164,7 +170,7 @@ def papalexi(seed: int, first: int = 0) -> dict:
     by_guide = out[null].groupby(table.perturbation[null]).mean()
     width = model.module.priors.residual_sd
     return {
-        "part": "papalexi" if first == 0 else "development",
+        "part": "mixed" if mixed else "papalexi" if first == 0 else "development",
         "seed": seed,
         "cells": len(adata),
         "guides": len(kinds),
@@ -226,18 +232,25 @@ def learned_widths(free: pd.DataFrame) -> float:
     return float(np.mean(found))
 
 
+def mix(
+    labels: np.ndarray, batch: np.ndarray, kinds: list[str], rng: np.random.Generator
+) -> np.ndarray:
+    """Labels of unedited cells shuffled within replicates."""
+    unedited, out = np.isin(labels, ["control", *kinds]), labels.copy()
+    for b in np.unique(batch):
+        rows = np.flatnonzero(unedited & (batch == b))
+        out[rows] = labels[rng.permutation(rows)]
+    return out
+
+
 def shuffled(adata, labels: np.ndarray, kinds: list[str], rng: np.random.Generator) -> dict:
     """Intervals of the counts alone, guides' labels shuffled within replicates."""
     batch = adata.obs["batch"].astype("category").cat.codes.to_numpy()
     size = np.asarray(adata.X.sum(1), float).ravel()
     sd = np.full(adata.n_vars, pyrocell.Priors().eta_sd)
-    unedited = np.isin(labels, ["control", *kinds])
     out, expected, highest = [], [], []
     for _ in range(SHUFFLES):
-        mixed = labels.copy()
-        for b in np.unique(batch):
-            rows = np.flatnonzero(unedited & (batch == b))
-            mixed[rows] = labels[rng.permutation(rows)]
+        mixed = mix(labels, batch, kinds, rng)
         names, condition = np.unique(mixed, return_inverse=True)
         levels = condition_levels(adata.X.tocsr(), size, condition, batch, sd)
         row = {name: i for i, name in enumerate(names)}
@@ -356,7 +369,9 @@ def lines(kind: str, seed: int) -> dict:
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="+", default=["lanes", "counts", "lines", "papalexi"])
+    parser.add_argument(
+        "--parts", nargs="+", default=["lanes", "counts", "lines", "papalexi", "mixed"]
+    )
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     found = []
@@ -368,6 +383,8 @@ def main() -> None:
         found += run_all(lines, [("own", 411), ("own", 412), ("same", 413)], args.jobs)
     if "papalexi" in args.parts:
         found += run_all(papalexi, [(0,)], args.jobs)
+    if "mixed" in args.parts:
+        found += run_all(papalexi, [(31, 0, True), (32, 0, True)], args.jobs)
     if "development" in args.parts:
         found += run_all(papalexi, [(11, 1)], args.jobs)
     report("batch_honesty", results=found)
