@@ -8,7 +8,7 @@ perturbations at most. Figures are medians over seeds of the root mean square er
 natural-log fold change, the share of true effects inside 90% intervals, and the training loss per
 cell at the end. The anchor without a model is the error of saying that nothing has an effect.
 
-    python benchmarks/shuffled_blocks.py            # about four minutes on one core
+    python benchmarks/shuffled_blocks.py            # some five minutes per seed on one core
 
 Prints a table, then one line of JSON.
 """
