@@ -12,7 +12,7 @@ and, once each, seconds of registration (columns) and of building the model (one
 counts), and the peak of resident memory. The anchor without a model is reading alone: cells per
 second that the loader yields if nothing is done with them.
 
-    python benchmarks/scale.py                      # about ten minutes on one core, 2.5 GB of disk
+    python benchmarks/scale.py                      # six minutes of one core, 8 GiB of memory
     python benchmarks/scale.py --cells 10000 100000
 
 Prints a table, then one line of JSON.
