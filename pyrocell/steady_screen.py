@@ -41,7 +41,7 @@ from pyrocell.stored import StoredCounts
 __all__ = ["steady_state_screen"]
 
 _BASELINE_SPLITS = 5  # as in the paper
-_GRID = 400  # values of s at which the test is inverted, between them linear interpolation
+_GRID = 400  # values of s at which the test is inverted; linear between them
 
 
 def steady_state_screen(
@@ -100,8 +100,7 @@ def steady_state_screen(
       is 0
     - lower, upper: interval of the RMS
     - n_genes: genes that had counts enough, the perturbation's own left out
-    - batch_removed: whether batch noise drops out, because controls of the same batch and time were
-      there. If False, `rms` contains it.
+    - batch_removed: whether controls of the same batch and time take batch noise out of `rms`
 
     Rows of the controls have `batch_removed` where both times were measured in one batch. Without
     controls at both times, or with too few cells, the corrected columns are NaN.
