@@ -8,16 +8,27 @@ inside 90% intervals, of the fit and of the law; of genes with a direction at 95
 wrong one; rows of the table of assumptions that are not testable and not at their prior. Anchor:
 the intervals that sampling noise alone would give.
 
+counts: simulated screens of known effects, half of them silent: share of true effects inside 90%
+intervals of the counts alone (`shrunken=False`, no fit needed: batch noise has its prior's width),
+and silent ones outside 95% intervals. Seeds 121 to 124 were for development.
+
 lines: simulated screens in two cell lines, registered as media; a quarter of the perturbations is
 measured in one of them only. Their effects in the other are independent ("own"), or the same
 ("same"). RMSE of `transfer_effects`, of the fit (which adds effects), of no change.
 
 papalexi: half of the non-targeting guides are given labels of their own, beside up to 120 cells of
 each knockout. Share of pseudo-effects (gene level) whose 95% interval leaves out 0, also by the
-counts to expect in the guide's cells, and the share of effects of real knockouts. Anchor: Wald
-intervals of pooled log ratios with Poisson errors.
+counts to expect in the guide's cells, and the share of effects of real knockouts: of the posterior,
+and of what the counts alone say (`shrunken=False`). "shuffled": the latter with the guides' labels
+shuffled within replicates, over 12 shuffles, so that no guide can differ. "allowed": what a
+posterior just as the prior has it would show, were all effects zero; with an estimate of error v
+and a prior of width s it is P(|z| > 1.96 / √w), w = s² / (s² + v). Also for other widths of the
+prior, and what one learned guide by guide (what squares of estimates have beyond v) shows. Anchor:
+Wald intervals of pooled log ratios with Poisson errors. The other half of the guides is for
+development (`--parts development`). `mixed` fits the model to
+shuffled labels, twice.
 
-    python benchmarks/batch_honesty.py --parts lanes lines papalexi
+    python benchmarks/batch_honesty.py --parts lanes counts lines papalexi mixed
 """
 
 from __future__ import annotations
@@ -30,14 +41,26 @@ import pandas as pd
 from batch_recovery import gauge
 from common import covered, quiet, report, run_all, shared
 from real_screens import usable
+from scipy.stats import norm
 
 import pyrocell
+from pyrocell.levels import condition_levels
 from pyrocell.transfer import transfer_effects
 
 # lanes per medium, seed
 LANES = [(1, 401), (3, 402)]
+# batches, sd of η, cells per perturbation, balanced, effects in rank, seed
+COUNTS = [
+    (3, 0.2, 20, True, False, 421),
+    (3, 0.1, 100, False, False, 422),
+    (6, 0.3, 50, False, True, 423),
+    (12, 0.2, 100, False, False, 424),
+]
 SETTINGS = {"n_perturbations": 10, "n_genes": 100, "media": 1, "batch_sd": 0.2, "media_rms": 0.4}
 PER_KNOCKOUT = 120
+LEVELS = ("0-5", "5-50", "50-500", "500 or more")  # counts to expect
+WIDTHS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)  # of other priors of effects
+SHUFFLES = 12
 
 
 def lanes(per_medium: int, seed: int) -> dict:
@@ -111,17 +134,22 @@ def prior_widths(model) -> dict[str, np.ndarray]:
     return {"prior": np.diag(variance), "eta_sd": np.sqrt((sd**2).mean(0))}
 
 
-def papalexi(seed: int) -> dict:
-    """Guides that do nothing, as perturbations."""
+def papalexi(seed: int, first: int = 0, mixed: bool = False) -> dict:
+    """Guides that do nothing, as perturbations: every second, from the first or from the second.
+
+    `mixed`: their labels shuffled within replicates.
+    """
     quiet()
     adata = usable(shared("papalexi2021_thp1_eccite.h5ad"))
     rng = np.random.default_rng(seed)
     labels = adata.obs["perturbation"].astype(str).to_numpy().copy()
     guides = adata.obs["guide"].astype(str).to_numpy()
     numbers = pd.Series(guides[labels == "control"]).value_counts()
-    kinds = list(numbers.index[numbers >= 50][::2])
+    kinds = list(numbers.index[numbers >= 50][first::2])
     rows = (labels == "control") & np.isin(guides, kinds)
     labels[rows] = guides[rows]
+    if mixed:
+        labels = mix(labels, adata.obs["batch"].to_numpy(), kinds, rng)
     keep = np.concatenate(
         [
             found if name in ("control", *kinds) else rng.permutation(found)[:PER_KNOCKOUT]
@@ -135,26 +163,111 @@ def papalexi(seed: int) -> dict:
     model = pyrocell.PyroCell(adata)
     model.train(seed=seed, progress_bar=False)
     table = model.perturbation_effects(n_samples=1000, credible_level=0.95)
-    out = (table.lower > 0) | (table.upper < 0)
-    null = table.perturbation.isin(kinds)
+    free = model.perturbation_effects(credible_level=0.95, shrunken=False)
+    null = table.perturbation.isin(kinds).to_numpy()
+    expected = expected_counts(adata, labels, table[null])
+    out, out_free = ((t.lower > 0) | (t.upper < 0) for t in (table, free))
     by_guide = out[null].groupby(table.perturbation[null]).mean()
-    rate = np.asarray(adata.X.sum(0), float).ravel() / len(adata)
-    expected = pd.Series(labels).value_counts()[table.perturbation[null]].to_numpy()
-    expected = expected * pd.Series(rate, adata.var_names)[table.gene[null]].to_numpy()
-    level = np.digitize(expected, [5, 50, 500])
-    by_counts = out[null].groupby(level).agg(["mean", "size"])
-    by_counts.index = [("0-5", "5-50", "50-500", "500 or more")[i] for i in by_counts.index]
+    width = model.module.priors.residual_sd
     return {
-        "part": "papalexi",
+        "part": "mixed" if mixed else "papalexi" if first == 0 else "development",
         "seed": seed,
         "cells": len(adata),
         "guides": len(kinds),
         "excluding_zero": float(out[null].mean()),
-        "by_counts": by_counts["mean"].round(4).to_dict(),
-        "effects_by_counts": by_counts["size"].to_dict(),
+        "by_counts": by_counts(out[null], expected),
         "by_guide": by_guide.round(4).to_dict(),
+        "allowed": float(allowed(free[null], width).mean()),
+        "allowed_by_counts": by_counts(allowed(free[null], width), expected),
+        "allowed_by_width": {s: float(allowed(free[null], s).mean()) for s in WIDTHS},
+        "width_per_guide": learned_widths(free[null]),
+        "unshrunken_excluding_zero": float(out_free[null].mean()),
+        "unshrunken_by_counts": by_counts(out_free[null], expected),
+        "unshrunken_by_guide": out_free[null]
+        .groupby(table.perturbation[null])
+        .mean()
+        .round(4)
+        .to_dict(),
+        "effects_by_counts": pd.Series(expected).pipe(level_of).value_counts().to_dict(),
         "real_excluding_zero": float(out[~null].mean()),
+        "unshrunken_real_excluding_zero": float(out_free[~null].mean()),
+        **shuffled(adata, labels, kinds, rng),
         "anchor_poisson": wald(adata, labels, kinds),
+    }
+
+
+def expected_counts(adata, labels: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+    """Counts of the pooled rate in the cells of each row's perturbation."""
+    rate = pd.Series(np.asarray(adata.X.sum(0), float).ravel() / len(adata), adata.var_names)
+    cells = pd.Series(labels).value_counts()[table.perturbation].to_numpy()
+    return cells * rate[table.gene].to_numpy()
+
+
+def level_of(expected: np.ndarray) -> pd.Series:
+    """Name of the level of counts."""
+    return pd.Series(np.array(LEVELS)[np.digitize(expected, [5, 50, 500])])
+
+
+def by_counts(values, expected: np.ndarray) -> dict[str, float]:
+    """Means by level of counts."""
+    level = level_of(expected).to_numpy()
+    return pd.Series(np.asarray(values, float)).groupby(level).mean().round(4).to_dict()
+
+
+def allowed(free: pd.DataFrame, width: float) -> np.ndarray:
+    """Probability that a posterior with this prior leaves out 0 where nothing happens."""
+    weight = width**2 / (width**2 + free.sd.to_numpy() ** 2)
+    return 2 * norm.sf(1.96 / np.sqrt(weight))
+
+
+def learned_widths(free: pd.DataFrame) -> float:
+    """Share leaving out 0 with a prior as wide as each guide's own estimates say."""
+    found = []
+    for _, rows in free.groupby("perturbation"):
+        value, variance = rows["mean"].to_numpy(), rows.sd.to_numpy() ** 2
+        known = variance < 0.25
+        excess = np.average((value**2 - variance)[known], weights=variance[known] ** -2.0)
+        weight = max(excess, 1e-6) / (max(excess, 1e-6) + variance)
+        found.append(np.abs(value) / np.sqrt(variance) > 1.96 / np.sqrt(weight))
+    return float(np.mean(found))
+
+
+def mix(
+    labels: np.ndarray, batch: np.ndarray, kinds: list[str], rng: np.random.Generator
+) -> np.ndarray:
+    """Labels of unedited cells shuffled within replicates."""
+    unedited, out = np.isin(labels, ["control", *kinds]), labels.copy()
+    for b in np.unique(batch):
+        rows = np.flatnonzero(unedited & (batch == b))
+        out[rows] = labels[rng.permutation(rows)]
+    return out
+
+
+def shuffled(adata, labels: np.ndarray, kinds: list[str], rng: np.random.Generator) -> dict:
+    """Intervals of the counts alone, guides' labels shuffled within replicates."""
+    batch = adata.obs["batch"].astype("category").cat.codes.to_numpy()
+    size = np.asarray(adata.X.sum(1), float).ravel()
+    sd = np.full(adata.n_vars, pyrocell.Priors().eta_sd)
+    out, expected, highest = [], [], []
+    for _ in range(SHUFFLES):
+        mixed = mix(labels, batch, kinds, rng)
+        names, condition = np.unique(mixed, return_inverse=True)
+        levels = condition_levels(adata.X.tocsr(), size, condition, batch, sd)
+        row = {name: i for i, name in enumerate(names)}
+        for kind in kinds:
+            weights = {row[kind]: 1.0, row["control"]: -1.0}
+            part = levels.contrast(weights)
+            error = np.sqrt(part.variance + levels.batch_variance(weights))
+            out.append(np.abs(part.value) > 1.96 * error)
+            expected.append(levels.expected[row[kind]])
+        last = slice(-len(kinds), None)
+        many = np.concatenate(expected[last]) >= 500
+        highest.append(np.concatenate(out[last])[many].mean())
+    out = np.concatenate(out)
+    return {
+        "unshrunken_shuffled": float(out.mean()),
+        "unshrunken_shuffled_by_counts": by_counts(out, np.concatenate(expected)),
+        "unshrunken_shuffled_500_or_more": np.round(np.sort(highest), 3).tolist(),
     }
 
 
@@ -170,6 +283,45 @@ def wald(adata, labels: np.ndarray, kinds: list[str]) -> float:
         ratio = np.log(mine / mine.sum()) - np.log(control / control.sum())
         outside.append(np.abs(ratio) > 1.96 * np.sqrt(1 / mine + 1 / control))
     return float(np.mean(outside))
+
+
+def counts(
+    n_batches: int, sd: float, n_cells: int, balanced: bool, in_rank: bool, seed: int
+) -> dict:
+    """Effects as the counts alone tell them, on simulated truth."""
+    quiet()
+    adata = pyrocell.simulate.screen(
+        n_batches=n_batches,
+        batch_sd=sd,
+        n_cells_per_condition=n_cells,
+        n_controls=1000,
+        balanced=balanced,
+        in_rank=in_rank,
+        seed=seed,
+    )
+    truth = adata.uns["truth"]
+    pyrocell.PyroCell.setup_anndata(adata)
+    table = pyrocell.PyroCell(adata).perturbation_effects(
+        list(truth["effect"].index), shrunken=False
+    )
+    weights = np.asarray(truth["expression"], float).ravel()
+    true = gauge(truth["effect"].to_numpy(float), weights)
+    value, error = (table[name].to_numpy().reshape(true.shape) for name in ("mean", "sd"))
+    value = gauge(value, weights)
+    lower, upper = value - 1.645 * error, value + 1.645 * error
+    silent = np.asarray(truth["silent"]).astype(bool).ravel()
+    return {
+        "part": "counts",
+        "batches": n_batches,
+        "sd": sd,
+        "cells": n_cells,
+        "seed": seed,
+        "active_coverage": covered(lower[~silent], upper[~silent], true[~silent]),
+        "silent_coverage": covered(lower[silent], upper[silent], true[silent]),
+        "silent_excluding_zero": float((np.abs(value) > 1.96 * error)[silent].mean()),
+        "active_rmse": float(np.sqrt(np.mean((value - true)[~silent] ** 2))),
+        "active_rms": float(np.sqrt(np.mean(true[~silent] ** 2))),
+    }
 
 
 def lines(kind: str, seed: int) -> dict:
@@ -217,16 +369,24 @@ def lines(kind: str, seed: int) -> dict:
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="+", default=["lanes", "lines", "papalexi"])
+    parser.add_argument(
+        "--parts", nargs="+", default=["lanes", "counts", "lines", "papalexi", "mixed"]
+    )
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     found = []
     if "lanes" in args.parts:
         found += run_all(lanes, LANES, args.jobs)
+    if "counts" in args.parts:
+        found += run_all(counts, COUNTS, args.jobs)
     if "lines" in args.parts:
         found += run_all(lines, [("own", 411), ("own", 412), ("same", 413)], args.jobs)
     if "papalexi" in args.parts:
         found += run_all(papalexi, [(0,)], args.jobs)
+    if "mixed" in args.parts:
+        found += run_all(papalexi, [(31, 0, True), (32, 0, True)], args.jobs)
+    if "development" in args.parts:
+        found += run_all(papalexi, [(11, 1)], args.jobs)
     report("batch_honesty", results=found)
 
 

@@ -17,6 +17,7 @@ from pyrocell.operators import Media, Perturb, Protocol, Wait
 from pyrocell.priors import Priors
 from pyrocell.pseudobulk_ode import PseudobulkODE
 from pyrocell.screen import Screen
+from pyrocell.stored import read_backed
 from pyrocell.training import TrainingConfig
 
 __version__ = version("pyrocell")
@@ -39,6 +40,7 @@ __all__ = [
     "metrics",
     "pl",
     "pseudotime",
+    "read_backed",
     "report",
     "simulate",
 ]

@@ -6,12 +6,13 @@ holds a test for each name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, fields
-from scvi.data._utils import _check_if_view
+from scvi.data._utils import _assign_adata_uuid, _check_if_view
 
 __all__ = [
     "MODEL_NAME",
@@ -21,13 +22,17 @@ __all__ = [
     "AnnDataManager",
     "fields",
     "inference_data",
+    "managers_of",
     "materialise_view",
+    "own_identity",
 ]
 
 # Keys of an AnnDataManager's registry, in scvi.data._constants on both versions.
 MODEL_NAME = "model_name"
 SETUP_METHOD = "setup_method_name"
 SETUP_ARGS = "setup_args"
+
+_IDENTITY = "_scvi_uuid"  # entry of `.uns` by which scvi-tools finds a registered AnnData
 
 
 def inference_data(
@@ -44,3 +49,15 @@ def inference_data(
 def materialise_view(adata: AnnData) -> None:
     """Turn a view into an AnnData of its own, in place; its parent stays as it is."""
     _check_if_view(adata, copy_if_view=True)
+
+
+def managers_of(cls: type | None) -> Mapping[str, AnnDataManager]:
+    """Managers of the AnnData registered for a model class, by the AnnData's identity."""
+    return getattr(cls, "_setup_adata_manager_store", {})
+
+
+def own_identity(adata: AnnData, managers: Mapping[str, AnnDataManager]) -> None:
+    """Give a copy of a registered AnnData, which carries its identity, one of its own."""
+    manager = managers.get(adata.uns.get(_IDENTITY))
+    if manager is not None and manager.adata is not adata:
+        _assign_adata_uuid(adata, overwrite=True)

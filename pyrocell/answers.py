@@ -1,27 +1,24 @@
-"""Answers in the form users keep: AnnData, xarray and tables with names."""
+"""What is asked and answered in names: conditions of protocols, levels, dimensions of sites."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import xarray as xr
-from anndata import AnnData
+from scipy.stats import norm
 
-from pyrocell.batches import CellData
 from pyrocell.errors import ProtocolError, ScreenError
-from pyrocell.events import EVENTS
 from pyrocell.generative import GenerativeModel
 from pyrocell.layout import content_names
 from pyrocell.levels import ConditionLevels, condition_levels
 from pyrocell.operators import Media, Perturb, Protocol, Wait
-from pyrocell.posterior import summarise
 from pyrocell.queries import Queries
 from pyrocell.screen import Screen
 
-__all__ = ["counterfactual", "labelled", "levels", "predict", "protocol_frame", "requested"]
+__all__ = ["labelled", "levels", "protocol_frame", "requested", "unshrunken_effects"]
+
+_WIDTHS = 4  # draws of how wide batch noise is
 
 
 def protocol_frame(protocol: Protocol, screen: Screen) -> pd.DataFrame:
@@ -86,33 +83,6 @@ def requested(
     return conditions.reset_index(drop=True), order
 
 
-def predict(
-    queries: Queries,
-    conditions: Protocol | pd.DataFrame,
-    n_samples: int,
-    size_factor: float,
-    credible_level: float,
-    return_draws: bool,
-    progress: Any,
-    batch_content: Mapping[str, float] | None = None,
-) -> AnnData | xr.DataArray:
-    """Predicted counts of conditions as AnnData, or their joint draws."""
-    screen = queries.screen
-    frame, order = requested(conditions, screen)
-    draws = queries.predict(frame, n_samples, size_factor, progress, order, batch_content)
-    # a protocol's one row is named by where it ends, so that orders can be compared
-    named = frame if order is None else frame.drop(columns=list(EVENTS), errors="ignore")
-    names = [" | ".join(map(str, row)) for row in named.itertuples(index=False)]
-    if return_draws:
-        coords = {"condition": names, "gene": list(screen.genes)}
-        return xr.DataArray(draws, dims=("draw", "condition", "gene"), coords=coords)
-    obs = frame.set_axis(pd.Index(names).astype(str))
-    obs = obs.set_axis(pd.Index([str(i) for i in range(len(obs))]))
-    out = _summarised(draws, obs, screen, credible_level)
-    out.uns["size_factor"] = size_factor
-    return out
-
-
 def levels(queries: Queries, n_samples: int, ratio: float = 1.0) -> list[ConditionLevels]:
     """Levels of all conditions under draws of the scale of batch noise, times a ratio."""
     data, screen = queries.data, queries.screen
@@ -134,43 +104,44 @@ def levels(queries: Queries, n_samples: int, ratio: float = 1.0) -> list[Conditi
     ]
 
 
-def counterfactual(
+def unshrunken_effects(
     queries: Queries,
-    cells: CellData,
-    obs: pd.DataFrame,
-    target: pd.DataFrame,
-    n_samples: int,
+    perturbations: Sequence[str],
+    media: str,
+    time: float | None,
     credible_level: float,
-) -> AnnData:
-    """Expected counts of cells under another treatment as AnnData, cells × genes."""
-    genes = queries.screen.genes.astype(str)
-    shape = (len(cells), len(genes))
-    parts = {name: np.empty(shape, np.float32) for name in ("mean", "lower", "upper", "sd")}
-    for rows, draws in queries.counterfactual(cells, target, n_samples):
-        summary = summarise(draws, credible_level)
-        for name, values in parts.items():
-            values[rows] = summary[name]
-    own = [column for column in obs if not str(column).startswith("_scvi")]
-    out = AnnData(parts["mean"], obs=obs[own].copy(), var=pd.DataFrame(index=genes))
-    out.layers.update({name: parts[name] for name in ("lower", "upper", "sd")})
-    out.uns["counterfactual"] = {k: v for k, v in target.iloc[0].items()}
-    out.uns["credible_level"] = credible_level
-    return out
+) -> pd.DataFrame:
+    """Effects as the counts alone tell them; see `PyroCell.perturbation_effects`.
 
+    The likelihood of a contrast of measured conditions is Normal about its estimate (see
+    `pyrocell.levels`): under a flat prior that is the posterior, and its interval leaves out each
+    true value, 0 too, as often as it says.
 
-def _summarised(
-    draws: np.ndarray, obs: pd.DataFrame, screen: Screen, credible_level: float
-) -> AnnData:
-    summary = summarise(draws, credible_level)
-    out = AnnData(
-        summary["mean"].astype(np.float32),
-        obs=obs,
-        var=pd.DataFrame(index=screen.genes.astype(str)),
-    )
-    for name in ("lower", "upper", "sd"):
-        out.layers[name] = summary[name].astype(np.float32)
-    out.uns["credible_level"] = credible_level
-    return out
+    Raises
+    ------
+    UnknownLabelError
+        If a perturbation, or the control, was not measured in that medium at that time.
+    """
+    screen = queries.screen
+    if not perturbations:
+        raise ScreenError("perturbations=[] names none; leave it out for all of them")
+    control = screen.condition_of(screen.control, media, time)
+    width, tables = norm.ppf((1 + credible_level) / 2), []
+    draws = levels(queries, _WIDTHS)
+    for name in perturbations:
+        weights = {screen.condition_of(name, media, time): 1.0, control: -1.0}
+        parts = [level.contrast(weights) for level in draws]
+        values = np.array([part.value for part in parts])
+        errors = [
+            part.variance + level.batch_variance(weights)
+            for part, level in zip(parts, draws, strict=True)
+        ]
+        mean, sd = values.mean(0), np.sqrt(np.mean(errors, 0) + values.var(0))
+        columns = {"perturbation": name, "media": media, "time": np.nan if time is None else time}
+        columns |= {"gene": screen.genes, "mean": mean, "sd": sd}
+        columns |= {"lower": mean - width * sd, "upper": mean + width * sd}
+        tables.append(pd.DataFrame(columns | {"prob_direction": norm.cdf(np.abs(mean) / sd)}))
+    return pd.concat(tables, ignore_index=True)
 
 
 _DIMS = {

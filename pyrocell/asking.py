@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+import xarray as xr
 from anndata import AnnData
 
-from pyrocell import answers
+from pyrocell import answers, tables
 from pyrocell._compat import inference_data
 from pyrocell.asking_cells import CellAnswers
 from pyrocell.assume import Assume
@@ -26,6 +28,8 @@ from pyrocell.queries import Queries
 from pyrocell.registration import ScreenManager
 from pyrocell.screen import Screen
 from pyrocell.steady_screen import steady_state_screen
+from pyrocell.streaming import MEMORY_BUDGET
+from pyrocell.tables import Keep
 from pyrocell.testability import testability
 from pyrocell.threads import on_few_threads
 
@@ -160,7 +164,11 @@ class Answers(CellAnswers):
         n_samples: int = 200,
         credible_level: float = 0.9,
         progress_bar: bool = False,
-    ) -> pd.DataFrame:
+        shrunken: bool = True,
+        path: str | Path | None = None,
+        memory_budget: int | float | str = MEMORY_BUDGET,
+        overwrite: bool = False,
+    ) -> pd.DataFrame | xr.Dataset:
         """Log-fold change of each gene under each perturbation, against control in that medium.
 
         Parameters
@@ -173,19 +181,45 @@ class Answers(CellAnswers):
             Posterior draws.
         credible_level
             Mass of the equal-tailed interval.
+        shrunken
+            False: what the counts of these cells alone say, under a flat prior and without drawing.
+            A true zero is then outside as often as a test would find it, where the model's prior,
+            centred on no effect, leaves it outside less often the fewer the counts. Conditions
+            must have been measured; errors are larger. Covariates are left out.
+        path
+            Write the answer there, as a zarr store, instead of returning it; appears when whole.
+        memory_budget
+            Bytes, or a text such as "2 GiB", to hold beside the model and one joint draw; where it
+            does not hold all rows the draws are made again. The answer does not depend on it.
+        overwrite
+            Replace a store that is there.
 
         Returns
         -------
         DataFrame with perturbation, media, time, gene, mean, sd, lower, upper, prob_direction;
         natural logarithms. On counts without size factors the change is one of relative expression.
+        With `path`, an xarray.Dataset (perturbation, gene) of the same, read when asked for.
+
+        Raises
+        ------
+        DiskError
+            If `path` is taken or its disk too full.
         """
         names = self.screen.perturbations if perturbations is None else perturbations
         names = [names] if isinstance(names, str) else list(names)
         media = self.screen.baseline_media if media is None else media
         if time is None and self.screen.times:
             time = self.screen.times[-1]
-        return self._queries.perturbation_effects(
-            names, media, time, n_samples, credible_level, progress(progress_bar)
+        if not shrunken:
+            if path is not None:
+                raise ScreenError(
+                    "path= is for summaries of draws; shrunken=False makes none, leave it out"
+                )
+            return answers.unshrunken_effects(self._queries, names, media, time, credible_level)
+        keep = Keep(memory_budget, path, overwrite)
+        bar = progress(progress_bar)
+        return tables.perturbation_effects(
+            self._queries, names, media, time, n_samples, credible_level, bar, keep
         )
 
     @on_few_threads
@@ -227,7 +261,10 @@ class Answers(CellAnswers):
         return_draws: bool = False,
         progress_bar: bool = False,
         batch_content: Mapping[str, float] | None = None,
-    ) -> AnnData | Any:
+        path: str | Path | None = None,
+        memory_budget: int | float | str = MEMORY_BUDGET,
+        overwrite: bool = False,
+    ) -> AnnData | xr.DataArray | xr.Dataset:
         """Expected counts of conditions, seen or not.
 
         Parameters
@@ -249,14 +286,17 @@ class Answers(CellAnswers):
         batch_content
             What new batches contain, where batch noise depends on it: fractions of cells by name
             (the control's label, a medium, a type); default: as in the average batch.
+        path, memory_budget, overwrite
+            As in :meth:`perturbation_effects`; draws are written as they come.
 
         Returns
         -------
-        AnnData, conditions × genes: `.X` posterior mean, layers "lower", "upper", "sd".
+        AnnData, conditions × genes: `.X` posterior mean, layers "lower", "upper", "sd". With
+        `path`, an xarray.Dataset (condition, gene) of mean, sd, lower, upper.
         """
         if size_factor is None:
             size_factor = float(np.exp(np.median(self._cells.log_size)))
-        return answers.predict(
+        return tables.predict(
             self._queries,
             conditions,
             n_samples,
@@ -265,6 +305,7 @@ class Answers(CellAnswers):
             return_draws,
             progress(progress_bar),
             batch_content,
+            Keep(memory_budget, path, overwrite),
         )
 
     def steady_state_screen(

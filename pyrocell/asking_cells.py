@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from anndata import AnnData
 
-from pyrocell import answers
+from pyrocell import answers, tables
 from pyrocell.batches import CellData
 from pyrocell.criticism import importance_log_likelihood
 from pyrocell.errors import ScreenError
@@ -18,6 +20,8 @@ from pyrocell.progress import progress
 from pyrocell.queries import Queries
 from pyrocell.screen import Screen
 from pyrocell.simulated import fate_proportions, simulate_cells
+from pyrocell.streaming import MEMORY_BUDGET
+from pyrocell.tables import Keep
 from pyrocell.threads import on_few_threads
 
 __all__ = ["CellAnswers"]
@@ -42,14 +46,20 @@ class CellAnswers:
         time: float | None = None,
         n_samples: int = 50,
         credible_level: float = 0.9,
-    ) -> AnnData:
+        progress_bar: bool = False,
+        path: str | Path | None = None,
+        memory_budget: int | float | str = MEMORY_BUDGET,
+        overwrite: bool = False,
+    ) -> AnnData | xr.Dataset:
         """Expected counts of the same cells under another treatment (eq. 6).
 
         A cell keeps its resting state, batch and depth. Default: control, baseline, last time.
+        `path`, `memory_budget`, `overwrite`: as in :meth:`PyroCell.perturbation_effects`.
 
         Returns
         -------
-        AnnData, cells × genes: `.X` posterior mean, layers "lower", "upper", "sd".
+        AnnData, cells × genes: `.X` posterior mean, layers "lower", "upper", "sd". With `path`, an
+        xarray.Dataset (cell, gene) of mean, sd, lower, upper.
         """
         cells, obs = self._cells_of(adata)
         target = pd.DataFrame(
@@ -60,15 +70,31 @@ class CellAnswers:
         )
         if self.screen.times or time is not None:
             target["time"] = self.screen.times[-1] if time is None else time
-        return answers.counterfactual(self._queries, cells, obs, target, n_samples, credible_level)
+        bar, keep = progress(progress_bar), Keep(memory_budget, path, overwrite)
+        return tables.counterfactual(
+            self._queries, cells, obs, target, n_samples, credible_level, bar, keep
+        )
 
     @on_few_threads
     def get_latent_representation(
-        self, adata: AnnData | None = None, batch_size: int = 2048
-    ) -> np.ndarray:
-        """Posterior mean of each cell's resting state z, (cells, n_latent)."""
-        cells, _ = self._cells_of(adata)
-        return self._queries.latent(cells, batch_size)
+        self,
+        adata: AnnData | None = None,
+        batch_size: int = 2048,
+        progress_bar: bool = False,
+        path: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> np.ndarray | xr.Dataset:
+        """Posterior mean of each cell's resting state z, (cells, n_latent).
+
+        With `path`, written there as a zarr store, `batch_size` cells at a time: an xarray.Dataset
+        with `latent` (cell, axis).
+        """
+        cells, obs = self._cells_of(adata)
+        queries = self._queries
+        blocks = queries.latent(cells, batch_size)
+        axes = "axis", [f"z{i + 1}" for i in range(queries.model.config.n_latent)]
+        bar, keep = progress(progress_bar), Keep(MEMORY_BUDGET, path, overwrite)
+        return tables.cells_by(blocks, "latent", obs, axes, batch_size, bar, keep)
 
     @on_few_threads
     def get_normalized_expression(
@@ -77,10 +103,22 @@ class CellAnswers:
         library_size: float | None = 1.0,
         batch_corrected: bool = True,
         batch_size: int = 2048,
-    ) -> pd.DataFrame:
-        """Expected expression of each cell, (cells, genes); without batch noise if corrected."""
+        progress_bar: bool = False,
+        path: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> pd.DataFrame | xr.Dataset:
+        """Expected expression of each cell, (cells, genes); without batch noise if corrected.
+
+        With `path`, written there as a zarr store, `batch_size` cells at a time: an xarray.Dataset
+        with `expression` (cell, gene).
+        """
         cells, obs = self._cells_of(adata)
-        values = self._queries.normalised(cells, batch_size, library_size, batch_corrected)
+        blocks = self._queries.normalised(cells, batch_size, library_size, batch_corrected)
+        genes = "gene", self.screen.genes
+        bar, keep = progress(progress_bar), Keep(MEMORY_BUDGET, path, overwrite)
+        values = tables.cells_by(blocks, "expression", obs, genes, batch_size, bar, keep)
+        if path is not None:
+            return values
         return pd.DataFrame(values, index=obs.index, columns=self.screen.genes)
 
     @on_few_threads
@@ -99,6 +137,8 @@ class CellAnswers:
         n_cells: int = 100,
         n_samples: int = 10,
         size_factor: float | None = None,
+        path: str | Path | None = None,
+        overwrite: bool = False,
     ) -> AnnData:
         """Cells that would be found in conditions, measured or not.
 
@@ -116,6 +156,8 @@ class CellAnswers:
             Posterior draws.
         size_factor
             Depth of the cells; default: the median of the data.
+        path, overwrite
+            Write the cells there, an h5ad file, as they are drawn, and return it opened (backed).
 
         Returns
         -------
@@ -125,7 +167,8 @@ class CellAnswers:
         frame, order = answers.requested(conditions, self.screen)
         if size_factor is None:
             size_factor = float(np.exp(np.median(self._cells.log_size)))
-        return simulate_cells(self._queries, frame, order, n_samples, n_cells, size_factor)
+        wanted = n_samples, n_cells, size_factor, path, overwrite
+        return simulate_cells(self._queries, frame, order, *wanted)
 
     @on_few_threads
     def fate_proportions(
@@ -167,7 +210,8 @@ class CellAnswers:
                 f'adata.obs has no column "{key}"; give the one that names the fate of each cell'
             )
         frame, order = answers.requested(conditions, self.screen)
-        expression = self._queries.normalised(self._cells, 2048, 1.0, True)
+        blocks = self._queries.normalised(self._cells, 2048, 1.0, True)
+        expression = np.concatenate([values for _, values in blocks])
         return fate_proportions(
             self._queries,
             frame,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pyrocell.errors import ScreenError
+from pyrocell.stored import HeldRows, StoredCounts, read_ahead
 from pyrocell.structure import Conditions
 
 __all__ = ["CellData", "ShuffledBatches", "batch_loader", "split_cells"]
 
 _SAMPLED_ROWS = 1000
+_POOL = 16_384  # cells among which neighbours in a file are mixed
+_BLOCK = 512
 
 with warnings.catch_warnings():  # torch says once per process that CSR is in beta; say it here
     warnings.simplefilter("ignore")
@@ -32,7 +35,7 @@ class CellData(Dataset):
     Attributes
     ----------
     counts
-        (N, G) CSR float32.
+        (N, G) CSR float32, in memory or stored.
     condition, batch
         (N,) rows of the screen's conditions and batches.
     log_size
@@ -43,7 +46,7 @@ class CellData(Dataset):
         The table that `condition` refers to, where it is not the fitted screen's own.
     """
 
-    counts: sp.csr_matrix
+    counts: sp.csr_matrix | StoredCounts | HeldRows
     condition: np.ndarray
     batch: np.ndarray
     log_size: np.ndarray
@@ -108,36 +111,113 @@ def split_cells(n_cells: int, train_size: float, seed: int) -> tuple[np.ndarray,
 class ShuffledBatches(Sampler):
     """Whole minibatches of shuffled positions; sorted within a batch, so CSR slicing is local.
 
-    The order is a function of the seed and of how often it was iterated over.
+    The order is a function of the seed and of how often it was iterated over. With a `block`, runs
+    of so many neighbours are shuffled, and then the cells of each pool of 16,384: all that is read
+    from a file is read in runs, and every minibatch mixes cells from 32 places or more. Of several
+    processes each takes its `size` of every minibatch that all take together.
     """
 
-    def __init__(self, positions: np.ndarray, size: int, seed: int | None, drop_last: bool):
-        self.positions, self.size, self.drop_last = positions, min(size, len(positions)), drop_last
+    def __init__(
+        self,
+        positions: np.ndarray,
+        size: int,
+        seed: int | None,
+        drop_last: bool,
+        block: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+    ):
+        self.positions, self.size = positions, min(size, len(positions) // processes)
+        self.drop_last, self.rank, self.processes, self.block = drop_last, rank, processes, block
+        self.pool = max(1, _POOL // max(1, self.size * processes))  # minibatches
         self.generator = None if seed is None else np.random.default_rng(seed)
         self._first = 0
 
     def skip(self, epochs: int, batches: int) -> None:
         """Go on as if whole epochs, and then some minibatches, had been seen."""
-        for _ in range(epochs if self.generator is not None else 0):
-            self.generator.permutation(self.positions)
+        for _ in range(epochs):
+            self._order()
         self._first = batches
 
     def __len__(self) -> int:
-        n = len(self.positions) / self.size
+        n = len(self.positions) / (self.size * self.processes)
         return int(n) if self.drop_last else int(np.ceil(n))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        order = self.positions
-        if self.generator is not None:
-            order = self.generator.permutation(order)
+        for pool in self.pools():
+            yield from pool
+
+    def pools(self) -> Iterator[list[np.ndarray]]:
+        """Minibatches whose cells were mixed with each other, to be read together."""
+        order = self._order()
         first, self._first = self._first, 0
-        for i in range(first, len(self)):
-            yield np.sort(order[i * self.size : (i + 1) * self.size])
+        for start in range(first - first % self.pool, len(self), self.pool):
+            stop = min(start + self.pool, len(self))
+            numbers = range(max(first, start), stop)
+            starts = [(i * self.processes + self.rank) * self.size for i in numbers]
+            yield [np.sort(order[s : s + self.size]) for s in starts]
+
+    def _order(self) -> np.ndarray:
+        """Positions in the order of the next epoch."""
+        n, pool = len(self.positions), self.pool * self.size * self.processes
+        if self.generator is None:
+            return self.positions
+        if self.block <= 1 or n <= pool:
+            return self.generator.permutation(self.positions)
+        bounds = np.arange(self.generator.integers(1, self.block + 1), n, self.block)
+        blocks = np.split(self.positions, bounds)
+        order = np.concatenate([blocks[i] for i in self.generator.permutation(len(blocks))])
+        for start in range(0, n, pool):
+            self.generator.shuffle(order[start : start + pool])
+        return order
+
+
+class _ReadAhead(DataLoader):
+    """Minibatches of stored counts, one pool of them read while another is trained on."""
+
+    _all: CellData | None = None  # of a screen that is one pool, read once
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        torch.empty((), dtype=torch.int64).random_()  # as DataLoader does: the same numbers follow
+        for pool, cells in read_ahead(self._hold, self.batch_sampler.pools()):
+            for positions in pool:
+                yield cells.__getitems__(positions)
+
+    def _hold(self, pool: list[np.ndarray]) -> CellData:
+        batches = self.batch_sampler
+        one = len(batches) <= batches.pool
+        if self._all is None or not one:
+            rows = np.sort(batches.positions) if one else np.unique(np.concatenate(pool))
+            cells = replace(self.dataset, counts=HeldRows(self.dataset.counts, rows))
+            self._all = cells if one else None
+            return cells
+        return self._all
 
 
 def batch_loader(
-    data: CellData, positions: np.ndarray, size: int, seed: int | None = None
+    data: CellData,
+    positions: np.ndarray,
+    size: int,
+    seed: int | None = None,
+    block: int | None = None,
+    rank: int = 0,
+    processes: int = 1,
 ) -> DataLoader:
-    """Loader of minibatches; shuffled (and short last batch dropped) when a seed is given."""
-    sampler = ShuffledBatches(np.asarray(positions), size, seed, drop_last=seed is not None)
-    return DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
+    """Loader of minibatches; shuffled (and short last batch dropped) when a seed is given.
+
+    `block` is the number of neighbours that are shuffled as one; by default 1 for counts in memory
+    and 512 for stored ones. Of several processes each loads its part of every minibatch, or of the
+    positions without a seed (all of them where there are fewer than processes).
+    """
+    if block is not None and block < 1:
+        raise ScreenError(f"shuffle_block={block} must be at least 1")
+    positions, stored = np.asarray(positions), isinstance(data.counts, StoredCounts)
+    if block is None:
+        block = _BLOCK if stored else 1
+    if seed is not None:
+        sampler = ShuffledBatches(positions, size, seed, True, block, rank, processes)
+    else:
+        part = positions[rank::processes] if len(positions) >= processes else positions
+        sampler = ShuffledBatches(part, size, None, drop_last=False)
+    kind = _ReadAhead if stored else DataLoader
+    return kind(data, batch_sampler=sampler, collate_fn=lambda batch: batch)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyrocell import parallel
 from pyrocell.batches import CellData
+from pyrocell.count_sums import count_sums
 from pyrocell.errors import NonFiniteError, ScreenError, warn
 from pyrocell.generative import GenerativeModel
 from pyrocell.module import ScreenModule
@@ -170,7 +171,8 @@ def _replicate(
     drawn = CellData(counts, cells.condition, cells.batch, cells.log_size, cells.covariates)
     order = np.random.default_rng(seed).permutation(len(cells))
     n_train = max(1, round(train_size * len(cells)))
-    fitted = ScreenModule.from_counts(counts, cells.log_size, screen, module.config, module.priors)
+    sums = count_sums(counts, screen, cells.log_size)
+    fitted = ScreenModule.from_sums(sums, screen, module.config, module.priors)
     try:
         train(
             fitted.model,

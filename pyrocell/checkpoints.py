@@ -272,11 +272,12 @@ class TrainingCheckpoints(pl.Callback):
 
     # ------------------------------------------------------------------ Lightning's hooks
     def setup(self, trainer: pl.Trainer, plan: pl.LightningModule, stage: str) -> None:
-        """Refuse several devices, whose minibatches are not ours to order."""
-        if trainer.world_size > 1:
+        """Refuse processes that do not see the same files."""
+        found = self._kept[-1].name if self._kept else ""
+        if found != trainer.strategy.broadcast(found):
             raise ModelFileError(
-                f"checkpoint_dir resumes a training on one device, not on {trainer.world_size}; "
-                "pass devices=1, or train without checkpoint_dir"
+                f"process {trainer.global_rank} sees other checkpoints in {str(self.directory)!r} "
+                "than process 0; name a checkpoint_dir that all nodes share"
             )
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -335,6 +336,8 @@ class TrainingCheckpoints(pl.Callback):
 
     def _write(self, trainer: pl.Trainer) -> None:
         """Write a checkpoint; when it is whole, remove all but it and the one before."""
+        plan = trainer.lightning_module  # what differs between processes is written as its mean
+        plan.loss_sum.copy_(trainer.strategy.reduce(plan.loss_sum, reduce_op="mean"))
         last = next(map(_number, self._files()), 0)
         path = self.directory / f"checkpoint-{last + 1:06d}.safetensors"
         trainer.save_checkpoint(path, weights_only=False)

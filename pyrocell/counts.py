@@ -12,14 +12,24 @@ from anndata import AnnData
 
 from pyrocell.errors import CountError, UnknownLabelError, warn
 from pyrocell.labels import listed, suggestion
+from pyrocell.stored import check_stored, is_stored
 
-__all__ = ["as_csr", "check_counts", "count_matrix"]
+__all__ = [
+    "as_csr",
+    "batch_totals",
+    "check_counts",
+    "check_totals",
+    "check_values",
+    "count_matrix",
+    "location",
+    "warn_of_absent_genes",
+]
 
 _CHUNK = 1 << 24  # values checked at a time, so that a large screen needs little extra memory
 
 
-def count_matrix(adata: AnnData, layer: str | None) -> Any:
-    """Return `.X` or a layer as it is, or raise if there is none."""
+def count_matrix(adata: AnnData, layer: str | None, stored: bool = False) -> Any:
+    """Return `.X` or a layer as it is, in a file only if `stored` allows, or raise."""
     if layer is not None and layer not in adata.layers:
         there = suggestion(layer, _layers(adata)) or "; adata.layers is empty"
         raise UnknownLabelError(
@@ -29,10 +39,14 @@ def count_matrix(adata: AnnData, layer: str | None) -> Any:
     if matrix is None:
         there = f"; give layer=, one of: {listed(_layers(adata))}" if _layers(adata) else ""
         raise CountError(f"adata.X is empty{there}")
-    if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
+    if stored and is_stored(matrix):
+        check_stored(matrix, location(layer))
+    elif not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
+        kind = f"{type(matrix).__module__}.{type(matrix).__name__}"
+        other = ", or leave it in its file, pyrocell.read_backed(path)" if stored else ""
         raise CountError(
-            f"{_where(layer)} is a {type(matrix).__module__}.{type(matrix).__name__}; load it into "
-            "memory as a numpy array or scipy sparse matrix, for example with adata.to_memory()"
+            f"{location(layer)} is a {kind}; load it into memory as a numpy array or scipy sparse "
+            f"matrix, for example with adata.to_memory(){other}"
         )
     return matrix
 
@@ -50,7 +64,8 @@ def _layers(adata: AnnData) -> list[str]:
     return [name for name in adata.layers if name is not None]
 
 
-def _where(layer: str | None) -> str:
+def location(layer: str | None) -> str:
+    """How errors call `.X` or a layer."""
     return "adata.X" if layer is None else f'adata.layers["{layer}"]'
 
 
@@ -101,22 +116,26 @@ def _remedy(adata: AnnData, layer: str | None) -> str:
     return "start again from the output of the counting pipeline"
 
 
-def _check_values(adata: AnnData, matrix: Any, layer: str | None) -> None:
-    """Raise CountError unless every stored value is a whole number ≥ 0."""
+def check_values(adata: AnnData, matrix: Any, layer: str | None, first_cell: int = 0) -> None:
+    """Raise CountError unless every value of these cells is a whole number ≥ 0.
+
+    `first_cell` is the position in `adata` of the first row of `matrix`.
+    """
     canonical = isinstance(matrix, np.ndarray) or matrix.format in ("csr", "csc")
     stored = matrix if canonical else matrix.tocsr()
     values = stored.reshape(-1) if isinstance(stored, np.ndarray) else stored.data
     if values.dtype.kind not in "uibf":
-        raise CountError(f"{_where(layer)} holds {values.dtype} values; raw counts are numbers")
+        raise CountError(f"{location(layer)} holds {values.dtype} values; raw counts are numbers")
     bad = _first_bad(values)
     if bad is None:
         return
     what, first, n = bad
     cell, gene = _position(stored, first)
+    part = "" if matrix.shape[0] == adata.n_obs else f" among {matrix.shape[0]} cells of the file"
     raise CountError(
-        f"{_where(layer)} has {n} values that are {what}, the first {values[first]:g} in cell "
-        f'"{adata.obs_names[cell]}", gene "{adata.var_names[gene]}"; pyrocell needs raw counts, '
-        f"not normalised or log-transformed values: {_remedy(adata, layer)}"
+        f"{location(layer)} has {n} values that are {what}{part}, the first {values[first]:g} in "
+        f'cell "{adata.obs_names[first_cell + cell]}", gene "{adata.var_names[gene]}"; pyrocell '
+        f"needs raw counts, not normalised or log-transformed values: {_remedy(adata, layer)}"
     )
 
 
@@ -147,11 +166,27 @@ def check_counts(
         If a gene has no counts in any cell, or a cell none in these genes.
     """
     matrix = count_matrix(adata, layer)
-    _check_values(adata, matrix, layer)
-    empty = np.flatnonzero(np.asarray(matrix.sum(axis=1)).ravel() == 0)
+    check_values(adata, matrix, layer)
+    totals = [np.asarray(matrix.sum(axis=axis)).ravel() for axis in (1, 0)]
+    check_totals(
+        adata, layer, *totals, has_size_factor=has_size_factor, warn_of_genes=warn_of_genes
+    )
+
+
+def check_totals(
+    adata: AnnData,
+    layer: str | None,
+    of_cells: np.ndarray,
+    of_genes: np.ndarray,
+    *,
+    has_size_factor: bool,
+    warn_of_genes: bool,
+) -> None:
+    """The part of `check_counts` that sums over genes (N,) and over cells (G,) answer."""
+    empty = np.flatnonzero(of_cells == 0)
     if len(empty):
         which = (
-            f"{len(empty)} of {adata.n_obs} cells have no counts in {_where(layer)} (first: "
+            f"{len(empty)} of {adata.n_obs} cells have no counts in {location(layer)} (first: "
             f"{listed(adata.obs_names[empty[:3]])})"
         )
         if not has_size_factor:
@@ -162,7 +197,7 @@ def check_counts(
         warn(f"{which}; they only tell that counts are low")
     if not warn_of_genes:
         return
-    silent = np.flatnonzero(np.asarray(matrix.sum(axis=0)).ravel() == 0)
+    silent = np.flatnonzero(of_genes == 0)
     if len(silent):
         warn(
             f"{len(silent)} of {adata.n_vars} genes have no counts in any cell "
@@ -171,22 +206,22 @@ def check_counts(
         )
 
 
-def warn_of_absent_genes(
-    counts: Any, cell_batch: np.ndarray, batches: tuple[str, ...], genes: pd.Index
-) -> None:
+def batch_totals(counts: Any, cell_batch: np.ndarray, n_batches: int) -> np.ndarray:
+    """(B, G) sums over the cells of each batch, of counts in memory."""
+    n = len(cell_batch)
+    member = sp.csr_array((np.ones(n), (cell_batch, np.arange(n))), shape=(n_batches, n))
+    total = member @ counts
+    return total.toarray() if sp.issparse(total) else np.asarray(total)
+
+
+def warn_of_absent_genes(total: np.ndarray, batches: tuple[str, ...], genes: pd.Index) -> None:
     """Warn of genes that have counts in the screen, and none in one of its batches.
 
     Parameters
     ----------
-    counts
-        (N, G) counts.
-    cell_batch
-        (N,) index into `batches`.
+    total
+        (B, G) sums of counts over the cells of each of the `batches`.
     """
-    n = len(cell_batch)
-    member = sp.csr_array((np.ones(n), (cell_batch, np.arange(n))), shape=(len(batches), n))
-    total = member @ counts
-    total = total.toarray() if sp.issparse(total) else np.asarray(total)
     absent = (total == 0) & (total.sum(axis=0) > 0)
     if len(batches) < 2 or not absent.any():
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -14,6 +16,7 @@ from pyrocell.streams import seeded
 __all__ = ["importance_log_likelihood", "posterior_predictive_check"]
 
 _STATISTICS = ("mean", "variance", "zero_fraction")
+_AT_ONCE = 2**21  # counts replicated at once
 
 
 def posterior_predictive_check(
@@ -34,18 +37,28 @@ def posterior_predictive_check(
     """
     model, guide = posterior.model, posterior.guide
     rng = np.random.default_rng(posterior.seed)
-    rows = np.sort(rng.permutation(len(cells))[:n_cells])
-    args = {k: v.to(model.loading.device) for k, v in cells.rows(rows).items()}
-    observed = _statistics(args["x"].to_dense())
-    replicated = np.empty((n_samples, *observed.shape), np.float32)
-    for s, values in enumerate(posterior.draws(n_samples)):
-        with torch.no_grad(), seeded(model.loading.device, "replicate", s):
-            extra = (args["condition"], args["batch"], args.get("covariates"), cells.conditions)
+    chosen = np.sort(rng.permutation(len(cells))[:n_cells])
+    size = max(1, _AT_ONCE // len(genes))
+    parts = [chosen[first : first + size] for first in range(0, len(chosen), size)]
+
+    def arguments(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        return {k: v.to(model.loading.device) for k, v in cells.rows(rows).items()}
+
+    @torch.no_grad()
+    def replicate(values: dict[str, torch.Tensor], s: int, part: int) -> torch.Tensor:
+        args = arguments(parts[part])
+        extra = (args["condition"], args["batch"], args.get("covariates"), cells.conditions)
+        with seeded(model.loading.device, "replicate", s, part):
             loc, scale = guide.encode(values, args["x"], *extra)
             z = loc + scale * torch.randn_like(loc)
             shift = model.cell_shift(values, *extra)
             logits = model.resting_logits(values, z) + shift
-            replicated[s] = _statistics(model.view(values, logits, args["log_size"], z).sample())
+            return model.view(values, logits, args["log_size"], z).sample()
+
+    observed = _statistics(arguments(rows)["x"].to_dense() for rows in parts)
+    replicated = np.empty((n_samples, *observed.shape), np.float32)
+    for s, values in enumerate(posterior.draws(n_samples)):
+        replicated[s] = _statistics(replicate(values, s, part) for part in range(len(parts)))
     tail = 50 * (1 - credible_level)
     lower, upper = np.percentile(replicated, [tail, 100 - tail], axis=0, method="weibull")
     tables = [
@@ -65,10 +78,15 @@ def posterior_predictive_check(
     return pd.concat(tables, ignore_index=True)
 
 
-def _statistics(x: torch.Tensor) -> np.ndarray:
-    """Mean, variance and zero fraction of each gene, (3, G)."""
-    x = x.double()
-    return torch.stack([x.mean(0), x.var(0), (x == 0).double().mean(0)]).cpu().numpy()
+def _statistics(blocks: Iterable[torch.Tensor]) -> np.ndarray:
+    """Mean, variance and zero fraction of each gene, (3, G), of cells that come in blocks."""
+    n, total, square, zero = 0, 0.0, 0.0, 0.0
+    for x in blocks:
+        x = x.double()
+        n, total, square = n + len(x), total + x.sum(0), square + x.square().sum(0)
+        zero = zero + (x == 0).double().sum(0)
+    variance = (square - total.square() / n) / (n - 1)  # of counts, so exact to rounding
+    return torch.stack([total / n, variance, zero / n]).cpu().numpy()
 
 
 def importance_log_likelihood(

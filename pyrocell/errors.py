@@ -9,8 +9,10 @@ __all__ = [
     "ConflictingTypesError",
     "CountError",
     "DesignError",
+    "DiskError",
     "ModelFileError",
     "NonFiniteError",
+    "ProcessError",
     "ProtocolError",
     "PyrocellError",
     "ScreenError",
@@ -69,8 +71,16 @@ class StiffFieldError(PyrocellError, FloatingPointError):
     """The field of a neural ODE ran away, or was too fast for its steps."""
 
 
+class ProcessError(PyrocellError, RuntimeError):
+    """A process of a training over several died, or could not be started."""
+
+
 class ModelFileError(PyrocellError, ValueError):
     """A saved model that cannot be read, is damaged, or belongs to another configuration."""
+
+
+class DiskError(PyrocellError, OSError):
+    """An answer that cannot be written where it was asked to be."""
 
 
 class ScreenWarning(UserWarning):

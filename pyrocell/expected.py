@@ -17,7 +17,7 @@ from pyrocell.views.rna import count_variance, mean_counts
 
 __all__ = ["carried_states", "moments", "resting_cells", "resting_states"]
 
-_BLOCK_BYTES = 2**28
+_BLOCK_BYTES = 2**26  # with some eight tables of a quarter of it each
 _POPULATION = 500
 
 

@@ -27,6 +27,7 @@ from pyrocell.distributions import (
 from pyrocell.encoder import fisher_metric, fisher_weight, row_sums, state_shift
 from pyrocell.given_back import given_back
 from pyrocell.guide_rates import GuideRates
+from pyrocell.mapping import ONSET
 from pyrocell.motion import draw_past
 from pyrocell.structure import Conditions
 
@@ -63,6 +64,7 @@ class Guide(GuideRates):
                 values |= self._joint_sites(values, drawn, centre)
             if len(model.uncertain):
                 values["assumed.scale"] = self._normal("assumed.scale", "assumed", WideLogNormal)
+        values.pop(ONSET, None)
         return values
 
     def _low_rank(
@@ -182,6 +184,10 @@ class Guide(GuideRates):
     def _operator_sites(self, drawn: Tensor, centre: dict[str, Tensor]) -> dict[str, Tensor]:
         model = self.model
         values = self._rate_sites() if model.has_rates else {}
+        if model.has_rates:
+            rates = ("W.log_rate", "W.log_decay")
+            both = {site: torch.stack([values[site], centre[site]]) for site in rates}
+            values[ONSET], centre[ONSET] = model.onset(both)
         if model.has_turnover:
             values["M.turnover"] = self._turnover(values)
         if model.has_field:

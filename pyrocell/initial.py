@@ -7,49 +7,48 @@ controls' mean and at the pseudobulk responses removes the cause.
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import svds
 
+from pyrocell.count_sums import CountSums
 from pyrocell.screen import Screen
 from pyrocell.structure import ModelConfig, ScreenStatistics
 
 __all__ = ["starting_values"]
 
 _PSEUDO_COUNT = 0.5
-_MAX_CELLS = 5000
 _MAX_DENSE = 500  # perturbations and media, or genes, up to which all singular vectors are found
 
 
 def starting_values(
-    counts: sp.csr_matrix, log_size: np.ndarray, screen: Screen, config: ModelConfig, seed: int = 0
+    sums: CountSums, screen: Screen, config: ModelConfig, seed: int = 0
 ) -> ScreenStatistics:
-    """Read starting values for the model from raw counts.
+    """Read starting values for the model from sums of raw counts.
 
     Parameters
     ----------
-    counts
-        (N, G) CSR counts.
-    log_size
-        (N,) log size factors.
+    sums
+        Of the screen's cells.
     screen, config
         The screen and the model's shape.
     seed
-        Seed of the random subset of cells used for the axes of cell state.
+        Seed of the axes that the counts leave free.
     """
-    size = np.exp(log_size).astype(np.float64)
-    pooled = np.asarray(counts.sum(0)).ravel() + 1e-3
+    size = np.exp(sums.log_size).astype(np.float64)
+    totals = sums.condition  # (C, G)
+    sizes = np.bincount(screen.cell_condition, size, len(totals))
+    n_cells, summed = len(size), totals.sum(0)
+    pooled = summed + 1e-3
     rate = pooled / size.sum()  # (G,)
-    totals, sizes = _condition_sums(counts, size, screen)
     control = screen.is_control & (screen.exposure.sum(1) == 0)
     if not control.any():
         control = screen.is_control
     control_total, control_size = totals[control].sum(0), sizes[control].sum()
     baseline = _log_level(control_total[None], np.array([control_size]), rate)[0]
-    relative_variance = _relative_variance(counts, size)
+    relative_variance = _relative_variance(sums, n_cells)
     n_control = int(np.isin(screen.cell_condition, np.flatnonzero(control)).sum())
     effects, media = _responses(totals, sizes, rate, screen)
-    loading = _resting_axes(counts, size, screen, config.n_latent, seed)
+    loading = _resting_axes(sums, size, screen, config.n_latent, seed)
     response, effect, media_effect = _own_axes(effects, media, config.n_response, seed)
     along = _along_resting_axes(loading, media - media_effect @ response, pooled)
     effect = np.concatenate([np.zeros((len(effect), config.n_latent)), effect], 1)
@@ -58,7 +57,7 @@ def starting_values(
     return ScreenStatistics(
         baseline=as_tensor(baseline),
         baseline_scale=as_tensor(np.sqrt(np.minimum(relative_variance / max(n_control, 1), 1.0))),
-        mean=as_tensor(np.asarray(counts.mean(0)).ravel()),
+        mean=as_tensor(summed / n_cells),
         relative_variance=as_tensor(relative_variance),
         log_dispersion=as_tensor(_log_dispersion(relative_variance, rate, size)),
         loading=as_tensor(loading),
@@ -68,23 +67,13 @@ def starting_values(
     )
 
 
-def _condition_sums(
-    counts: sp.csr_matrix, size: np.ndarray, screen: Screen
-) -> tuple[np.ndarray, np.ndarray]:
-    n, c = counts.shape[0], len(screen.conditions)
-    member = sp.csr_matrix((np.ones(n), (screen.cell_condition, np.arange(n))), shape=(c, n))
-    return np.asarray((member @ counts).todense(), dtype=np.float64), member @ size
-
-
 def _log_level(totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray) -> np.ndarray:
     """log of the rate per unit size, shrunk by half a count towards the pooled rate."""
     return np.log((totals + _PSEUDO_COUNT) / (sizes[:, None] + _PSEUDO_COUNT / rate))
 
 
-def _relative_variance(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
-    scaled = sp.diags(1 / size) @ counts
-    mean = np.asarray(scaled.mean(0)).ravel()
-    square = np.asarray(scaled.multiply(scaled).mean(0)).ravel()
+def _relative_variance(sums: CountSums, n_cells: int) -> np.ndarray:
+    mean, square = sums.scaled / n_cells, sums.scaled_squares / n_cells
     return np.clip((square - mean**2) / np.maximum(mean, 1e-12) ** 2, 1e-4, 1e6)
 
 
@@ -155,16 +144,15 @@ def _matched(key: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndar
 
 
 def _resting_axes(
-    counts: sp.csr_matrix, size: np.ndarray, screen: Screen, rank: int, seed: int
+    sums: CountSums, size: np.ndarray, screen: Screen, rank: int, seed: int
 ) -> np.ndarray:
     """Leading axes on which cells of one condition and batch differ, log scale, (d, G)."""
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.permutation(counts.shape[0])[:_MAX_CELLS])
+    rng, rows, n_genes = np.random.default_rng(seed), sums.rows, sums.sample.shape[1]
     group = np.unique(
         screen.cell_condition[rows] * len(screen.batches) + screen.cell_batch[rows],
         return_inverse=True,
     )[1]
-    level = counts[rows].toarray() / size[rows, None] * np.median(size)
+    level = sums.sample.toarray() / size[rows, None] * np.median(size)
     mean = level.mean(0)
     logged = torch.as_tensor(np.log1p(level), dtype=torch.float32)
     groups = torch.as_tensor(group)
@@ -176,7 +164,7 @@ def _resting_axes(
     torch.random.set_rng_state(generator_state)
     to_log = np.minimum((1 + mean) / np.maximum(mean, 1e-6), 3.0)
     found = (axes * scale / len(rows) ** 0.5).T.numpy() * to_log * 0.5
-    out = rng.normal(0, 0.01, (rank, counts.shape[1]))
+    out = rng.normal(0, 0.01, (rank, n_genes))
     out[: len(found)] = found
     return out
 

@@ -23,6 +23,9 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import polygamma
 
+from pyrocell.count_sums import add_by_group
+from pyrocell.stored import StoredCounts, count_blocks
+
 __all__ = ["ConditionLevels", "Contrast", "condition_levels"]
 
 DEEPEST = 2.0  # weight of a cell at most, in units of the median depth
@@ -93,7 +96,7 @@ class ConditionLevels:
 
 
 def condition_levels(
-    counts: sp.csr_matrix,
+    counts: sp.csr_matrix | StoredCounts,
     size: np.ndarray,
     condition: np.ndarray,
     batch: np.ndarray,
@@ -106,7 +109,7 @@ def condition_levels(
     Parameters
     ----------
     counts
-        (N, G) CSR counts.
+        (N, G) CSR counts, in memory or stored.
     size
         (N,) size factors.
     condition, batch
@@ -227,24 +230,32 @@ class _Groups:
     @classmethod
     def of(
         cls,
-        counts: sp.csr_matrix,
+        counts: sp.csr_matrix | StoredCounts,
         size: np.ndarray,
         weight: np.ndarray,
         group: np.ndarray,
         n: int,
     ) -> _Groups:
-        counts = sp.csr_matrix(counts, dtype=np.float64)
         member = sp.csr_matrix((np.ones(len(size)), (group, np.arange(len(size)))), (n, len(size)))
-        dense = lambda by: np.asarray((member @ sp.diags(by) @ counts).todense())  # noqa: E731
+        total, square_sum, cross, first = np.zeros((4, n, counts.shape[1]))
+        for rows, block in count_blocks(counts):
+            block, weights = sp.csr_matrix(block, dtype=np.float64), weight[rows]
+            for out, by, values in (
+                (total, weights, block),
+                (square_sum, weights**2, block.power(2)),
+                (cross, weights**2 * size[rows], block),
+                (first, weights**2, block),
+            ):
+                add_by_group(out, group[rows], sp.diags(by) @ values)
         return cls(
             cells=np.bincount(group, minlength=n),
             depth=member @ (weight * size),
             squares=member @ (weight * size) ** 2,
             plain=member @ (weight**2 * size),
-            total=dense(weight),
-            square_sum=np.asarray((member @ sp.diags(weight**2) @ counts.power(2)).todense()),
-            cross=dense(weight**2 * size),
-            first=dense(weight**2),
+            total=total,
+            square_sum=square_sum,
+            cross=cross,
+            first=first,
         )
 
     def variance(self) -> tuple[np.ndarray, np.ndarray]:

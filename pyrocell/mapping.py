@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from pyrocell.decoder import Curvature
 from pyrocell.motion import Motion, arm_way
 from pyrocell.operators import (
+    Production,
     ResponseParameters,
     bounded_rate,
     bounded_weight,
@@ -32,7 +32,9 @@ from pyrocell.structure import (
     gather_nodes,
 )
 
-__all__ = ["ScreenMap"]
+__all__ = ["ONSET", "ScreenMap"]
+
+ONSET = "W.onset"  # derived of the rates: kept among the values while a guide needs it often
 
 
 class ScreenMap(ScreenTensors):
@@ -116,11 +118,11 @@ class ScreenMap(ScreenTensors):
             at_once=not self.has_rates,
         )
 
-    def _field(self, values: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def _field(self, values: dict[str, Tensor]) -> Production:
         """h(y, Δ) of eq. 25: zero at rest with its slope, contractive if so configured."""
-        direction = self.field.direction[: self.n_axes]
-        weight = bounded_weight(values["W.field"], direction, self.config.lipschitz)
-        return lambda y, drive: self.field(torch.cat([y, drive], -1)) @ weight
+        direction = self.field.direction
+        weight = bounded_weight(values["W.field"], direction[: self.n_axes], self.config.lipschitz)
+        return Production(direction, self.field.offset, weight)
 
     def step_scale(self, values: dict[str, Tensor], operator: str) -> Tensor:
         """Prior standard deviation of the residual's steps, (K or J, T - 1, G).
@@ -172,9 +174,14 @@ class ScreenMap(ScreenTensors):
         """Response of each perturbation alone at the measured times, 1 at the reference, (K, T)."""
         if not self.has_rates:
             return self.loading.new_ones(self.n_perturbations, self.n_times)
+        if ONSET in values:  # computed before, in this step
+            return values[ONSET]
         rate, decay = (
-            bounded_rate(log_rate, self.reference_time)[:, None]
-            for log_rate in (values["W.log_rate"][: self.n_perturbations], values["W.log_decay"])
+            bounded_rate(log_rate, self.reference_time)[..., None]
+            for log_rate in (
+                values["W.log_rate"][..., : self.n_perturbations],
+                values["W.log_decay"],
+            )
         )
         return relative_onset(rate, decay, self._walk_times()[None], self.reference_time)
 

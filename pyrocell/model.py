@@ -24,7 +24,7 @@ from pyrocell.objectives import DistributionObjective
 from pyrocell.posterior import Posterior
 from pyrocell.priors import Priors
 from pyrocell.queries import Queries
-from pyrocell.registration import ScreenManager, cell_tensors, register
+from pyrocell.registration import CellTensors, ScreenManager, cell_tensors, register
 from pyrocell.screen import Screen
 from pyrocell.storage import read_model, write_model
 from pyrocell.structure import ModelConfig, check_options
@@ -111,7 +111,8 @@ class PyroCell(Answers, BaseModelClass):
     ):
         super().__init__(adata)
         self.screen = self.adata_manager.screen
-        self._cells = self._cell_data(self.adata_manager)
+        tensors = cell_tensors(self.adata_manager)
+        self._cells = self._cell_data(self.adata_manager, tensors)
         args = self.adata_manager.registry[SETUP_ARGS]
         config = ModelConfig(
             n_latent=n_latent,
@@ -131,10 +132,8 @@ class PyroCell(Answers, BaseModelClass):
             objective=None if objective is None else asdict(objective),
         )
         check_options(config)
-        counts, log_size = self._cells.counts, self._cells.log_size
-        self._hold(
-            ScreenModule.from_counts(counts, log_size, self.screen, config, priors or Priors())
-        )
+        sums, priors = tensors.sums, priors or Priors()
+        self._hold(ScreenModule.from_sums(sums, self.screen, config, priors))
         self.init_params_ = self._get_init_params(locals())
 
     def _hold(self, module: ScreenModule) -> None:
@@ -173,7 +172,8 @@ class PyroCell(Answers, BaseModelClass):
         Parameters
         ----------
         adata
-            Cells × genes with raw counts; a view becomes an AnnData of its own.
+            Cells × genes with raw counts, in memory or in a file (:func:`pyrocell.read_backed`), of
+            which only columns are read here; a view becomes an AnnData of its own.
         layer
             Layer with the counts; None for `.X`.
         batch_key, perturbation_key, perturbation_type_key, media_key, time_key
@@ -212,9 +212,9 @@ class PyroCell(Answers, BaseModelClass):
         arguments = {k: v for k, v in locals().items() if k not in ("cls", "adata")}
         cls.register_manager(register(cls, adata, **arguments))
 
-    def _cell_data(self, manager: ScreenManager) -> CellData:
+    def _cell_data(self, manager: ScreenManager, cells: CellTensors | None = None) -> CellData:
         """Cells of a manager in terms of the model's conditions, or with a table of their own."""
-        cells = cell_tensors(manager)
+        cells = cell_tensors(manager) if cells is None else cells
         data = CellData(
             cells.counts,
             manager.screen.cell_condition,
@@ -277,11 +277,12 @@ class PyroCell(Answers, BaseModelClass):
         max_epochs
             Passes over the training cells; default: as many as `config.steps` steps take.
         accelerator, devices
-            As in Lightning.
+            As in Lightning; by default one device. Several are a process each, started here or by
+            torchrun or SLURM: see "Several processes" in docs/performance.md.
         train_size
             Share of cells trained on; the rest gives the validation ELBO.
         batch_size
-            Cells per step.
+            Cells per step and process.
         early_stopping
             Stop when the validation ELBO no longer rises.
         seed
@@ -302,6 +303,8 @@ class PyroCell(Answers, BaseModelClass):
             If a loss is not finite, naming the site.
         ModelFileError
             If checkpoints are damaged or of another training, naming what differs.
+        ProcessError
+            If one of several processes dies.
         """
         config = config or TrainingConfig()
         if batch_size is not None:

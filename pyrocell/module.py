@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from pyrocell.count_sums import CountSums
 from pyrocell.generative import GenerativeModel
 from pyrocell.guide import Guide
 from pyrocell.initial import starting_values
@@ -39,16 +39,11 @@ class ScreenModule(nn.Module):
             self.guide = Guide(self.model, screen, statistics)
 
     @classmethod
-    def from_counts(
-        cls,
-        counts: sp.csr_matrix,
-        log_size: np.ndarray,
-        screen: Screen,
-        config: ModelConfig,
-        priors: Priors,
+    def from_sums(
+        cls, sums: CountSums, screen: Screen, config: ModelConfig, priors: Priors
     ) -> ScreenModule:
         """Build with starting values read off the counts."""
-        return cls(screen, config, priors, starting_values(counts, log_size, screen, config))
+        return cls(screen, config, priors, starting_values(sums, screen, config))
 
     @classmethod
     def from_state(

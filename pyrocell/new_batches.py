@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -66,7 +66,7 @@ def shared_axes(model: GenerativeModel, values: dict[str, Tensor]) -> Tensor:
     values
         Posterior means of the sites.
     """
-    contrasts = values["eta.free"] / model.eta_scale(values)  # (B − 1, G)
+    contrasts = (values["eta.free"] / model.eta_scale(values)).detach()  # (B − 1, G)
     n = len(contrasts)
     if n < _FEWEST_CONTRASTS:
         return contrasts[:0]
@@ -96,6 +96,11 @@ class NoiseOfRequest:
     request: RequestedNoise
     content: Tensor | None = None
     shared: Tensor | None = None
+
+    def of_rows(self, rows: slice) -> NoiseOfRequest:
+        """That of some of the conditions; new batches are the same ones."""
+        *index, origin = self.request
+        return replace(self, request=RequestedNoise(*(i[rows] for i in index), origin))
 
     def draw(self, values: dict[str, Tensor], seed: int) -> Tensor:
         """η of each requested condition under one draw of the globals, (n, G).

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyrocell.errors import ScreenError
 from pyrocell.undetermined import redraw
 
-__all__ = ["Posterior", "check_draws", "summarise"]
+__all__ = ["Posterior", "check_draws", "check_level", "summarise"]
 
 
 class _AtMean(Messenger):
@@ -89,6 +89,12 @@ def check_draws(n: int) -> None:
         raise ScreenError(f"{n} posterior draws cannot be summarised; ask for at least 1")
 
 
+def check_level(credible_level: float) -> None:
+    """Raise ScreenError unless the mass of an interval is between 0 and 1."""
+    if not 0 < credible_level < 1:
+        raise ScreenError(f"credible_level={credible_level} must be between 0 and 1, such as 0.9")
+
+
 def summarise(draws: np.ndarray, credible_level: float = 0.9) -> dict[str, np.ndarray]:
     """Mean, sd and equal-tailed interval over the first axis, and the probability of direction.
 
@@ -97,8 +103,7 @@ def summarise(draws: np.ndarray, credible_level: float = 0.9) -> dict[str, np.nd
     ScreenError
         If the credible level is not between 0 and 1.
     """
-    if not 0 < credible_level < 1:
-        raise ScreenError(f"credible_level={credible_level} must be between 0 and 1, such as 0.9")
+    check_level(credible_level)
     tail = 50 * (1 - credible_level)
     # an interval between order statistics of n draws holds one more draw with just this probability
     lower, upper = np.percentile(draws, [tail, 100 - tail], axis=0, method="weibull")

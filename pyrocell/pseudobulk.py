@@ -20,11 +20,14 @@ lies in 19 directions), and what moves goes unseen for want of cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+
+from pyrocell.stored import StoredCounts, gene_totals
 
 __all__ = ["Cells", "LogRatio", "Reference", "Variance", "log_ratio", "rates"]
 
@@ -38,16 +41,22 @@ class Cells:
     Attributes
     ----------
     counts
-        (n, G) CSR.
+        (n, G) CSR, in memory or stored.
     size
         (n,) size factors.
     batch
         (n,) codes.
     """
 
-    counts: sp.csr_matrix
+    counts: sp.csr_matrix | StoredCounts
     size: np.ndarray
     batch: np.ndarray
+
+    @classmethod
+    def of(cls, counts: Any, size: np.ndarray, batch: np.ndarray) -> Cells:
+        """Cells of any matrix; stored counts stay where they are."""
+        counts = counts if isinstance(counts, StoredCounts) else sp.csr_matrix(counts)
+        return cls(counts, np.asarray(size, float), batch)
 
     def __len__(self) -> int:
         return len(self.size)
@@ -148,9 +157,9 @@ class Variance:
     extra: np.ndarray
 
     @classmethod
-    def of(cls, groups: list[Cells]) -> Variance:
+    def of(cls, groups: Iterable[Cells]) -> Variance:
         """Moments within groups of cells and their batches, pooled."""
-        squares, first, second = np.zeros((3, groups[0].counts.shape[1]))
+        squares = first = second = 0.0
         for cells in groups:
             for batch in np.unique(cells.batch):
                 part = cells[cells.batch == batch]
@@ -227,8 +236,10 @@ def log_ratio(
     )
 
 
-def _sum(counts: sp.csr_matrix) -> np.ndarray:
-    return np.asarray(counts.sum(axis=0), dtype=float).ravel()
+def _sum(counts: sp.csr_matrix | StoredCounts) -> np.ndarray:
+    if isinstance(counts, StoredCounts):
+        return gene_totals(counts)
+    return np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
 
 
 def _weighted(

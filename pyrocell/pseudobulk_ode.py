@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 import xarray as xr
 from anndata import AnnData
@@ -340,7 +339,7 @@ def _check_settings(start: str, **whole: int) -> None:
 
 def _own_annotation(adata: Any) -> Any:
     """The same counts under annotation of our own, since registration writes into it."""
-    if not isinstance(adata, AnnData) or adata.isbacked:
+    if not isinstance(adata, AnnData):
         return adata  # registration says what is wrong with it
     return AnnData(
         adata.X, adata.obs.copy(), pd.DataFrame(index=adata.var_names), layers=dict(adata.layers)
@@ -365,9 +364,7 @@ def _sums(manager: ScreenManager) -> tuple[np.ndarray, np.ndarray]:
     """Counts (C, G) and depth (C,), in cells of median depth, of each condition."""
     tensors, condition = cell_tensors(manager), manager.screen.cell_condition
     size = np.exp(tensors.log_size_factor.astype(float))
-    n = len(size)
-    member = sp.csr_array((np.ones(n), (condition, np.arange(n))))  # (C, N)
-    return (member @ tensors.counts).toarray(), member @ size / np.median(size)
+    return tensors.sums.condition, np.bincount(condition, size) / np.median(size)
 
 
 def _log_level(total: np.ndarray, depth: np.ndarray) -> np.ndarray:

@@ -18,12 +18,25 @@ from pyrocell._compat import (
     SETUP_METHOD,
     AnnDataManager,
     fields,
+    managers_of,
     materialise_view,
+    own_identity,
 )
-from pyrocell.counts import as_csr, check_counts, count_matrix, warn_of_absent_genes
+from pyrocell.count_sums import CountSums, count_sums
+from pyrocell.counts import (
+    as_csr,
+    batch_totals,
+    check_counts,
+    check_totals,
+    check_values,
+    count_matrix,
+    location,
+    warn_of_absent_genes,
+)
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.labels import factorise, listed, suggestion
 from pyrocell.screen import Screen
+from pyrocell.stored import StoredCounts, is_stored
 
 __all__ = ["CellTensors", "ScreenManager", "build_screen", "cell_tensors", "register"]
 
@@ -39,7 +52,7 @@ class CellTensors(NamedTuple):
     Attributes
     ----------
     counts
-        (N, G) float32 CSR.
+        (N, G) float32 CSR, in memory or stored.
     log_size_factor
         (N,) float32 natural logarithm of depth.
     covariates
@@ -47,12 +60,15 @@ class CellTensors(NamedTuple):
         the first.
     covariate_names
         (n_cov,) "age" or "donor[d2]".
+    sums
+        What starting values need of all counts.
     """
 
-    counts: sp.csr_matrix
+    counts: sp.csr_matrix | StoredCounts
     log_size_factor: np.ndarray
     covariates: np.ndarray
     covariate_names: tuple[str, ...]
+    sums: CountSums
 
 
 class ScreenManager(AnnDataManager):
@@ -62,9 +78,13 @@ class ScreenManager(AnnDataManager):
     ----------
     screen
         The registered cells as a `Screen`; after a transfer, in terms of the source's labels.
+    source, others
+        Registry entry of the screen that these are more cells of; managers by their AnnData's uuid.
     """
 
     screen: Screen
+    source: Mapping[str, Any] | None
+    others: Mapping[str, AnnDataManager] | None = None
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
@@ -81,6 +101,7 @@ class ScreenManager(AnnDataManager):
         levels = _read_covariates(adata, args) if source is None else source["covariates"]
         _encode_covariates(adata, levels)
         materialise_view(adata)
+        own_identity(adata, self.others or {})
         if source_registry is not None and "field_registries" not in source_registry:
             source_registry = None  # read from a model's file, which keeps the screen alone
         if source_registry is not None:
@@ -90,7 +111,7 @@ class ScreenManager(AnnDataManager):
             # Says a category code; the screen has named the perturbation already.
             warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
             super().register_fields(adata, source_registry, **transfer_kwargs)
-        self.screen = screen
+        self.screen, self.source = screen, source
         self.registry[_REGISTRY_ENTRY] = {
             "screen": screen.to_dict() if source is None else source["screen"],
             "covariates": levels,
@@ -119,9 +140,9 @@ def _check_object(adata: Any) -> None:
     if not isinstance(adata, AnnData):
         hint = '; pass one modality, mdata.mod["rna"]' if hasattr(adata, "mod") else ""
         raise ScreenError(f"adata is a {type(adata).__name__}, not an AnnData{hint}")
-    if adata.isbacked:
+    if adata.isbacked and adata.is_view:
         raise ScreenError(
-            f'adata is backed by the file "{adata.filename}"; load it first: '
+            f'adata is a view of the file "{adata.filename}"; load its cells first: '
             "adata = adata.to_memory()"
         )
     if not adata.n_obs or not adata.n_vars:
@@ -199,12 +220,9 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
         found = key is not None
         values[role] = _column(adata, key, argument, role != "perturbation") if found else None
     _check_size_factor(adata, args["size_factor_key"])
-    check_counts(
-        adata,
-        args["layer"],
-        has_size_factor=args["size_factor_key"] is not None,
-        warn_of_genes=like is None,
-    )
+    counts = count_matrix(adata, args["layer"], stored=True)
+    if not is_stored(counts):  # those in a file are checked when they are first read
+        check_counts(adata, args["layer"], **_count_options(args, like))
     if values["perturbation_type"] is None:
         values["perturbation_type"] = args["perturbation_type"]
         columns["perturbation_type"] = "perturbation_type"
@@ -216,10 +234,15 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
         columns=columns,
         like=like,
     )
-    if like is None:
-        counts = count_matrix(adata, args["layer"])
-        warn_of_absent_genes(counts, screen.cell_batch, screen.batches, adata.var_names)
+    if like is None and not is_stored(counts):
+        totals = batch_totals(counts, screen.cell_batch, len(screen.batches))
+        warn_of_absent_genes(totals, screen.batches, adata.var_names)
     return screen
+
+
+def _count_options(args: Mapping[str, Any], like: Any) -> dict[str, bool]:
+    """What `check_counts` is to be told; genes are judged when a screen is first seen."""
+    return {"has_size_factor": args["size_factor_key"] is not None, "warn_of_genes": like is None}
 
 
 def _read_covariates(adata: AnnData, args: Mapping[str, Any]) -> dict[str, dict[str, list]]:
@@ -312,6 +335,7 @@ def register(
         SETUP_ARGS: args,
     }
     manager = ScreenManager(fields=_fields(args), setup_method_args=setup)
+    manager.others = managers_of(cls)
     manager.register_fields(adata, source_registry)
     return manager
 
@@ -336,13 +360,38 @@ def build_screen(manager: ScreenManager) -> Screen:
 
 
 def cell_tensors(manager: ScreenManager) -> CellTensors:
-    """Return counts, depth and covariates of the registered cells."""
+    """Return counts, depth and covariates of the registered cells; all counts are read once.
+
+    CountError if what a file holds are not counts; those in memory were checked at registration.
+    """
     args, adata = manager.registry[SETUP_ARGS], manager.adata
-    counts = as_csr(count_matrix(adata, args["layer"]))
-    if args["size_factor_key"] is None:
-        size = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    else:
+    log_size = None
+    if args["size_factor_key"] is not None:
         size = _numbers(adata, args["size_factor_key"], "size_factor_key")
+        log_size = np.log(size).astype(np.float32)
+    matrix = count_matrix(adata, args["layer"], stored=True)
+    if is_stored(matrix):
+        counts = StoredCounts(matrix, location(args["layer"]))
+        sums = _checked_sums(manager, counts, log_size)
+    else:
+        counts = as_csr(matrix)
+        sums = count_sums(counts, manager.screen, log_size)
     covariates = _encode_covariates(adata, manager.registry[_REGISTRY_ENTRY]["covariates"])
-    log_size = np.log(size).astype(np.float32)
-    return CellTensors(counts, log_size, covariates, manager.covariate_names)
+    return CellTensors(counts, sums.log_size, covariates, manager.covariate_names, sums)
+
+
+def _checked_sums(
+    manager: ScreenManager, counts: StoredCounts, log_size: np.ndarray | None
+) -> CountSums:
+    """Sums of counts in a file, and what `register` says of counts in memory."""
+    args, adata, screen = manager.registry[SETUP_ARGS], manager.adata, manager.screen
+
+    def look(block: sp.csr_matrix, first_cell: int) -> None:
+        check_values(adata, block, args["layer"], first_cell)
+
+    sums = count_sums(counts, screen, log_size, look)
+    options = _count_options(args, manager.source)
+    check_totals(adata, args["layer"], sums.total, sums.batch.sum(0), **options)
+    if manager.source is None:
+        warn_of_absent_genes(sums.batch, screen.batches, adata.var_names)
+    return sums

@@ -26,6 +26,7 @@ from pyro.infer.autoguide import init_to_median
 
 from pyrocell.cellwise import BlockedNUTS, CellModel, size_of
 from pyrocell.errors import ScreenError, ScreenWarning
+from pyrocell.stored import gene_totals
 from pyrocell.testability import comparisons
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def check_assumption(
     counts, size = model._cells.counts, np.exp(model._cells.log_size.astype(float))
     condition = screen.cell_condition
     depth = min(size[condition == c].sum() for c in weights)
-    rate = np.asarray(counts.sum(0)).ravel() / size.sum()
+    rate = gene_totals(counts) / size.sum()
     judged = rate * depth >= min_count
     targets = screen.target[screen.genotype[list(weights)].any(0)]
     judged[targets[targets >= 0]] = False

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
+from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from pyrocell.errors import ScreenError
 from pyrocell.expected import resting_cells
+from pyrocell.on_disk import replaced
 from pyrocell.operators import Protocol
 from pyrocell.posterior import check_draws, summarise
 from pyrocell.queries import Queries
@@ -21,6 +25,7 @@ from pyrocell.streams import generator, seeded
 
 __all__ = ["fate_proportions", "simulate_cells"]
 
+_AT_ONCE = 2**21  # counts drawn at once
 _LEAST = 10  # labelled cells of a fate, to learn what it looks like
 _PENALTY = 0.1  # inverse strength of the classifier's ridge, on standardised log expression
 
@@ -32,23 +37,70 @@ def simulate_cells(
     n_samples: int,
     n_cells: int,
     size_factor: float,
+    path: str | Path | None = None,
+    overwrite: bool = False,
 ) -> AnnData:
     """Simulated cells as AnnData; see `PyroCell.simulate_cells`."""
-    counts, states, obs = [], [], []
+    found = _cells(queries, frame, protocol, n_samples, n_cells, size_factor)
+    if path is None:
+        parts = list(found)
+        counts = sparse.vstack([part for part, _ in parts]).tocsr()
+        return _annotated(queries, frame, counts, [z for _, z in parts], n_cells, size_factor)
+    with replaced(path, overwrite, 0) as new:
+        states = []
+        with h5py.File(new, "w") as file:
+            for part, z in found:
+                states.append(z)
+                if "X" in file:
+                    sparse_dataset(file["X"]).append(part)
+                else:
+                    write_elem(file, "X", part)
+            rest = _annotated(queries, frame, None, states, n_cells, size_factor)
+            for key in ("obs", "var"):
+                write_elem(file, key, getattr(rest, key))
+            for key in ("obsm", "uns"):
+                write_elem(file, key, dict(getattr(rest, key)))
+            file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    return read_h5ad(path, backed="r")
+
+
+def _cells(
+    queries: Queries,
+    frame: pd.DataFrame,
+    protocol: Protocol | None,
+    n_samples: int,
+    n_cells: int,
+    size_factor: float,
+) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+    """Counts and states of the cells of each draw and condition, some cells at a time."""
+    size = max(1, _AT_ONCE // len(queries.screen.genes))
     for draw, (values, z, shift) in enumerate(_populations(queries, frame, protocol, n_samples)):
         stream = generator(z.device, "cells", draw)
         for row in range(len(frame)):
             pick = torch.randint(z.shape[1], (n_cells,), generator=stream, device=z.device)
-            state = z[row, pick]
-            with seeded(z.device, "counts", draw, row):
-                counts.append(_counts(queries, values, state, shift[row], size_factor))
-            states.append(state.cpu().numpy())
-            obs.append(frame.iloc[[row] * n_cells].assign(draw=draw))
-    table = pd.concat(obs, ignore_index=True)
+            for part, rows in enumerate(pick.split(size)):
+                state = z[row, rows]
+                with seeded(z.device, "counts", draw, row, part):
+                    counts = _counts(queries, values, state, shift[row], size_factor)
+                yield counts, state.cpu().numpy()
+
+
+def _annotated(
+    queries: Queries,
+    frame: pd.DataFrame,
+    counts: sparse.csr_matrix | None,
+    states: list[np.ndarray],
+    n_cells: int,
+    size_factor: float,
+) -> AnnData:
+    """Cells of every draw and condition, in this order, with their names."""
+    z = np.concatenate(states)
+    n_samples = len(z) // (len(frame) * n_cells)
+    table = frame.iloc[np.tile(np.arange(len(frame)).repeat(n_cells), n_samples)]
+    table = table.assign(draw=np.arange(n_samples).repeat(len(frame) * n_cells))
     table.index = [f"simulated_{i}" for i in range(len(table))]
     genes = pd.DataFrame(index=queries.screen.genes.astype(str))
-    out = AnnData(sparse.vstack(counts).tocsr(), obs=table, var=genes)
-    out.obsm["X_pyrocell"] = np.concatenate(states)
+    out = AnnData(counts, obs=table, var=genes, obsm={"X_pyrocell": z})
     out.uns["size_factor"] = size_factor
     return out
 

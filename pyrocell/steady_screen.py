@@ -36,6 +36,7 @@ from pyrocell.errors import ScreenError
 from pyrocell.events import EVENTS
 from pyrocell.pseudobulk import Cells, LogRatio, Reference, Variance, log_ratio, rates
 from pyrocell.screen import Screen
+from pyrocell.stored import StoredCounts
 
 __all__ = ["steady_state_screen"]
 
@@ -368,10 +369,10 @@ def _root(square: float) -> float:
     return float(np.sqrt(max(square, 0.0)))
 
 
-def _groups(counts: sp.csr_matrix, size: np.ndarray, screen: Screen) -> list[Cells]:
+def _groups(counts: sp.csr_matrix | StoredCounts, size: np.ndarray, screen: Screen) -> list[Cells]:
     order = np.argsort(screen.cell_condition, kind="stable")
     bounds = np.searchsorted(screen.cell_condition[order], np.arange(len(screen.conditions) + 1))
-    everything = Cells(sp.csr_matrix(counts), np.asarray(size, float), screen.cell_batch)
+    everything = Cells.of(counts, size, screen.cell_batch)
     return [everything[order[slice(*ends)]] for ends in pairwise(bounds)]
 
 

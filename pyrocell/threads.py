@@ -48,16 +48,17 @@ def in_threads(work: Callable[[int], None], n_items: int) -> None:
 
 
 @contextmanager
-def few_threads(n_genes: int) -> Iterator[None]:
+def few_threads(n_genes: int, processes: int = 1) -> Iterator[None]:
     """One thread for a small screen, or the number that the user has set: more wait for each other.
 
+    Also one where other processes share the machine.
     That number is set again: numba's parallel functions, such as scanpy's, raise it in silence.
     """
     before = torch.get_num_threads()
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if asked.isdigit():
         torch.set_num_threads(max(1, int(asked)))
-    elif n_genes < _FEW_GENES:
+    elif n_genes < _FEW_GENES or processes > 1:
         torch.set_num_threads(1)
     try:
         yield

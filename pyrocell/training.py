@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-import threading
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,9 +19,11 @@ from torch.utils.data import DataLoader
 from pyrocell.batches import CellData, batch_loader
 from pyrocell.cell_shifts import shifts_shared
 from pyrocell.checkpoints import Checkpoints, SafeCheckpointIO, TrainingCheckpoints
+from pyrocell.distributed import OwnNoise, Processes, requested, train_in_processes
 from pyrocell.elbo import held_out_elbo, negative_elbo
 from pyrocell.errors import NonFiniteError, ScreenError
 from pyrocell.failure import find_failure, non_finite_parameter
+from pyrocell.loop import accelerator_named, fit, listed, quiet, seeded
 from pyrocell.row_adam import RowAdam
 from pyrocell.threads import few_threads
 from pyrocell.visited import Visited, Visits, visits_of
@@ -34,6 +31,7 @@ from pyrocell.visited import Visited, Visits, visits_of
 __all__ = ["ElboPlan", "TrainingConfig", "held_out_elbo", "negative_elbo", "train"]
 
 _BATCH_SIZE = 512
+_PLACES = ("num_nodes", "strategy", "accumulate_grad_batches")  # arguments of Lightning's Trainer
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -49,11 +47,14 @@ class TrainingConfig:
         Bounds on the epochs that follow from `steps`. More epochs overfit a sparse screen: on one
         of 7,500 cells the held-out ELBO is best before 100, and gains are overconfident at 230.
     batch_size
-        Cells per step; by default 512, or an eighth of the cells where that is less.
+        Cells per step and process; by default 512, or an eighth of the cells where that is less.
+        Processes share them by default, and have more only where that leaves `steps` steps.
     lr, global_lr
         Learning rates of the networks and of the global sites; both decay to zero.
     kl_warmup
         Share of training over which the KL of the global sites is raised to its full weight.
+    shuffle_block
+        Neighbours shuffled as one and mixed in pools of 16,384; default: 1, in a file 512.
     by_minibatch
         Draw in a step only the perturbations whose cells are in the minibatch; by default where
         these are less than half of them and gene-level residuals are a million or more.
@@ -69,18 +70,21 @@ class TrainingConfig:
     lr: float = 3e-3
     global_lr: float = 1e-2
     kl_warmup: float = 0.2
+    shuffle_block: int | None = None
     patience: int = 20
     by_minibatch: bool | None = None
 
-    def minibatch(self, n_cells: int) -> int:
-        """Cells per step for this many training cells."""
+    def minibatch(self, n_cells: int, processes: int = 1) -> int:
+        """Cells per step and process for this many training cells."""
         if self.batch_size is not None:
-            return min(self.batch_size, n_cells)
-        return int(np.clip(n_cells // 8, 1, _BATCH_SIZE))
+            return min(self.batch_size, n_cells // processes)
+        one = int(np.clip(n_cells // 8, 1, _BATCH_SIZE))
+        spare = self.min_epochs * n_cells // self.steps  # leaves `steps` steps in the fewest epochs
+        return max(1, int(np.clip(spare, one, processes * one)) // processes)
 
-    def epochs(self, n_cells: int) -> int:
+    def epochs(self, n_cells: int, processes: int = 1) -> int:
         """Epochs for this many training cells."""
-        per_epoch = max(1, n_cells // self.minibatch(n_cells))
+        per_epoch = max(1, n_cells // (processes * self.minibatch(n_cells, processes)))
         return int(np.clip(round(self.steps / per_epoch), self.min_epochs, self.max_epochs))
 
 
@@ -183,12 +187,17 @@ class ElboPlan(pl.LightningModule):
         """Held-out evidence per cell: log p(x | z) + log p(z) − log q(z), globals as guided."""
         value = held_out_elbo(*self._visited(batch, training=False)[:3])
         self.log(
-            "validation_elbo", value.mean(), on_epoch=True, prog_bar=True, batch_size=len(value)
+            "validation_elbo",
+            value.mean(),
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(value),
+            sync_dist=True,
         )
 
     def on_train_epoch_end(self) -> None:
         """Keep the history as rows of a table; what was not measured again stays as it was."""
-        loss = self.loss_sum / self.loss_steps
+        loss = self.trainer.strategy.reduce(self.loss_sum / self.loss_steps, reduce_op="mean")
         self.log("train_loss", loss.float())
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         metrics["train_loss"] = float(loss)
@@ -225,7 +234,8 @@ def train(
     """Fit the guide (and the model's point parameters) and return the history by epoch.
 
     Ctrl-C stops training with a warning and leaves the parameters as they are, usable. Torch's
-    global random state is left as it was.
+    global random state is left as it was. Several `devices` are a process each: started here, or
+    this one and others that a launcher has started.
 
     Raises
     ------
@@ -233,57 +243,68 @@ def train(
         If a value becomes NaN or infinite, naming the site.
     ModelFileError
         If checkpoints are asked for and those there are damaged or of another training.
+    ProcessError
+        If one of several processes dies.
     """
-    if data.conditions is not None:
-        raise ScreenError(
-            "adata has conditions that this model was not built for; train a new model on all cells"
-        )
-    if any(n is not None and n < 1 for n in (config.batch_size, max_epochs)):
-        raise ScreenError(
-            f"batch_size={config.batch_size} and max_epochs={max_epochs} must be at least 1"
-        )
-    size = config.minibatch(len(train_positions))
-    loaders = [batch_loader(data, train_positions, size, seed=seed)]
-    # norms of gradients are those of whole tables
-    wanted = False if trainer_kwargs.get("gradient_clip_val") else config.by_minibatch
+    accelerator = accelerator_named(accelerator)
+    asked = {name: trainer_kwargs.pop(name) for name in _PLACES if name in trainer_kwargs}
+    processes = requested(accelerator, devices, **asked)
+    _check(data, config, max_epochs, len(train_positions), processes)
+    if processes.to_start:
+        cells = data, train_positions, validation_positions, config
+        options = {"accelerator": accelerator, "devices": devices, "max_epochs": max_epochs}
+        options |= {"early_stopping": early_stopping, "seed": seed, "checkpoints": checkpoints}
+        options |= {"progress_bar": progress_bar, **asked, **trainer_kwargs}
+        return train_in_processes(processes.total, train, (model, guide), *cells, **options)
+    size = config.minibatch(len(train_positions), processes.total)
+    part = {"rank": processes.rank, "processes": processes.total}
+    loaders = [batch_loader(data, train_positions, size, seed, config.shuffle_block, **part)]
+    # norms of gradients are those of whole tables, and processes exchange whole gradients
+    whole = trainer_kwargs.get("gradient_clip_val") or processes.total > 1
+    wanted = False if whole else config.by_minibatch
     visits = visits_of(model, guide, data.condition[train_positions], size, wanted)
     if visits:
         visits.shuffle(loaders[0].batch_sampler, data.condition)
     if len(validation_positions):
-        loaders.append(batch_loader(data, validation_positions, 4 * size))
-    epochs = config.epochs(len(train_positions)) if max_epochs is None else max_epochs
+        loaders.append(batch_loader(data, validation_positions, 4 * size, **part))
+    epochs = max_epochs or config.epochs(len(train_positions), processes.total)
     steps = epochs * len(loaders[0])
     plan = ElboPlan(model, guide, len(train_positions), steps, config, visits)
     callbacks: list[pl.Callback] = [TQDMProgressBar(refresh_rate=10)] if progress_bar else []
     if early_stopping and len(validation_positions):
         callbacks.append(EarlyStopping("validation_elbo", mode="max", patience=config.patience))
     settings = {"max_epochs": epochs, "seed": seed, "early_stopping": early_stopping}
-    written = checkpoints and _writer(checkpoints, loaders[0], config, settings | trainer_kwargs)
+    settings |= {"processes": processes.total} if processes.total > 1 else {}
+    settings |= asked | trainer_kwargs
+    written = checkpoints and _writer(checkpoints, loaders[0], config, settings)
     if written:
         callbacks.append(written)
-        trainer_kwargs["plugins"] = [*_listed(trainer_kwargs.get("plugins")), SafeCheckpointIO()]
+        trainer_kwargs["plugins"] = [*listed(trainer_kwargs.get("plugins")), SafeCheckpointIO()]
+    if processes.total > 1:
+        callbacks.append(OwnNoise(seed))
     options = {
         "max_epochs": epochs,
-        "accelerator": _accelerator(accelerator),
-        "devices": devices,
-        "callbacks": [*callbacks, *_listed(trainer_kwargs.pop("callbacks", None))],
+        "accelerator": accelerator,
+        "callbacks": [*callbacks, *listed(trainer_kwargs.pop("callbacks", None))],
         "enable_progress_bar": progress_bar,
         "logger": False,
         "enable_checkpointing": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": max(1, epochs // 40),
+        **processes.options,
     }
     n_cells, model.n_cells = model.n_cells, len(train_positions)
     try:
         with (
-            _quiet(),
+            quiet(),
             pyro.settings.context(module_local_params=True),
             pyro.validation_enabled(False),
         ):
             trainer = pl.Trainer(**(options | trainer_kwargs))
-            with _seeded(seed, trainer.strategy.root_device), few_threads(model.n_genes):
-                _fit(trainer, plan, loaders, written)
+            few = few_threads(model.n_genes, processes.total)
+            with seeded(seed, trainer.strategy.root_device), few:
+                fit(trainer, plan, loaders, written)
     finally:
         model.n_cells = n_cells
         model.kl_weight.fill_(1.0)
@@ -302,12 +323,32 @@ def train(
     return pd.DataFrame(plan.history).set_index("epoch") if plan.history else pd.DataFrame()
 
 
+def _check(
+    data: CellData,
+    config: TrainingConfig,
+    max_epochs: int | None,
+    n_cells: int,
+    processes: Processes,
+) -> None:
+    """Refuse what cannot be trained."""
+    if data.conditions is not None:
+        raise ScreenError(
+            "adata has conditions that this model was not built for; train a new model on all cells"
+        )
+    if any(n is not None and n < 1 for n in (config.batch_size, max_epochs)):
+        raise ScreenError(
+            f"batch_size={config.batch_size} and max_epochs={max_epochs} must be at least 1"
+        )
+    if n_cells < processes.total:
+        raise ScreenError(f"{n_cells} cells cannot be shared by {processes.total} processes")
+
+
 def _writer(
     checkpoints: Checkpoints, loader: DataLoader, config: TrainingConfig, settings: dict[str, Any]
 ) -> TrainingCheckpoints:
     """Checkpoints that belong to these cells and settings; objects among these are not compared."""
     batches = loader.batch_sampler
-    order = zlib.crc32(batches.positions.astype(np.int64).tobytes())
+    order = zlib.crc32(batches.positions.astype(np.int64).tobytes(), batches.block - 1)
     identity = {
         "cells": loader.dataset.fingerprint(),
         "cells_trained_on": f"{len(batches.positions)}, hash {order:08x}",
@@ -315,74 +356,3 @@ def _writer(
         **{name: value for name, value in settings.items() if isinstance(value, _PLAIN)},
     }
     return TrainingCheckpoints(checkpoints, identity, batches)
-
-
-def _listed(value: Any) -> list:
-    """An option of Lightning that may be one, several or none, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _accelerator(name: str) -> str:
-    """What "auto" stands for: CUDA or the CPU (sparse counts need one of these)."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what Lightning says about devices, workers and loggers that nobody asked for."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message="Encountered NaN: loss")  # an error follows
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.WARNING)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch within the block alone."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def _fit(
-    trainer: pl.Trainer, plan: ElboPlan, loaders: list, written: TrainingCheckpoints | None
-) -> None:
-    """Run Lightning's loop, from the newest checkpoint if there is one.
-
-    The loop answers Ctrl-C by leaving Python and a deaf interpreter.
-    """
-    path, checkpoint = (written and written.newest()) or (None, {})
-    if path and written.is_finished(checkpoint):
-        plan.load_state_dict(checkpoint["state_dict"])
-        plan.on_load_checkpoint(checkpoint)
-        warnings.warn(
-            f"this training is finished; its end was read from {path} and nothing was trained "
-            "(resume=False trains again)",
-            stacklevel=4,
-        )
-        return
-    del checkpoint  # Lightning reads it again
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(plan, *loaders, ckpt_path=path)
-    except KeyboardInterrupt:
-        pass
-    except SystemExit as stop:
-        if not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-    finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)

@@ -91,7 +91,12 @@ class Visits:
         return float((1 - (1 - min(1.0, batch_size / self.n_cells)) ** packs).sum())
 
     def shuffle(self, batches: ShuffledBatches, condition: np.ndarray) -> None:
-        """Let cells of a perturbation travel together; `condition` is that of every cell."""
+        """Let cells of a perturbation travel together; `condition` is that of every cell.
+
+        Not where neighbours are shuffled as one: there they are together, or far apart in a file.
+        """
+        if batches.block > 1:
+            return
         label = np.where(self._driver < len(self.cells), self._driver, -1)
         labels = label[condition[batches.positions]]
         batches.generator = _Together(batches.generator, labels)

@@ -252,11 +252,12 @@ def test_a_directory_that_cannot_be_used_is_said_before_training(adata, build, t
         trained(build, adata, tmp_path / "file")
 
 
-def test_several_devices_are_refused(tmp_path):
+def test_processes_that_see_other_files_are_refused(tmp_path):
     batches = ShuffledBatches(np.arange(4), 2, 0, drop_last=True)
     written = TrainingCheckpoints(Checkpoints(tmp_path), {}, batches)
-    with pytest.raises(ModelFileError, match="on one device, not on 2; pass devices=1"):
-        written.setup(SimpleNamespace(world_size=2), None, "fit")
+    strategy = SimpleNamespace(broadcast=lambda mine: "checkpoint-000004.safetensors")
+    with pytest.raises(ModelFileError, match="process 1 sees other checkpoints.*all nodes share"):
+        written.setup(SimpleNamespace(global_rank=1, strategy=strategy), None, "fit")
 
 
 def test_what_cannot_be_written_without_code_is_named(adata, build, tmp_path):

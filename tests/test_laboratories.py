@@ -167,6 +167,14 @@ def test_genes_of_a_new_batch_vary_together_as_they_did_between_measured_ones(ne
     assert abs(together[0]) < 0.25 < together[1]
 
 
+def test_a_new_batch_is_predicted_where_noise_does_not_follow_content(make_screen, build):
+    model = build(make_screen(n_batches=5, n_controls=40), {})
+    model.train(max_epochs=2, progress_bar=False)
+    out = model.predict(CONTROLS, n_samples=50)
+    known, new = np.log(out.layers["upper"] / out.layers["lower"])
+    assert np.median(new) > np.median(known)
+
+
 def test_what_a_new_batch_contains_moves_it(nested):
     asked = CONTROLS.iloc[1:]
     few, many = (

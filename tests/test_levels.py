@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from pyrocell.errors import UnknownLabelError
 from pyrocell.levels import condition_levels
 
 GENES, CONDITIONS = 300, 8
@@ -95,3 +96,30 @@ def test_a_few_very_deep_cells_of_another_kind_do_not_decide():
     error = contrast.value - level[1] + level[0]
     pooled = np.log(counts[condition == 1].sum(0) / size[condition == 1].sum()) - level[1]
     assert (error**2).mean() < 0.25 * (pooled**2).mean()
+
+
+@pytest.mark.filterwarnings("ignore")  # of a model that was not trained: none is needed
+def test_counts_alone_leave_a_true_zero_out_one_time_in_twenty(make_screen, build):
+    adata = make_screen(
+        n_perturbations=40, n_genes=60, silent_fraction=1.0, on_target=None,
+        n_cells_per_condition=60, n_controls=1200, mean_library=600.0,
+    )  # fmt: skip
+    model = build(adata, {})
+    table = model.perturbation_effects(shrunken=False, credible_level=0.95)
+    outside = ((table.lower > 0) | (table.upper < 0)).mean()
+    # 2,400 effects whose errors share eight axes of cell state: some 800 independent ones
+    assert outside == pytest.approx(0.05, abs=0.023)
+    shown = model.perturbation_effects(n_samples=2)
+    assert list(table.columns) == list(shown.columns)
+    assert (table.perturbation == shown.perturbation).all() and (table.gene == shown.gene).all()
+
+
+def test_counts_alone_say_nothing_of_what_was_not_measured(fitted):
+    pair = next(label for label in fitted.screen.conditions.perturbation if "+" in label)
+    asked = {"media": "medium0", "time": 2.0, "shrunken": False}
+    one = fitted.perturbation_effects(pair, **asked, credible_level=0.5)
+    wide = fitted.perturbation_effects(pair, **asked)
+    assert (wide.upper - wide.lower).gt(one.upper - one.lower).all()
+    first, *_, last = fitted.screen.perturbations
+    with pytest.raises(UnknownLabelError):
+        fitted.perturbation_effects(f"{first}+{last}", **asked)

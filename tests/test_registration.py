@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 
 import pyrocell._compat as compat
+from pyrocell import PyroCell
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.registration import ScreenManager, build_screen, cell_tensors, register
 
@@ -180,12 +181,31 @@ def test_two_registrations_of_one_anndata_stay_apart(tiny_adata):
     assert len(first.screen.conditions) == 8 and len(second.screen.conditions) == 4
 
 
+def test_a_copy_gets_an_identity_of_its_own_and_the_original_keeps_its(tiny_adata):
+    PyroCell.setup_anndata(tiny_adata)
+    first = PyroCell(tiny_adata)
+    copy = tiny_adata.copy()
+    before, carried = copy.copy(), tiny_adata.uns["_scvi_uuid"]
+    PyroCell.setup_anndata(copy)
+    assert tiny_adata.uns["_scvi_uuid"] == carried != copy.uns["_scvi_uuid"]
+    assert set(copy.uns) == set(before.uns)
+    assert copy.obs.equals(before.obs) and (copy.X != before.X).nnz == 0
+    assert first._validate_anndata(tiny_adata) is tiny_adata
+    assert PyroCell(tiny_adata).adata is tiny_adata and PyroCell(copy).adata is copy
+    PyroCell.setup_anndata(copy)  # again: it is no copy of another
+    assert PyroCell(copy).adata is copy and PyroCell(tiny_adata).adata is tiny_adata
+
+
 def test_private_names_of_scvi_are_where_compat_expects_them(tiny_adata):
     from scvi.data import _constants
 
     assert compat.MODEL_NAME == _constants._MODEL_NAME_KEY
     assert compat.SETUP_METHOD == _constants._SETUP_METHOD_NAME
     assert compat.SETUP_ARGS == _constants._SETUP_ARGS_KEY
+    assert compat._IDENTITY == _constants._SCVI_UUID_KEY
+    PyroCell.setup_anndata(tiny_adata)
+    managers = compat.managers_of(PyroCell)
+    assert managers[tiny_adata.uns[compat._IDENTITY]].adata is tiny_adata
     assert issubclass(ScreenManager, compat.AnnDataManager)
     for name in (
         "LayerField",

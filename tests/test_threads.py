@@ -59,6 +59,14 @@ def test_many_genes_and_a_number_set_by_the_user_are_left_alone(two_threads, mon
         assert torch.get_num_threads() == 2
 
 
+def test_one_of_several_processes_has_one_thread_or_the_users_number(two_threads, monkeypatch):
+    with few_threads(1000, processes=2):
+        assert torch.get_num_threads() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with few_threads(1000, processes=2):
+        assert torch.get_num_threads() == 2
+
+
 def test_the_users_number_holds_where_another_package_has_raised_it(two_threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with few_threads(1000):

@@ -44,8 +44,7 @@ def cell_variance(model: PyroCell) -> np.ndarray:
     """(G,) f/μ + k: what one cell leaves of a gene's log mean, by moments of the counts."""
     data = model._cells
     cells = Cells(data.counts, np.exp(data.log_size.astype(float)), data.batch)
-    groups = [cells[data.condition == c] for c in np.unique(data.condition)]
-    moments = Variance.of(groups)
+    moments = Variance.of(cells[data.condition == c] for c in np.unique(data.condition))
     mean = np.maximum(rates(cells) * cells.size.mean(), 1 / len(cells))
     return moments.poisson / mean + np.maximum(moments.extra, 0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyrocell.operators.arms import respond_in_order
-from pyrocell.operators.field import bounded_weight
+from pyrocell.operators.field import Production, bounded_weight
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import on_target_shift, perturb
 from pyrocell.operators.protocol import (
@@ -37,6 +37,7 @@ from pyrocell.operators.waiting import (
 __all__ = [
     "Media",
     "Perturb",
+    "Production",
     "Protocol",
     "ResponseParameters",
     "Wait",

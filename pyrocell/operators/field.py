@@ -10,18 +10,45 @@ does not depend on what else is asked, no rate is too stiff, and without h nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
 
 from pyrocell.errors import StiffFieldError
 from pyrocell.operators.waiting import average_decay, reference_curve
 
-__all__ = ["STEPS", "Field", "bounded_weight", "deviate", "step_times"]
+__all__ = ["STEPS", "Production", "bounded_weight", "deviate", "step_times"]
 
-Field = Callable[[Tensor, Tensor], Tensor]  # h(y, Δ), both (..., C, D)
 STEPS = 8  # error of the deviation below 1% up to λ t = 8 (tests/test_field.py)
+
+
+class Production(NamedTuple):
+    """h(y, Δ) = φ(u) W, u = (y, Δ) A, with φ(u) = s(u + a) - s(a) - s'(a) u of the softplus s.
+
+    The features φ vanish at rest together with their slope (`Curvature` has them for states).
+
+    Attributes
+    ----------
+    direction, offset, weight
+        A, (2 D, H); a, (H,); W, (H, D).
+    """
+
+    direction: Tensor
+    offset: Tensor
+    weight: Tensor
+
+    def __call__(self, y: Tensor, drive: Tensor) -> Tensor:
+        """h, (..., D)."""
+        both = torch.cat([y, drive], -1)
+        bent = softplus(both @ self.direction + self.offset) - softplus(self.offset)
+        return bent @ self.weight + both @ self.slope()
+
+    def slope(self) -> Tensor:
+        """What h would be if s were straight, (2 D, D)."""
+        return -(self.direction * self.offset.sigmoid()) @ self.weight
 
 
 def step_times(duration: Tensor) -> Tensor:
@@ -30,7 +57,9 @@ def step_times(duration: Tensor) -> Tensor:
     return grid.reshape(-1, *[1] * duration.dim()) * duration
 
 
-def deviate(linear: Tensor, drive: Tensor, rate: Tensor, duration: Tensor, field: Field) -> Tensor:
+def deviate(
+    linear: Tensor, drive: Tensor, rate: Tensor, duration: Tensor, field: Production
+) -> Tensor:
     """Deviation u from the linear solution after a duration, u = 0 at its start.
 
     Parameters
@@ -57,12 +86,16 @@ def deviate(linear: Tensor, drive: Tensor, rate: Tensor, duration: Tensor, field
     elapsed = rate * (duration / STEPS).unsqueeze(-1)
     reached = reference_curve(elapsed, 1.0)  # ∫ λ exp(-λ (ds - s)) ds over a step
     ramp = 1 - average_decay(elapsed)  # the same of a production that grows from 0 to 1
-    u = torch.zeros_like(linear[0])
-    before = field(linear[0], drive[0])
-    for y, delta in zip(linear[1:], drive[1:], strict=True):
-        u = u + (before - u) * reached
-        after = field(y + u, delta)
-        u, before = u + ramp * (after - before), after
+    both, slope, n_axes = torch.cat([linear, drive], -1), field.slope(), linear.shape[-1]
+    u = _Deviation.apply(
+        both @ field.direction + field.offset,
+        both @ slope,
+        field.direction[:n_axes],
+        slope[:n_axes],
+        field.weight,
+        softplus(field.offset),
+        *torch.broadcast_tensors(reached, ramp),
+    )
     if not torch.isfinite(u).all() and torch.isfinite(linear).all():
         raise StiffFieldError(
             'the field of dynamics="node" ran away within a wait of '
@@ -70,6 +103,79 @@ def deviate(linear: Tensor, drive: Tensor, rate: Tensor, duration: Tensor, field
             "in shorter steps"
         )
     return u
+
+
+class _Deviation(torch.autograd.Function):
+    """Exponential Heun steps of u and their gradient, both written out: a step has few operations.
+
+    h_i = b_i + w_i S + (softplus(v_i + w_i A) - c) W at w_i = u + r (h_{i-1} - u), and then
+    u = w_i + q (h_i - h_{i-1}).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        along: Tensor,
+        straight: Tensor,
+        direction: Tensor,
+        slope: Tensor,
+        weight: Tensor,
+        level: Tensor,
+        reached: Tensor,
+        ramp: Tensor,
+    ) -> Tensor:
+        """U at the end; v (n, ..., C, H), b (n, ..., C, D), A (D, H), S (D, D), W, c, r and q."""
+        bent = [softplus(along[0]) - level]
+        h = straight[0] + bent[0] @ weight
+        u = torch.zeros_like(h)
+        bends, before, way, change = [along[0]], [h], [u], []
+        for v, b in zip(along[1:].unbind(), straight[1:].unbind(), strict=True):
+            w = torch.lerp(u, h, reached)
+            bends.append(v + w @ direction)
+            bent.append(softplus(bends[-1]) - level)
+            after = b + w @ slope + bent[-1] @ weight
+            change.append(after - h)
+            u, h = torch.addcmul(w, ramp, change[-1]), after
+            before.append(h)
+            way.append(u)
+        ctx.save_for_backward(direction, slope, weight, reached, ramp, *map(torch.stack, (
+            bends, bent, before, way, change
+        )))  # fmt: skip
+        return u
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of all that forward takes, last step first."""
+        direction, slope, weight, reached, ramp, *kept = ctx.saved_tensors
+        bends, bent, before, way, change = kept
+        open_ = bends.sigmoid()
+        n = len(bends)
+        to_h, to_v, to_w, to_u = [None] * n, [None] * n, [None] * n, [None] * n
+        next_h: Tensor | float = 0.0
+        for i in range(n - 1, 0, -1):
+            to_u[i] = gradient
+            sent = ramp * gradient
+            to_h[i] = sent + next_h
+            to_v[i] = (to_h[i] @ weight.mT) * open_[i]
+            to_w[i] = gradient + to_h[i] @ slope.mT + to_v[i] @ direction.mT
+            back = reached * to_w[i]
+            gradient, next_h = to_w[i] - back, back - sent
+        to_h[0], to_v[0] = next_h, (next_h @ weight.mT) * open_[0]
+        to_h, to_v = torch.stack(to_h), torch.stack(to_v)
+        to_w, to_u = torch.stack(to_w[1:]), torch.stack(to_u[1:])
+        w = torch.lerp(way[:-1], before[:-1], reached)
+        rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+        return (
+            to_v,
+            to_h,
+            rows(w).mT @ rows(to_v[1:]),
+            rows(w).mT @ rows(to_h[1:]),
+            rows(bent).mT @ rows(to_h),
+            -(rows(to_h) @ weight.mT).sum(0),
+            (to_w * (before[:-1] - way[:-1])).sum(0).sum(-1, keepdim=True),
+            (to_u * change).sum(0).sum(-1, keepdim=True),
+        )
 
 
 def bounded_weight(weight: Tensor, direction: Tensor, bound: float | None) -> Tensor:
@@ -88,5 +194,12 @@ def bounded_weight(weight: Tensor, direction: Tensor, bound: float | None) -> Te
     """
     if bound is None:
         return weight
-    norm = torch.linalg.matrix_norm(weight, ord=2) * torch.linalg.matrix_norm(direction, ord=2)
+    norm = _largest_stretch(weight) * _largest_stretch(direction)
     return weight * (bound / norm.clamp_min(bound))[..., None, None]
+
+
+def _largest_stretch(matrix: Tensor) -> Tensor:
+    """Spectral norm, (...,), from the smaller Gram matrix: half the time of singular values."""
+    wide = matrix.shape[-1] > matrix.shape[-2]
+    gram = matrix @ matrix.mT if wide else matrix.mT @ matrix
+    return torch.linalg.eigvalsh(gram)[..., -1].clamp_min(torch.finfo(gram.dtype).tiny).sqrt()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pyrocell.errors import ProtocolError
-from pyrocell.operators.field import Field, deviate, step_times
+from pyrocell.operators.field import Production, deviate, step_times
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
 from pyrocell.operators.transport import NOISY_STEPS, Leg, StateField, carry, code_of, diffuse
@@ -96,7 +96,7 @@ class ResponseParameters:
     base_log_rate: Tensor
     reference_time: float = 1.0
     log_decay: Tensor | None = None
-    field: Field | None = None
+    field: Production | None = None
     motion: StateField | None = None
     at_once: bool = False
 
@@ -193,12 +193,14 @@ def respond(
     def dose(t: Tensor) -> Tensor:  # (..., C) to (..., C, most)
         return carried * reference_curve(decay, t.unsqueeze(-1))
 
-    y = linear(duration)
-    if params.field is not None:
+    if params.field is None:
+        y = linear(duration)
+    else:
         times = step_times(duration)
+        path = linear(times)
         drive, media_drive = _drives(rate, effect, decay, params)
         pull = driven(dose(times), drive) + driven(gain, media_drive)
-        y = y + deviate(linear(times), pull, rate, duration, params.field)
+        y = path[-1] + deviate(path, pull, rate, duration, params.field)
     begun = dose(duration)
     nothing = begun.new_zeros(*begun.shape[:-1], genotype.shape[-1])
     return State(

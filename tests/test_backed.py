@@ -1,0 +1,299 @@
+"""Counts in a file: what is read when, and that a model of them is the model of those in memory."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+
+import anndata
+import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from pyrocell import PseudobulkODE, PyroCell, TrainingConfig, batches, read_backed, stored
+from pyrocell.batches import ShuffledBatches
+from pyrocell.design.fitted import cell_variance
+from pyrocell.errors import CountError, ScreenError, ScreenWarning, UnknownLabelError
+from pyrocell.registration import register
+from pyrocell.stored import StoredCounts, count_blocks, gene_totals, read_ahead
+
+zarr = pytest.importorskip("zarr")
+pytestmark = [
+    pytest.mark.filterwarnings("error::pyrocell.errors.ScreenWarning"),
+    pytest.mark.filterwarnings("ignore:Writing zarr v2"),
+]
+SMALL = {"n_latent": 2, "n_response": 2, "n_hidden": 16}
+ORDER = {"shuffle_block": 5, "batch_size": 16}
+
+
+def written(adata: AnnData, path, kind: str) -> AnnData:
+    """The same screen with counts in a file."""
+    if kind == "zarr":
+        adata.write_zarr(path / "screen.zarr")
+        return read_backed(path / "screen.zarr")
+    adata.write_h5ad(path / "screen.h5ad")
+    if kind == "backed":
+        return anndata.read_h5ad(path / "screen.h5ad", backed="r")
+    return read_backed(path / "screen.h5ad")
+
+
+@pytest.fixture(autouse=True)
+def small_pools(monkeypatch):
+    """Pools of 64 cells, blocks of 50 cells: tiny screens have several of each."""
+    monkeypatch.setattr(batches, "_POOL", 64)
+    monkeypatch.setattr(stored, "_VALUES", 50 * 12)
+    monkeypatch.setattr(stored, "_GAP", 3)
+
+
+def fit(adata: AnnData, **options) -> PyroCell:
+    PyroCell.setup_anndata(adata, media_key="media", size_factor_key="depth")
+    model = PyroCell(adata, **SMALL)
+    options = {"max_epochs": 3, "progress_bar": False, "seed": 3, "devices": 1} | options
+    model.train(config=TrainingConfig(**ORDER), **options)
+    return model
+
+
+# ---------------------------------------------------------------------- the same results
+@pytest.mark.parametrize("kind", ["backed", "h5ad", "zarr", "dense"])
+def test_training_from_a_file_is_training_in_memory_to_the_last_bit(tiny_adata, tmp_path, kind):
+    if kind == "dense":
+        tiny_adata.X = tiny_adata.X.toarray()
+    on_disk = written(tiny_adata, tmp_path, "zarr" if kind == "dense" else kind)
+    there, here = fit(on_disk), fit(tiny_adata)
+    assert isinstance(there._cells.counts, StoredCounts)
+    pd.testing.assert_frame_equal(there.history, here.history, check_exact=True)
+    for name, value in here.module.state_dict().items():
+        np.testing.assert_array_equal(value, there.module.state_dict()[name], err_msg=name)
+
+
+def test_answers_about_cells_in_a_file_are_those_in_memory(tiny_adata, tmp_path):
+    on_disk, here = written(tiny_adata, tmp_path, "zarr"), fit(tiny_adata)
+    here.save(tmp_path / "model")
+    there = PyroCell.load(tmp_path / "model", on_disk)
+    for ask in (
+        lambda m: m.get_latent_representation(batch_size=32),
+        lambda m: m.get_normalized_expression().to_numpy(),
+        lambda m: m.get_marginal_ll(n_mc_samples=2).to_numpy(),
+        lambda m: m.posterior_predictive_check(3).select_dtypes("number").to_numpy(),
+        lambda m: m.assumptions(n_samples=2).select_dtypes("number").to_numpy(),
+        lambda m: m.counterfactual(m.adata[:20].to_memory(), n_samples=3).X,
+    ):
+        np.testing.assert_array_equal(ask(there), ask(here))
+
+
+def test_what_needs_no_training_reads_files_too(make_screen, tmp_path):
+    adata = make_screen(times=(1.0, 2.0))
+    on_disk, answers = written(adata, tmp_path, "h5ad"), []
+    for cells in (on_disk, adata):
+        PyroCell.setup_anndata(cells, time_key="time")
+        model = PyroCell(cells, **SMALL)
+        steady = model.steady_state_screen(n_draws=20, n_splits=2, min_cells=2)
+        ode = PseudobulkODE(cells)
+        answers.append((steady.select_dtypes("number"), cell_variance(model), ode.levels))
+    for there, here in zip(*answers, strict=True):
+        np.testing.assert_array_equal(there, here)
+
+
+def test_a_stopped_training_from_a_file_goes_on_where_it_was(tiny_adata, tmp_path):
+    whole = fit(written(tiny_adata, tmp_path, "zarr"))
+
+    class At(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if (trainer.current_epoch, batch_idx) == (1, 4):
+                raise RuntimeError("power cut")
+
+    again = {"checkpoint_dir": tmp_path / "run", "checkpoint_minutes": 0.0}
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(read_backed(tmp_path / "screen.zarr"), callbacks=At(), **again)
+    resumed = fit(read_backed(tmp_path / "screen.zarr"), **again)
+    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
+
+
+# ---------------------------------------------------------------------- what is read
+def test_registration_reads_columns_and_not_counts(tiny_adata, tmp_path, monkeypatch):
+    tiny_adata.write_zarr(tmp_path / "screen.zarr")
+
+    def touched(*_):
+        raise AssertionError("counts were read")
+
+    monkeypatch.setattr(stored.StoredCounts, "_read", touched)
+    kind = type(read_backed(tmp_path / "screen.zarr").X)
+    monkeypatch.setattr(kind, "__getitem__", touched)
+    monkeypatch.setattr(kind, "to_memory", touched)
+    adata = read_backed(tmp_path / "screen.zarr")
+    monkeypatch.setattr(zarr.Array, "__getitem__", touched)
+    register(None, adata, media_key="media")
+    PyroCell.setup_anndata(adata, media_key="media")
+    with pytest.raises(AssertionError, match="counts were read"):
+        PyroCell(adata, **SMALL)
+
+
+def test_a_model_is_built_from_one_pass_over_the_counts(tiny_adata, tmp_path, monkeypatch):
+    on_disk, read = written(tiny_adata, tmp_path, "zarr"), []
+    one = StoredCounts._read
+    monkeypatch.setattr(
+        StoredCounts, "_read", lambda self, a, b: read.extend(range(a, b)) or one(self, a, b)
+    )
+    PyroCell.setup_anndata(on_disk, media_key="media")
+    PyroCell(on_disk, **SMALL)
+    assert read == list(range(120))
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.parametrize(
+    "rows",
+    [slice(10, 90), np.arange(120) % 7 == 0, np.array([5, 2, 2, 119, 60]), np.array([], int)],
+    ids=["slice", "mask", "positions", "none"],
+)
+def test_rows_of_a_file_are_those_of_the_matrix(tiny_adata, tmp_path, kind, rows):
+    counts = StoredCounts(written(tiny_adata, tmp_path, kind).X)
+    found = counts[rows]
+    assert found.dtype == np.float32 and found.has_canonical_format
+    np.testing.assert_array_equal(found.toarray(), tiny_adata.X[rows].toarray())
+    np.testing.assert_array_equal(gene_totals(counts), tiny_adata.X.toarray().sum(0))
+    assert max(block.shape[0] for _, block in count_blocks(counts)) <= 50
+
+
+@pytest.mark.parametrize("kind", ["backed", "zarr"])
+def test_another_process_reads_the_file_by_itself(tiny_adata, tmp_path, kind):
+    counts = StoredCounts(written(tiny_adata, tmp_path, kind).X)
+    copy = pickle.loads(pickle.dumps(counts))
+    expected = tiny_adata.X[7:20].toarray()
+    np.testing.assert_array_equal(copy[7:20].toarray(), expected)
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(counts[7:20].toarray(), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_one_item_is_read_ahead_and_never_more():
+    read, done = [], threading.Event()
+
+    def take(i):
+        read.append(i)
+        if i == 3:
+            done.set()
+        return i
+
+    ahead = read_ahead(take, range(10))
+    assert [next(ahead) for _ in range(3)] == [(i, i) for i in range(3)]
+    assert done.wait(10) and read == [0, 1, 2, 3]
+    ahead.close()
+    with pytest.raises(ZeroDivisionError):  # what a thread raises is raised here
+        list(read_ahead(lambda i: 1 / i, [1, 0]))
+
+
+# ---------------------------------------------------------------------- the order
+def test_blocks_are_read_whole_and_mixed_within_pools():
+    order = ShuffledBatches(np.arange(1000), 16, seed=1, drop_last=True, block=10)
+    pools = list(order.pools())
+    seen = np.concatenate([np.concatenate(pool) for pool in pools])
+    assert len(seen) == len(np.unique(seen)) == 16 * len(order) == 992
+    assert [len(pool) for pool in pools[:-1]] == [4] * 15  # 64 cells each
+    for pool in pools:
+        runs = np.count_nonzero(np.diff(np.sort(np.concatenate(pool))) > 1) + 1
+        assert runs <= 9
+        assert all(np.unique(batch // 10).size >= 5 for batch in pool)
+
+
+def test_every_cell_meets_every_other_in_the_long_run():
+    order, together = ShuffledBatches(np.arange(200), 8, 0, drop_last=True, block=4), np.zeros(200)
+    for _ in range(300):
+        for batch in order:
+            if 100 in batch:
+                together[batch] += 1
+    assert (together[np.arange(200) != 100] > 0).all()
+
+
+def test_runs_of_no_cells_are_refused(tiny_adata):
+    PyroCell.setup_anndata(tiny_adata, media_key="media")
+    with pytest.raises(ScreenError, match="shuffle_block=0 must be at least 1"):
+        PyroCell(tiny_adata, **SMALL).train(1, config=TrainingConfig(shuffle_block=0))
+
+
+def test_processes_share_the_minibatches_of_one():
+    one = ShuffledBatches(np.arange(1000), 16, 1, True, block=10)
+    two = [
+        ShuffledBatches(np.arange(1000), 8, 1, True, block=10, rank=r, processes=2)
+        for r in range(2)
+    ]
+    together = [np.sort(np.concatenate(parts)) for parts in zip(*two, strict=True)]
+    np.testing.assert_equal(together, list(one))
+
+
+def test_a_screen_of_one_pool_is_shuffled_as_in_memory():
+    blocked, plain = (ShuffledBatches(np.arange(64), 16, 5, True, block=b) for b in (8, 1))
+    np.testing.assert_equal(list(blocked), list(plain))
+
+
+def test_the_order_by_blocks_is_a_function_of_seed_and_epoch():
+    straight, resumed = (ShuffledBatches(np.arange(300), 16, 3, True, block=7) for _ in range(2))
+    epochs = [list(straight) for _ in range(4)]
+    resumed.skip(2, 5)
+    np.testing.assert_equal(list(resumed), epochs[2][5:])
+    np.testing.assert_equal(list(resumed), epochs[3])
+    assert not np.array_equal(epochs[0][0], epochs[1][0])
+
+
+# ---------------------------------------------------------------------- what is wrong, by name
+def test_counts_stored_by_genes_are_refused_with_a_remedy(tiny_adata, tmp_path):
+    tiny_adata.X = tiny_adata.X.tocsc()
+    with pytest.raises(CountError, match=r"adata.X is stored by genes \(CSC\).*write it as CSR"):
+        register(None, written(tiny_adata, tmp_path, "zarr"))
+
+
+def test_values_that_are_not_counts_are_named_when_they_are_read(tiny_adata, tmp_path):
+    tiny_adata.X = tiny_adata.X.astype(float)
+    tiny_adata.X[101, 3] = 1.5
+    on_disk = written(tiny_adata, tmp_path, "h5ad")
+    PyroCell.setup_anndata(on_disk, media_key="media")
+    with pytest.raises(CountError, match='not whole numbers.*1.5 in cell "cell101", gene "gene0"'):
+        PyroCell(on_disk, **SMALL)
+
+
+@pytest.mark.filterwarnings("default::pyrocell.errors.ScreenWarning")
+def test_empty_cells_and_silent_genes_are_told_as_in_memory(tiny_adata, tmp_path):
+    dense = tiny_adata.X.toarray()
+    dense[:, 4] = 0
+    tiny_adata.X = sp.csr_matrix(dense)
+    on_disk = written(tiny_adata, tmp_path, "zarr")
+    PyroCell.setup_anndata(on_disk, media_key="media")
+    with pytest.warns(ScreenWarning, match=r"1 of 12 genes have no counts .*gene1"):
+        PyroCell(on_disk, **SMALL)
+    dense[7] = 0
+    on_disk.X = None
+    tiny_adata.X = sp.csr_matrix(dense)
+    (tmp_path / "empty").mkdir()
+    on_disk = written(tiny_adata, tmp_path / "empty", "zarr")
+    PyroCell.setup_anndata(on_disk, media_key="media")
+    with pytest.raises(CountError, match=r"1 of 120 cells have no counts .*cell7"):
+        PyroCell(on_disk, **SMALL)
+
+
+def test_a_layer_of_a_file_is_read_there(tiny_adata, tmp_path):
+    tiny_adata.layers["counts"] = tiny_adata.X.copy()
+    tiny_adata.X = tiny_adata.X.astype(np.float32) * 0.5
+    on_disk = written(tiny_adata, tmp_path, "zarr")
+    PyroCell.setup_anndata(on_disk, layer="counts", media_key="media")
+    counts = PyroCell(on_disk, **SMALL)._cells.counts
+    np.testing.assert_array_equal(counts[:].toarray(), tiny_adata.layers["counts"].toarray())
+
+
+def test_a_file_that_was_closed_is_named(tiny_adata, tmp_path):
+    on_disk = written(tiny_adata, tmp_path, "backed")
+    counts = StoredCounts(on_disk.X)
+    on_disk.file.close()
+    with pytest.raises(CountError, match="cells 3 to 9 of adata.X could not be read.*stay open"):
+        counts[3:10]
+
+
+def test_what_is_no_file_of_anndata_is_named(tmp_path):
+    with pytest.raises(UnknownLabelError, match='there is no file ".*missing.zarr"'):
+        read_backed(tmp_path / "missing.zarr")
+    zarr.open_group(tmp_path / "other.zarr", mode="w")
+    with pytest.raises(UnknownLabelError, match="has no obs, var: it was not written by anndata"):
+        read_backed(tmp_path / "other.zarr")
