@@ -261,6 +261,10 @@ def test_cells_of_a_perturbation_travel_together_and_all_cells_come_once_per_epo
 
     alone = ShuffledBatches(cells, 5, 3, drop_last=False)
     assert np.mean([met(b) for b in first]) < np.mean([met(b) for b in alone])
+    on_disk = ShuffledBatches(cells, 5, seed=3, drop_last=False, block=2)
+    before = on_disk.generator
+    visits.shuffle(on_disk, condition)
+    assert on_disk.generator is before
     resumed = batches()
     resumed.skip(1, 2)
     np.testing.assert_array_equal(np.concatenate(list(resumed)), np.concatenate(second[2:]))
