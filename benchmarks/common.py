@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -24,6 +27,37 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "scvi", "pyrocell"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+_PRODUCTS = """
+import sys, time, numpy
+a = numpy.random.default_rng(0).random((500, 500))
+a @ a
+while time.time() < float(sys.argv[1]): pass
+began = time.perf_counter()
+for _ in range(100): a @ a
+print(time.perf_counter() - began)
+"""
+
+
+def machine_speedup(processes: int = 2) -> float:
+    """What so many processes of matrix products get done at once, in units of what one does.
+
+    The anchor of any speed-up: no program gains more from the cores of this machine at this moment.
+    """
+    alone, together = (_products(n) for n in (1, processes))
+    return processes * alone / together
+
+
+def _products(processes: int) -> float:
+    """Mean seconds of fixed work in processes that start it together, one thread each."""
+    start = str(time.time() + 3)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _PRODUCTS, start]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=one_thread) for _ in range(processes)
+    ]
+    return float(np.mean([float(p.communicate()[0]) for p in started]))
 
 
 def shared(name: str) -> ad.AnnData:

@@ -35,7 +35,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
-from common import quiet, report
+from common import machine_speedup, quiet, report
 from hipsc_day5 import DAY, ELEVEN
 
 import pyrocell
@@ -202,7 +202,10 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["loky", "ray"])
     options = parser.parse_args()
     quiet()
-    report("processes", **{row: ROWS[row](options) for row in options.rows})
+    machine = machine_speedup(PROCESSES)
+    print(f"two processes of matrix products against one: {machine:.2f} x")
+    found = {row: ROWS[row](options) for row in options.rows}
+    report("processes", machine_speedup=machine, **found)
 
 
 ROWS = {"steps": steps, "ddp": ddp, "packing": packing}

@@ -31,7 +31,7 @@ import pyro
 import scvi
 import torch
 from anndata import AnnData
-from common import quiet, report, shared
+from common import machine_speedup, quiet, report, shared
 
 from pyrocell import PyroCell, TrainingConfig, simulate
 from pyrocell.batches import batch_loader
@@ -199,7 +199,8 @@ def step(options: argparse.Namespace) -> dict:
 
 def threads(options: argparse.Namespace) -> dict:
     """A step on two threads; of use only on a machine with two idle cores."""
-    model, out = build(screen(50)), {}
+    model, out = build(screen(50)), {"machine_speedup": machine_speedup()}
+    print(f"\ntwo processes of matrix products against one: {out['machine_speedup']:.2f} x")
     for size in options.batch_sizes:
         tasks = {f"{n} threads": Step(model, size, n) for n in (1, 2)}
         times = alternate(tasks, 4 * options.repeats)
@@ -332,7 +333,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet()
     found = {row: ROWS[row](options) for row in options.rows}
-    report("throughput", threads=options.threads, **found)
+    report("throughput", n_threads=options.threads, **found)
 
 
 if __name__ == "__main__":
