@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyrocell.distributions._compiled import Compiled
+
 __all__ = [
     "EntryLogProb",
     "dense_counts",
@@ -126,7 +128,8 @@ class EntryLogProb(torch.autograd.Function):
     """Log probability per cell with its gradient written out: no dense lgamma, one dense pass.
 
     Inputs: log_mu (..., cells, G); log_theta and gate_logits (or None) broadcastable to it; row,
-    column, count: coordinates and values of the non-zero entries. Returns (..., cells).
+    column, count: coordinates and values of the non-zero entries; whether it is to be compiled.
+    Returns (..., cells).
     """
 
     @staticmethod
@@ -138,11 +141,15 @@ class EntryLogProb(torch.autograd.Function):
         row: Tensor,
         column: Tensor,
         count: Tensor,
+        compiled: bool = False,
     ) -> Tensor:
         """Value per cell; keeps the gradient per entry."""
-        ctx.save_for_backward(log_mu, log_theta, gate_logits, row, column, count)
+        inputs = log_mu, log_theta, gate_logits, row, column, count
+        ctx.save_for_backward(*inputs)
         ctx.slopes = None
-        value, slopes = _entries(log_mu, log_theta, gate_logits, row, column, count)
+        # torch.compile would make versions of their own for sizes of 0 and 1
+        compiled = compiled and min(*log_mu.shape[-2:], len(count)) > 1
+        value, slopes = (_compiled_entries if compiled else _entries)(*inputs)
         if any(ctx.needs_input_grad):
             ctx.slopes = slopes
         return value
@@ -162,7 +169,7 @@ class EntryLogProb(torch.autograd.Function):
                 None if t is None else (slope * weight[..., None]).sum_to_size(t.shape)
                 for t, slope in zip(inputs, ctx.slopes, strict=True)
             ]
-        return (*slopes, None, None, None)
+        return (*slopes, None, None, None, None)
 
 
 def _entries(
@@ -224,3 +231,6 @@ def _positive_entries(
     if gate_logits is None:
         return value, ds, dt, None
     return value - _softplus(gate_logits), ds, dt, -torch.sigmoid(gate_logits)
+
+
+_compiled_entries = Compiled(_entries, "the analytic gradient of the count likelihood")

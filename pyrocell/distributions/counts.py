@@ -6,9 +6,6 @@ binomial with mean μ and variance μ + μ²/θ. The likelihood is that of the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -24,39 +21,22 @@ from pyrocell.distributions._analytic import (
     log_zero_probability,
     reference_log_prob,
 )
+from pyrocell.distributions._paths import (
+    automatic,
+    chosen,
+    compiled_likelihood,
+    likelihood_path,
+)
 from pyrocell.distributions.wide import broadcast
 
-__all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial", "likelihood_path"]
+__all__ = [
+    "NegativeBinomial",
+    "ZeroInflatedNegativeBinomial",
+    "compiled_likelihood",
+    "likelihood_path",
+]
 
-PATHS = ("auto", "rows", "analytic", "reference")
 MAX_LOG_THETA = 60.0  # beyond this either way, single precision is left to the general formula
-
-_path: ContextVar[str] = ContextVar("likelihood_path", default="auto")
-
-
-@contextmanager
-def likelihood_path(path: str) -> Iterator[None]:
-    """Choose how `log_prob` is computed, within a with block.
-
-    Parameters
-    ----------
-    path
-        "rows": one numba pass over CSR rows (float32, CPU). "analytic": torch with the gradient
-        written out. "reference": the plain formula in double. "auto": rows where possible, the
-        reference for double precision, and analytic otherwise.
-
-    Raises
-    ------
-    ValueError
-        If there is no such path.
-    """
-    if path not in PATHS:
-        raise ValueError(f"path={path!r} is not known; choose one of {', '.join(PATHS)}")
-    token = _path.set(path)
-    try:
-        yield
-    finally:
-        _path.reset(token)
 
 
 class _Counts(TorchDistribution):
@@ -187,16 +167,15 @@ class _Counts(TorchDistribution):
         if path == "reference":
             x = value if value.layout == torch.strided else value.to_dense()
             return reference_log_prob(log_mu, self.log_theta, self._gate(log_mu), x)
-        return self._by_entries(value, log_mu)
+        return self._by_entries(value, log_mu, path == "compiled")
 
     def _choose_path(self, value: Tensor) -> str:
-        path = _path.get()
+        path = chosen()
         if path != "auto":
             return path
-        tensors = [value, *self._parameters()]
-        if any(t.dtype == torch.float64 for t in tensors[1:]):
-            return "reference"
-        return "rows" if all(t.device.type == "cpu" for t in tensors) else "analytic"
+        parameters = self._parameters()
+        double = any(t.dtype == torch.float64 for t in parameters)
+        return automatic(double, all(t.device.type == "cpu" for t in (value, *parameters)))
 
     def _parameters(self) -> list[Tensor]:
         names = ("log_theta", "gate_intercept", "gate_slope", "gate_logits", "log_size")
@@ -255,7 +234,7 @@ class _Counts(TorchDistribution):
             )
         return torch.stack(parts).reshape(shape[:-1])
 
-    def _by_entries(self, value: Tensor, log_mu: Tensor) -> Tensor:
+    def _by_entries(self, value: Tensor, log_mu: Tensor, compiled: bool) -> Tensor:
         """Torch operations with the gradient written out."""
         shape, gate, log_theta = log_mu.shape, self._gate(log_mu), self.log_theta
         if value.dim() > 2 or len(shape) == 1:  # every sample has counts of its own: more rows
@@ -271,7 +250,8 @@ class _Counts(TorchDistribution):
         seen = count > 0
         if not bool(seen.all()):
             row, column, count = row[seen], column[seen], count[seen]
-        return EntryLogProb.apply(log_mu, log_theta, gate, row, column, count).reshape(shape[:-1])
+        entries = log_mu, log_theta, gate, row, column, count
+        return EntryLogProb.apply(*entries, compiled).reshape(shape[:-1])
 
     def _whole_shape(self, value: Tensor) -> torch.Size:
         """Shape of the answer before genes are summed over."""
