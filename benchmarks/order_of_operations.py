@@ -33,7 +33,6 @@ import pyrocell
 DEVELOPMENT, REPORTED = (0, 1, 2, 3), (100, 101, 102, 103)
 HALVES = (("R1", "A2", "B1", "B3"), ("A1", "A3", "B2", "U1"))  # seen with even and odd seeds
 PSEUDOCOUNT = 0.1
-EPOCHS = 30  # a run of all networks has to end in minutes
 SETTINGS = {"interactions": True}  # a lost gene leaves the response upstream of it: not one gain
 
 
@@ -100,7 +99,7 @@ def fit(adata: AnnData, seed: int) -> pyrocell.PyroCell:
         media_time_key="exposed_at",
     )
     model = pyrocell.PyroCell(adata, **SETTINGS)
-    model.train(progress_bar=False, seed=seed, max_epochs=EPOCHS)
+    model.train(progress_bar=False, seed=seed)
     return model
 
 

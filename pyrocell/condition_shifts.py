@@ -132,7 +132,10 @@ class RequestedConditions:
             return shift
         stream = generator(shift.device, "unseen", seed, first)
         noise = lambda: torch.randn(shift.shape, generator=stream, device=shift.device)  # noqa: E731
-        shift = shift + unseen[:, :1] * model.priors.interaction_sd * noise()
+        width = 0.0
+        if bool((unseen[:, 0] > 0).any()):
+            width = model.interaction_scale(values, conditions.genotype, conditions.exposure)
+        shift = shift + unseen[:, :1] * width * noise()
         if model.has_time:
             constant, relative = values["W.process_noise"]
             own = conditions.genotype @ values["W.driver_scale"][: conditions.genotype.shape[1]]

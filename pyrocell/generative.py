@@ -218,8 +218,8 @@ class GenerativeModel(ScreenMap):
                 GaussianWalk(self.media_residual_sd * one, self.step_scale(both, "M"), keep),
             )
         if self.n_interactions:
-            shape = (self.n_interactions, self.n_genes)
-            out["P.interaction"] = _centred("P.interaction", shape, p.interaction_sd * one)
+            scale = self.interaction_scale(both | out, *self.arms)
+            out["P.interaction"] = _centred("P.interaction", scale.shape, scale)
         return out
 
     def gain_prior(self) -> dist.MixtureSameFamily:

@@ -237,13 +237,15 @@ class Guide(GuideRates):
         taken = model.shift(values, rows) - model.shift(centre, rows)
         taken = taken + self.several_batch_share @ drawn  # (rows, G)
         if model.n_interactions:
-            per_arm = self.arm_share @ taken  # (arms, G)
-            kept = (self.interaction_log_ratio + self.interaction_kept[:, None]).sigmoid()
+            grown = model.interaction_grown(centre, rows)[:, None]  # (rows, 1)
+            per_arm = self.arm_share @ (grown * taken) / (self.arm_share @ grown.square())
+            width = 2 * model.interaction_scale(centre, *model.arms).log()
+            kept = (width - self.interaction_log_noise + self.interaction_kept[:, None]).sigmoid()
             loc = self.interaction_loc - kept * per_arm
             normal = WideNormal(loc, self.interaction_log_scale.exp())
             out["P.interaction"] = pyro.sample("P.interaction", normal)
             change = out["P.interaction"] - self.interaction_loc
-            taken = taken + change[rows.interaction]
+            taken = taken + grown * change[rows.interaction]
         if model.n_media:
             out["M.gain"] = self._gain(values, centre, rows, taken)
         return out

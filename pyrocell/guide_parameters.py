@@ -230,8 +230,7 @@ class GuideParameters(nn.Module):
         self.register_buffer("arm_share", member / per_arm, persistent=False)
         noise = (relative / per_arm).clamp_max(1.0)  # (arms, G)
         prior = model.priors.interaction_sd
-        ratio = (2 * math.log(prior) - noise.log()).clamp(-4, 4)
-        self.register_buffer("interaction_log_ratio", ratio)
+        self.register_buffer("interaction_log_noise", noise.log())
         self.interaction_kept = nn.Parameter(torch.zeros(model.n_interactions))
         scale = (noise * prior**2 / (noise + prior**2)).sqrt()
         self._gaussian("interaction", torch.zeros(model.n_interactions, model.n_genes), scale)

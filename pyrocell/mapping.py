@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrocell.decoder import Curvature
+from pyrocell.interactions import Interactions
 from pyrocell.motion import Motion, arm_way
 from pyrocell.operators import (
     Production,
@@ -23,7 +24,6 @@ from pyrocell.operators.transport import Leg, StateField
 from pyrocell.operators.waiting import onset_curve, relative_curve, relative_onset
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
-from pyrocell.screen_tensors import ScreenTensors
 from pyrocell.state import State
 from pyrocell.structure import (
     Conditions,
@@ -37,7 +37,7 @@ __all__ = ["ONSET", "ScreenMap"]
 ONSET = "W.onset"  # derived of the rates: kept among the values while a guide needs it often
 
 
-class ScreenMap(ScreenTensors):
+class ScreenMap(Interactions):
     """Point parameters, the screen as tensors, and the map from sites to log-mean shifts.
 
     Parameters
@@ -78,6 +78,9 @@ class ScreenMap(ScreenTensors):
         if self.has_time and config.gene_residual:
             self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.walk_sd)))
             self.logit_persistence = nn.Parameter(torch.tensor(1.5))
+        if self.n_interactions:
+            start = torch.tensor([priors.interaction_sd, priors.interaction_share])
+            self.log_interaction_scale = nn.Parameter(start.log())
         self.residual_start = priors.walk_sd if self.has_time else priors.residual_sd
         self.register_buffer("baseline_centre", statistics.baseline.clone())
         self.register_buffer("kl_weight", torch.tensor(1.0))
@@ -265,9 +268,8 @@ class ScreenMap(ScreenTensors):
                 met = met * (1 - set_in * (1 - limit))
             out = out + self._at_nodes(met, walk, conditions, conditions.exposed_at)
         if self.n_interactions:
-            rows = conditions.interaction
-            extra = values["P.interaction"][rows.clamp_min(0)]
-            out = out + extra * (rows >= 0)[:, None] * set_in
+            extra = values["P.interaction"][conditions.interaction.clamp_min(0)]
+            out = out + extra * self.interaction_grown(values, conditions)[:, None] * set_in
         return out
 
     def _at_nodes(self, weight: Tensor, walk: Tensor, conditions: Conditions, at: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ class Priors:
     media_gene_sd
         The same where arms differ in when cells were perturbed or met the medium: there it is lost
         with the response, as the gain says, and may be wide.
-    interaction_sd
-        Gene-level departure from additivity of a condition with several drivers.
+    interaction_sd, interaction_share
+        Gene-level departure from additivity of a condition with several drivers: its constant part,
+        and the one relative to what these do alone. Starting values; both are learned.
     on_target_sd, on_target_loc
         Log-fold shift of the perturbation's own gene; the location is signed by type (CRISPRi down,
         CRISPRa up, knockout zero).
@@ -86,6 +87,7 @@ class Priors:
     media_residual_sd: float = 0.05
     media_gene_sd: float = 0.3
     interaction_sd: float = 0.1
+    interaction_share: float = 0.3
     on_target_sd: float = 1.0
     on_target_loc: float = 1.0
     gain_weights: tuple[float, float, float] = (0.15, 0.6, 0.25)

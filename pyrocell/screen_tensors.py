@@ -41,9 +41,9 @@ class ScreenTensors(NoiseMap):
         several = (as_float(np.diff(screen.membership.indptr)) + exposure.sum(1)) > 1
         self.n_interactions, interaction = 0, torch.full((len(several),), -1)
         if self.config.interactions and self.config.gene_residual:
-            self.n_interactions, interaction = number_arms(
-                as_float(screen.genotype), exposure, several
-            )
+            arms, interaction = number_arms(as_float(screen.genotype), exposure, several)
+            self.n_interactions = len(arms)
+            self.register_buffer("several_drivers", arms, persistent=False)
         times = as_float(screen.times)
         self.has_time = len(screen.times) > 1
         self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0
@@ -94,6 +94,12 @@ class ScreenTensors(NoiseMap):
         table = self.loading.new_zeros(len(self.duration), self.n_perturbations)
         table[tuple(self.carried)] = 1.0
         return table
+
+    @property
+    def arms(self) -> tuple[Tensor, Tensor]:
+        """Perturbations and media of the arms with an interaction, (A, K) and (A, J) 0/1."""
+        k = self.n_perturbations
+        return self.several_drivers[:, :k], self.several_drivers[:, k:]
 
     @property
     def conditions(self) -> Conditions:

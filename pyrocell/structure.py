@@ -115,13 +115,16 @@ def gather_nodes(weight: Tensor, walk: Tensor, time_index: Tensor) -> Tensor:
     return (amount[..., None] * nodes).sum(1)
 
 
-def number_arms(genotype: Tensor, exposure: Tensor, several: Tensor) -> tuple[int, Tensor]:
-    """Number the (perturbation set, media) arms with several drivers; -1 for the others."""
+def number_arms(genotype: Tensor, exposure: Tensor, several: Tensor) -> tuple[Tensor, Tensor]:
+    """Arms with several drivers, (A, K + J), and which of them each condition is, or -1.
+
+    An arm is a set of perturbations in certain media, at whatever times.
+    """
     rows = torch.full((len(genotype),), -1, dtype=torch.long)
     if not bool(several.any()):
-        return 0, rows
+        return torch.cat([genotype, exposure], 1)[:0], rows
     arms, inverse = torch.unique(
         torch.cat([genotype, exposure], 1)[several], dim=0, return_inverse=True
     )
     rows[several] = inverse
-    return len(arms), rows
+    return arms, rows

@@ -1,0 +1,84 @@
+"""Departures from additivity: what they are relative to, and when they set in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_arms import CELLS
+
+from pyrocell import simulate
+
+
+@pytest.fixture(scope="module")
+def model(make_screen, build):
+    """Untrained, with combinations, a medium and two times."""
+    adata = make_screen(media=1, times=(1.0, 2.0), combinations=True)
+    return build(adata, interactions=True).module.model
+
+
+def test_their_prior_is_as_wide_as_the_drivers_respond(model):
+    """Twice the responses double the relative part; without a response the constant is left."""
+    values = model.globals()
+    constant, relative = model.log_interaction_scale.exp()
+
+    def scale(factor):
+        drivers = ("P.effect", "M.effect", "P.residual", "M.residual")
+        changed = values | {name: factor * values[name] for name in drivers}
+        return model.interaction_scale(changed, *model.arms)
+
+    torch.testing.assert_close(scale(0.0), constant.expand(model.n_interactions, model.n_genes))
+    relative_part = scale(1.0).square() - constant.square()
+    torch.testing.assert_close(scale(2.0).square() - constant.square(), 4 * relative_part)
+    assert relative > 0 and relative_part.min() >= 0 and relative_part.max() > 0
+
+
+def test_they_set_in_with_the_response(model):
+    """Nothing at the start, and less at the first measured time than at the second."""
+    values, rows = model.globals(), model.conditions
+    grown = model.interaction_grown(values, rows)
+    assert torch.equal(grown > 0, rows.interaction >= 0)
+    start = rows._replace(duration=torch.zeros_like(rows.duration))
+    assert (model.interaction_grown(values, start) == 0).all()
+    for arm in range(model.n_interactions):
+        mine = rows.interaction == arm
+        order = rows.duration[mine].argsort()
+        assert (grown[mine][order].diff() > 0).all()
+    reference = rows._replace(duration=torch.full_like(rows.duration, model.reference_time))
+    at_reference = model.interaction_grown(values, reference)
+    torch.testing.assert_close(at_reference, (rows.interaction >= 0).float())
+
+
+def test_with_a_medium_they_grow_from_the_time_it_was_met(build):
+    obs = CELLS.rename(columns={"perturbation_time": "perturbed_at", "media_time": "exposed_at"})
+    adata = simulate.screen(
+        n_perturbations=1, n_genes=8, n_controls=len(obs) - 1, n_cells_per_condition=1, seed=0
+    )
+    adata.obs = obs.set_index(adata.obs_names)
+    events = {"perturbation_time_key": "perturbed_at", "media_time_key": "exposed_at"}
+    model = build(adata, events | {"time_key": "time"}, interactions=True).module.model
+    rows, values = model.conditions, model.globals()
+    several = rows.interaction >= 0
+    assert set(np.unique(rows.exposed_at[several])) == {0.0, 1.0}
+    shifted = rows._replace(duration=rows.duration - rows.exposed_at)
+    none = shifted._replace(exposed_at=torch.zeros_like(rows.exposed_at))
+    torch.testing.assert_close(
+        model.interaction_grown(values, rows), model.interaction_grown(values, none)
+    )
+
+
+def test_one_that_was_not_measured_is_drawn_from_that_prior(make_screen, build):
+    """Its width in a prediction is that of the prior for its drivers, gene by gene."""
+    adata = make_screen(combinations=True)
+    _, second, third = sorted(set(adata.obs["perturbation"]) - {"control"}, key=len)[:3]
+    model = build(adata, interactions=True)
+    queries, inner = model._queries, model.module.model
+    frame = adata.obs[["perturbation"]].iloc[:1].assign(perturbation=f"{second}+{third}")
+    rows, unseen = queries.conditions(frame)
+    assert unseen[0, 0] == 1
+    values = {k: v.detach() for k, v in inner.globals().items()}
+    n = 1000
+    drawn = torch.stack([queries.shift(values, rows, unseen, s)[0] for s in range(n)])
+    width = inner.interaction_scale(values, rows.genotype, rows.exposure)[0]
+    error = (drawn.std(0) / width - 1).abs()
+    assert error.max() < 5 / (2 * n) ** 0.5  # five standard errors of a standard deviation
