@@ -6,6 +6,7 @@ Site names are a public contract; `docs/model.md` lists them with shapes and uni
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -67,14 +68,14 @@ class GenerativeModel(ScreenMap):
 
     def globals(self) -> dict[str, Tensor]:
         """Sample every global site from its prior."""
-        with poutine.scale(scale=self.kl_weight), _EventShaped():
+        with poutine.scale(scale=float(self.kl_weight)), _EventShaped():
             values = self._view_sites()
             values |= self._noise_sites()
             values |= self._operator_sites()
             values |= self._residual_sites(values)
             if self.imposed is not None:
                 change = self.imposed_change(values)
-                normal = WideNormal(change, change.new_tensor(self.priors.assumed_sd))
+                normal = WideNormal(change, change.new_full((), self.priors.assumed_sd))
                 pyro.sample("assumed", normal, obs=torch.zeros_like(change))
             if len(self.uncertain):
                 values["assumed.scale"] = self._assumed_scale()
@@ -113,7 +114,7 @@ class GenerativeModel(ScreenMap):
         }
         if self.config.likelihood == "zinb":
             values["V.gate"] = _sample(
-                "V.gate", one.new_tensor(p.gate_loc).expand(g, 2), one.new_tensor(p.gate_sd)
+                "V.gate", _numbers(one, p.gate_loc).expand(g, 2), _numbers(one, p.gate_sd)
             )
         if self.config.n_covariates:
             shape = (self.config.n_covariates, g)
@@ -130,7 +131,7 @@ class GenerativeModel(ScreenMap):
             "eta.scale",
             WideLogNormal(
                 self.log_eta_scale,
-                self.log_eta_scale.new_tensor(self.priors.eta_spread),
+                self.log_eta_scale.new_full((), self.priors.eta_spread),
                 (self.n_genes,),
             ),
         )
@@ -141,7 +142,7 @@ class GenerativeModel(ScreenMap):
             values["eta.laboratory_scale"] = pyro.sample("eta.laboratory_scale", spread)
         if self.has_content:
             shape = (self.content.shape[1], self.n_genes)
-            sd = scale.new_tensor(self.priors.content_sd)
+            sd = scale.new_full((), self.priors.content_sd)
             values["eta.content"] = _centred("eta.content", shape, sd)
         shape = (self.n_batches - 1, self.n_genes)
         values["eta.free"] = _centred("eta.free", shape, self.eta_scale(values))
@@ -165,7 +166,7 @@ class GenerativeModel(ScreenMap):
             values["M.gain"] = pyro.sample("M.gain", self.gain_prior().to_event(2))
         if self.has_rates:
             per_time = -math.log(self.reference_time)
-            loc = one.new_tensor(p.log_rate_loc + per_time)
+            loc = one.new_full((), p.log_rate_loc + per_time)
             base = _sample("W.log_rate_base", loc, p.log_rate_sd * one)
             values["W.log_rate_base"] = base
             values["W.log_rate"] = _sample(
@@ -196,7 +197,7 @@ class GenerativeModel(ScreenMap):
         p, out = self.priors, {}
         one = self.loading.new_ones(())
         if self.has_time:
-            medians = one.new_tensor([p.process_noise_sd, p.process_noise_effect])
+            medians = _numbers(one, (p.process_noise_sd, p.process_noise_effect))
             out["W.process_noise"] = pyro.sample(
                 "W.process_noise",
                 WideLogNormal(medians.log(), p.process_noise_spread * one),
@@ -226,8 +227,8 @@ class GenerativeModel(ScreenMap):
         """Mixture prior of `M.gain`: blocked, untouched, or anything between and above, (K, J)."""
         p, one = self.priors, self.loading.new_ones(())
         return _RealMixture(
-            dist.Categorical(one.new_tensor(p.gain_weights)),
-            dist.Normal(one.new_tensor(p.gain_locs), one.new_tensor(p.gain_scales)),
+            dist.Categorical(_numbers(one, p.gain_weights)),
+            dist.Normal(_numbers(one, p.gain_locs), _numbers(one, p.gain_scales)),
         ).expand([self.n_perturbations, self.n_media])
 
     def forward(
@@ -274,7 +275,8 @@ class GenerativeModel(ScreenMap):
         """Sample X.z: a resting cell's state, moved by then where states move on their own."""
         n = len(condition)
         if not self.has_motion:
-            normal = dist.Normal(self.loading.new_zeros(n, self.config.n_latent), 1.0)
+            rest = self.loading.new_zeros(n, self.config.n_latent)
+            normal = dist.Normal(rest, torch.ones_like(rest))
             return pyro.sample("X.z", normal.to_event(1))
         return draw_state(*self.cell_way(values, condition), self.motion.at_start(n))
 
@@ -378,6 +380,11 @@ class _RealMixture(dist.MixtureSameFamily):
 
 def _sample(name: str, loc: Tensor, scale: Tensor) -> Tensor:
     return pyro.sample(name, WideNormal(loc, scale))
+
+
+def _numbers(like: Tensor, values: Sequence[float]) -> Tensor:
+    """Numbers on a tensor's device, written there: to copy them would be to wait for it."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def _centred(name: str, shape: tuple[int, ...], scale: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Guide(GuideRates):
     def globals(self) -> dict[str, Tensor]:
         """Sample every global site from the guide."""
         model = self.model
-        with pyro.poutine.scale(scale=model.kl_weight):
+        with pyro.poutine.scale(scale=float(model.kl_weight)):
             values = self._view_sites()
             values |= self._noise_sites()
             drawn, centre = self._drawn(values), self._centre()
@@ -284,8 +284,11 @@ class Guide(GuideRates):
         weights = torch.cat([change, now[..., d:], -usual[..., d:], share], -1)
         taken = weights @ torch.cat([model.axes(values), model.axes(centre)[d:], drawn])
         loc = given_back(part("loc"), getattr(self, f"{name}_log_ratio"), part("kept"), taken)
+        some = [False] * unseen.shape[1]
+        if getattr(self, f"{name}_has_unseen"):
+            some = unseen.any(0).tolist()
         with torch.no_grad():
-            step = model.step_scale(values, name) if bool(unseen.any()) else unseen[:, 1:, None]
+            step = model.step_scale(values, name) if any(some) else unseen[:, 1:, None]
         walk = MarkovLowRankNormal(
             loc,
             part("log_scale").exp(),
@@ -295,6 +298,7 @@ class Guide(GuideRates):
             unseen,
             step,
             model.persistence().detach(),
+            some,
         )
         return pyro.sample(f"{name}.residual", walk)
 

@@ -214,6 +214,7 @@ class GuideParameters(nn.Module):
         unseen[:, 0] = False
         share = cells / per_node.clamp_min(1)[..., None]  # (n, T, B)
         self.register_buffer(f"{name}_unseen", unseen, persistent=False)
+        setattr(self, f"{name}_has_unseen", bool(unseen.any()))  # a step need not look
         self.register_buffer(f"{name}_batch_share", share, persistent=False)
 
     def _joint(self, model: GenerativeModel, screen: Screen, relative: Tensor) -> None:

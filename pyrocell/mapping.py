@@ -91,7 +91,7 @@ class ScreenMap(Interactions):
 
     def log_turnover_centre(self, values: dict[str, Tensor]) -> Tensor:
         """Prior centre of log ρ, a scalar: cascades are lost at the pace at which cells respond."""
-        per_time = self.loading.new_tensor(-math.log(self.clock))
+        per_time = self.loading.new_full((), -math.log(self.clock))
         return values.get("W.log_rate_base", per_time) + self.priors.turnover_loc
 
     def axes(self, values: dict[str, Tensor]) -> Tensor:
@@ -106,7 +106,7 @@ class ScreenMap(Interactions):
         k, j = self.n_perturbations, self.n_media
         one = self.loading.new_ones(())
         turnover = values.get("M.turnover", self.log_turnover_centre(values).exp().expand(j))
-        at_once = one.new_tensor(math.log(FASTEST / self.reference_time))
+        at_once = one.new_full((), math.log(FASTEST / self.reference_time))
         base = values.get("W.log_rate_base", at_once)
         return ResponseParameters(
             effect=values["P.effect"],
@@ -146,7 +146,7 @@ class ScreenMap(Interactions):
         """Prior width of a perturbation's residual at its first time: learned in a time course."""
         if self.has_time:
             return self.log_residual_scale.exp() * self._walk_scale(values, "P")[:, 0]
-        return self.loading.new_tensor(self.priors.residual_sd)
+        return self.loading.new_full((), self.priors.residual_sd)
 
     def persistence(self) -> Tensor:
         """Share of a residual that is kept from one measured time to the next, (T - 1,)."""

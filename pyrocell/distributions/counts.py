@@ -244,9 +244,8 @@ class _Counts(TorchDistribution):
             log_theta = log_theta if log_theta.dim() == 1 else log_theta.expand(shape).reshape(rows)
             gate = None if gate is None else gate.expand(shape).reshape(rows)
         start, column, count = _compressed(value, log_mu.shape[-2:])
-        row = torch.repeat_interleave(
-            torch.arange(len(start) - 1, device=start.device), start.diff()
-        )
+        cells = torch.arange(len(start) - 1, device=start.device)
+        row = torch.repeat_interleave(cells, start.diff(), output_size=len(column))
         seen = count > 0
         if not bool(seen.all()):
             row, column, count = row[seen], column[seen], count[seen]
@@ -282,8 +281,10 @@ def _compressed(x: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
     """Row starts, columns and values of counts, (cells, G), dense or CSR; dense may broadcast."""
     if x.layout == torch.sparse_csr:
         start, column, count = x.crow_indices(), x.col_indices(), x.values()
-        inside = not len(column) or bool((column.min() >= 0) & (column.max() < shape[-1]))
-        if not inside or bool((start.diff() > shape[-1]).any()) or len(start) != shape[0] + 1:
+        fits = (start.diff() <= shape[-1]).all()
+        if len(column):
+            fits &= (column.min() >= 0) & (column.max() < shape[-1])
+        if len(start) != shape[0] + 1 or not bool(fits):
             raise ValueError(
                 f"x is not a valid CSR matrix of {shape[0]} cells by {shape[1]} genes; build it "
                 "from a scipy.sparse.csr_matrix after sum_duplicates()"

@@ -204,6 +204,8 @@ class MarkovLowRankNormal(Drawn):
         read where every node was seen.
     prior_keep : Tensor, optional
         (T - 1,) share that the prior keeps; default 1.
+    any_unseen : list of bool, optional
+        Columns of `unseen` that hold something true, where that is known; default: looked up.
     """
 
     arg_constraints: dict = {}
@@ -220,12 +222,13 @@ class MarkovLowRankNormal(Drawn):
         unseen: Tensor,
         prior_step: Tensor,
         prior_keep: Tensor | None = None,
+        any_unseen: list[bool] | None = None,
     ):
         self.loc, self.scale, self.axes, self.tau, self.phi = loc, scale, axes, tau, phi
         self.unseen, self.prior_step = unseen, prior_step
         steps = prior_step.shape[1]
         self.prior_keep = prior_step.new_ones(steps) if prior_keep is None else prior_keep
-        self._any_unseen = [bool(column.any()) for column in unseen.T]
+        self._any_unseen = unseen.any(0).tolist() if any_unseen is None else any_unseen
         super().__init__(torch.Size(), loc.shape, validate_args=False)
 
     @property

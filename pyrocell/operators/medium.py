@@ -28,7 +28,7 @@ def gain_limit(genotype: Tensor, gain: Tensor) -> Tensor:
     Tensor
         Shape (C, J); 1 for unperturbed cells.
     """
-    most = int(genotype.sum(-1).max()) if genotype.numel() else 0
+    most = int(genotype.sum(-1).max()) if genotype.numel() and gain.shape[-1] else 0
     if most <= 1:  # one product per condition: a matrix product does, whatever K is
         return genotype @ gain + (1 - genotype.sum(-1, keepdim=True))
     carried = genotype.topk(most, dim=-1)  # (C, most): perturbations of each condition
