@@ -25,6 +25,7 @@ from pyrocell.elbo import held_out_elbo, negative_elbo
 from pyrocell.errors import NonFiniteError, ScreenError
 from pyrocell.failure import find_failure, non_finite_parameter
 from pyrocell.loop import accelerator_named, fit, listed, quiet, seeded
+from pyrocell.precision import ReducedProducts, check_precision, products_restored
 from pyrocell.row_adam import RowAdam
 from pyrocell.threads import few_threads
 from pyrocell.visited import Visited, Visits, visits_of
@@ -66,6 +67,9 @@ class TrainingConfig:
         Compute the likelihood of training and held-out evaluation through torch.compile on a GPU;
         where that fails, a warning says so and it is computed as without. Changes nothing on the
         CPU, whose own kernel over rows is faster than what torch compiles.
+    precision
+        On a GPU. None: matrix products in TF32 where loss and gradients of this screen, tried when
+        training starts, do not suffer from it (see `pyrocell.precision`); "full": never.
     """
 
     steps: int = 3000
@@ -79,6 +83,7 @@ class TrainingConfig:
     patience: int = 20
     by_minibatch: bool | None = None
     compile: bool = False
+    precision: str | None = None
 
     def minibatch(self, n_cells: int, processes: int = 1) -> int:
         """Cells per step and process for this many training cells."""
@@ -283,6 +288,7 @@ def train(
     settings |= {"processes": processes.total} if processes.total > 1 else {}
     settings |= asked | trainer_kwargs
     written = checkpoints and _writer(checkpoints, loaders[0], config, settings)
+    callbacks.append(ReducedProducts(config.precision, data, train_positions, size, seed))
     if written:
         callbacks.append(written)
         trainer_kwargs["plugins"] = [*listed(trainer_kwargs.get("plugins")), SafeCheckpointIO()]
@@ -307,6 +313,7 @@ def train(
             pyro.settings.context(module_local_params=True),
             pyro.validation_enabled(False),
             compiled_likelihood(config.compile),
+            products_restored(),
         ):
             trainer = pl.Trainer(**(options | trainer_kwargs))
             few = few_threads(model.n_genes, processes.total)
@@ -338,6 +345,7 @@ def _check(
     processes: Processes,
 ) -> None:
     """Refuse what cannot be trained."""
+    check_precision(config.precision)
     if data.conditions is not None:
         raise ScreenError(
             "adata has conditions that this model was not built for; train a new model on all cells"
