@@ -187,7 +187,20 @@ def _gradient(plan: pl.LightningModule, batch: dict[str, Tensor]) -> list[Tensor
 def too_far(
     names: list[str], full: list[list[Tensor | None]], errors: list[list[Tensor | None]], steps: int
 ) -> str:
-    """Which quantity's mean error is farthest above s / √steps, or nothing.
+    """Which quantity's mean error is farthest above s / √steps, or nothing; arguments as below."""
+    found = in_units_of_noise(names, full, errors, steps)
+    if unknown := [name for name, size in found.items() if np.isnan(size)]:
+        return f"TF32 gives a {unknown[0]} that is not finite"
+    worst = max(found, key=found.__getitem__)
+    if found[worst] <= 1:
+        return ""
+    return f"TF32 changes {worst} by {found[worst]:.2g} times what {steps} steps can tell"
+
+
+def in_units_of_noise(
+    names: list[str], full: list[list[Tensor | None]], errors: list[list[Tensor | None]], steps: int
+) -> dict[str, float]:
+    """Mean errors in units of s / √steps; NaN where they are not finite.
 
     Parameters
     ----------
@@ -198,7 +211,7 @@ def too_far(
     errors
         Of their values in reduced precision.
     """
-    worst, what = 1.0, ""
+    out = {}
     for name, values, wrong in zip(names, zip(*full), zip(*errors), strict=True):
         if values[0] is None:
             continue
@@ -206,12 +219,10 @@ def too_far(
         mean = _mean(values)
         square = sum(float(_norm(value - mean)) ** 2 for value in values)
         noise = (square / (len(values) - 1)) ** 0.5
+        out[name] = error / noise if noise > 0 else np.inf if error else 0.0
         if not np.isfinite(error):
-            return f"TF32 gives a {name} that is not finite"
-        if error > worst * noise:
-            worst = error / noise if noise > 0 else np.inf
-            what = f"TF32 changes {name} by {worst:.2g} times what {steps} steps can tell"
-    return what
+            out[name] = np.nan
+    return out
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

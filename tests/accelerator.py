@@ -27,6 +27,7 @@ PRODUCTS = {_aten.mm, _aten.bmm, _aten.addmm, _aten.baddbmm, _aten.mv, _aten.dot
 # the host waits for the device: a value, or a shape, is wanted
 _WAITS = {_aten._local_scalar_dense, _aten.nonzero, _aten._unique2, _aten.unique_dim, _aten.equal}
 _WAITS |= {_aten.unique_consecutive, _aten.masked_select, _aten.repeat_interleave}
+_WAITS |= {_aten._linalg_check_errors, _aten._linalg_eigh}
 _TO_OTHER = {_aten._to_copy, _aten.copy_}
 
 

@@ -18,11 +18,11 @@ TIMES = {"media": 1, "times": (1.0, 2.0)}
 STEADY = [Assume.steady("gene0"), Assume.steady("gene1", probability=0.5)]
 # screen, options, and how often a step may wait for the device
 SCREENS = {
-    "one time": ({}, {}, 14),
-    "one batch": ({"n_batches": 1}, {"decoder": "linear", "likelihood": "nb"}, 14),
-    "dropout by cell": ({}, {"dropout": "cell", "content_dependent_noise": True}, 14),
-    "pairs": (TIMES | {"combinations": True}, {"interactions": True}, 50),
-    "node": (TIMES, {"dynamics": "node"}, 60),
+    "one time": ({}, {}, 16),
+    "one batch": ({"n_batches": 1}, {"decoder": "linear", "likelihood": "nb"}, 16),
+    "dropout by cell": ({}, {"dropout": "cell", "content_dependent_noise": True}, 16),
+    "pairs": (TIMES | {"combinations": True}, {"interactions": True}, 54),
+    "node": (TIMES, {"dynamics": "node"}, 65),
     "noise": (TIMES, {"dynamics": "sde"}, None),
     "assumptions": (TIMES, {"assume": STEADY}, None),
     "objective": ({}, {"objective": DistributionObjective()}, None),

@@ -97,6 +97,13 @@ def test_accurate_products_are_taken_and_inaccurate_ones_are_not(
     assert "in float32: TF32 changes" in second and "steps can tell" in second
 
 
+def test_rows_of_a_minibatch_are_tested_too(make_screen, build, reduced_to, verdicts):
+    reduced_to(11)
+    config = TrainingConfig(by_minibatch=True)
+    build(make_screen(n_perturbations=8)).train(config=config, **QUIET)
+    assert verdicts == [True]
+
+
 def test_held_out_cells_are_evaluated_in_full(model, reduced_to, monkeypatch):
     reduced_to(11)
     seen = {}

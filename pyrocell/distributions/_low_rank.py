@@ -36,7 +36,8 @@ class _Terms:
         self.fisher = _square(self.precision @ pairs.T, d)  # F, (..., d, d)
         capacitance = tau[..., :, None] * tau[..., None, :] * self.fisher
         capacitance = capacitance + torch.eye(d, dtype=axes.dtype, device=axes.device)
-        self.chol = torch.linalg.cholesky(capacitance)
+        # I plus what has no negative eigenvalue: only a NaN fails, and is found at its site
+        self.chol = torch.linalg.cholesky_ex(capacitance).L
         self.along = self.weighted @ axes.T  # A P x, (..., d)
         half = torch.linalg.solve_triangular(self.chol, (tau * self.along)[..., None], upper=False)
         log_det = self.chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
