@@ -193,7 +193,7 @@ class Guide(GuideRates):
         if model.has_field:
             values["W.field"] = self._weights("W.field", "field")
         if model.has_motion:
-            values |= self._motion_sites()
+            values |= self.motion_sites()
         values |= {
             "P.effect": self._effect(drawn, values, centre),
             "P.on_target": self._normal("P.on_target", "on_target"),

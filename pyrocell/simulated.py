@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from pyrocell.errors import ScreenError
-from pyrocell.expected import resting_cells
+from pyrocell.expected import resting_cells, starting_states
 from pyrocell.on_disk import replaced
 from pyrocell.operators import Protocol
 from pyrocell.posterior import check_draws, summarise
@@ -27,6 +27,7 @@ __all__ = ["fate_proportions", "simulate_cells"]
 
 _AT_ONCE = 2**21  # counts drawn at once
 _LEAST = 10  # labelled cells of a fate, to learn what it looks like
+_STARTING = 2000  # cells of a population whose states move
 _PENALTY = 0.1  # inverse strength of the classifier's ridge, on standardised log expression
 
 
@@ -166,10 +167,15 @@ def _populations(
     """Of each draw: the globals, states (C, n, d) and log-mean shift (C, G) of the conditions."""
     check_draws(n_samples)
     conditions, unseen = queries.conditions(frame)
-    cells = resting_cells(queries.data, queries.model, queries.posterior.seed)
+    model, moves = queries.model, queries.model.has_motion
+    cells = None if moves else resting_cells(queries.data, model, queries.posterior.seed)
     for s, values in enumerate(queries.posterior.draws(n_samples)):
         with torch.no_grad():
-            z = queries.states(values, cells, conditions, s, protocol)
+            if moves:  # a share of few cells would carry their sampling error
+                z = starting_states(model, _STARTING, s)
+                z = queries.carried(values, z, conditions, s, protocol)
+            else:
+                z = queries.states(values, cells, conditions, s, protocol)
             shift = queries.shift(values, conditions, unseen, s, protocol)
             yield values, z.expand(len(frame), *z.shape[-2:]), shift
 

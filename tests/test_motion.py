@@ -285,6 +285,15 @@ def test_moving_cells_are_simulated_and_counted_by_fate(moving):
         moving.fate_proportions(frame, "type")
 
 
+def test_populations_set_out_from_their_law_at_time_0(moving):
+    frame = pd.DataFrame({"perturbation": ["control"], "media": "baseline", "time": [0.0]})
+    z = moving.simulate_cells(frame, n_cells=800, n_samples=3).obsm["X_pyrocell"]
+    with torch.no_grad():
+        loc, scale = (x.numpy() for x in moving.module.model.motion.at_start(1))
+    assert (abs(z.mean(0) - loc) < 4 * scale / len(z) ** 0.5).all()
+    assert (abs(z.std(0) / scale - 1) < 4 / (2 * len(z)) ** 0.5).all()
+
+
 def test_counts_of_two_conditions_are_drawn_apart(moving):
     """Cells at the same states in two rows differ in what was counted of them."""
     frame = pd.DataFrame({"perturbation": ["control"] * 2, "media": "baseline", "time": 1.0})
