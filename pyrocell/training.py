@@ -82,11 +82,8 @@ class TrainingConfig:
     shuffle_block: int | None = None
     patience: int = 20
     by_minibatch: bool | None = None
-<<<<<<< HEAD
     compile: bool = False
-=======
     field_steps: int | None = None
->>>>>>> wt-field
 
     def minibatch(self, n_cells: int, processes: int = 1) -> int:
         """Cells per step and process for this many training cells."""
