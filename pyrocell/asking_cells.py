@@ -211,12 +211,11 @@ class CellAnswers:
             )
         frame, order = answers.requested(conditions, self.screen)
         blocks = self._queries.normalised(self._cells, 2048, 1.0, True)
-        expression = np.concatenate([values for _, values in blocks])
         return fate_proportions(
             self._queries,
             frame,
             order,
-            expression,
+            blocks,
             self.adata.obs[key],
             n_samples,
             credible_level,
