@@ -142,9 +142,9 @@ class CellAnswers:
     ) -> AnnData:
         """Cells that would be found in conditions, measured or not.
 
-        Control cells are brought back to rest and carried to each condition: with
-        ``dynamics="flow"`` or ``"sde"`` along their own states, so that populations may stretch and
-        branch; otherwise all cells of a condition are displaced alike.
+        Control cells are displaced as each condition displaces them, all alike. With
+        ``dynamics="flow"`` or ``"sde"`` cells set out from where the model has them at time 0 and
+        are carried along their own states, so that populations may stretch and branch.
 
         Parameters
         ----------
@@ -211,12 +211,11 @@ class CellAnswers:
             )
         frame, order = answers.requested(conditions, self.screen)
         blocks = self._queries.normalised(self._cells, 2048, 1.0, True)
-        expression = np.concatenate([values for _, values in blocks])
         return fate_proportions(
             self._queries,
             frame,
             order,
-            expression,
+            blocks,
             self.adata.obs[key],
             n_samples,
             credible_level,

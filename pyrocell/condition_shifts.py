@@ -181,6 +181,17 @@ class RequestedConditions:
         z = resting_states(self.posterior.guide, values, cells, seed, self.data.conditions)
         if not self.model.has_motion:
             return z
+        return self.carried(values, z, conditions, seed, protocol)
+
+    def carried(
+        self,
+        values: dict[str, Tensor],
+        z: Tensor,
+        conditions: Conditions,
+        seed: int,
+        protocol: Protocol | None = None,
+    ) -> Tensor:
+        """Where cells at states z (n, d) at time 0 are under each condition, (C, n, d)."""
         values = self._with_turnover(values, seed)
         if protocol is None:
             return carried_states(z, self.model.way(values, conditions), seed)

@@ -15,7 +15,7 @@ from pyrocell.streams import generator, seeded
 from pyrocell.structure import Conditions
 from pyrocell.views.rna import count_variance, mean_counts
 
-__all__ = ["carried_states", "moments", "resting_cells", "resting_states"]
+__all__ = ["carried_states", "moments", "resting_cells", "resting_states", "starting_states"]
 
 _BLOCK_BYTES = 2**26  # with some eight tables of a quarter of it each
 _POPULATION = 500
@@ -53,6 +53,13 @@ def resting_states(
     with seeded(z.device, "past", seed):
         way = guide.model.cell_way(values, cells["condition"], table)
         return set_out(z, *way, getattr(guide, "reversal", None))[0]
+
+
+def starting_states(model: GenerativeModel, n: int, seed: int) -> Tensor:
+    """States of n cells at time 0 where states move on their own, from their law there, (n, d)."""
+    loc, scale = model.motion.at_start(n)
+    stream = generator(loc.device, "start", seed)
+    return loc + scale * torch.randn(loc.shape, generator=stream, device=loc.device)
 
 
 def carried_states(z: Tensor, way: tuple[tuple[Leg, ...], StateField], seed: int) -> Tensor:

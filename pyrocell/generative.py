@@ -184,12 +184,17 @@ class GenerativeModel(ScreenMap):
             scale = self.field.log_scale.exp()
             values["W.field"] = _centred("W.field", (len(scale), self.n_axes), scale)
         if self.has_motion:
-            noise = (p.state_noise_sd, p.state_noise_spread)
-            branches = self.config.dynamics == "sde"
-            values |= self.motion.sites(k, j, noise if branches else None)
+            values |= self.motion_sites()
         if self.has_drift:
             values["W.drift"] = _centred("W.drift", (self.config.n_response,), p.drift_sd * one)
         return values
+
+    def motion_sites(self) -> dict[str, Tensor]:
+        """Sample the sites of the field of states from their priors."""
+        p, noise = self.priors, None
+        if self.config.dynamics == "sde":
+            noise = (p.state_noise_sd, p.state_noise_spread)
+        return self.motion.sites(self.n_perturbations, self.n_media, noise)
 
     def _residual_sites(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.config.gene_residual:

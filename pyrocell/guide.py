@@ -193,7 +193,7 @@ class Guide(GuideRates):
         if model.has_field:
             values["W.field"] = self._weights("W.field", "field")
         if model.has_motion:
-            values |= self._motion_sites()
+            values |= self.motion_sites()
         values |= {
             "P.effect": self._effect(drawn, values, centre),
             "P.on_target": self._normal("P.on_target", "on_target"),
@@ -238,7 +238,8 @@ class Guide(GuideRates):
         taken = taken + self.several_batch_share @ drawn  # (rows, G)
         if model.n_interactions:
             grown = model.interaction_grown(centre, rows)[:, None]  # (rows, 1)
-            per_arm = self.arm_share @ (grown * taken) / (self.arm_share @ grown.square())
+            seen = self.arm_share @ grown.square()  # 0 of arms measured at the start alone
+            per_arm = self.arm_share @ (grown * taken) / seen.clamp_min(1e-6)
             width = 2 * model.interaction_scale(centre, *model.arms).log()
             kept = (width - self.interaction_log_noise + self.interaction_kept[:, None]).sigmoid()
             loc = self.interaction_loc - kept * per_arm

@@ -21,6 +21,8 @@ from pyrocell.structure import ScreenStatistics
 
 __all__ = ["GuideParameters"]
 
+_MOTION = ("flow_", "state_noise_", "reversal.")  # names of parameters of how states move
+
 
 class GuideParameters(nn.Module):
     """Parameters and layout tables of `Guide`; arguments as there."""
@@ -239,3 +241,7 @@ class GuideParameters(nn.Module):
     def fast_parameters(self) -> list[nn.Parameter]:
         """Parameters of the global sites, trained at the higher rate."""
         return [p for name, p in self.named_parameters() if not name.startswith("encoder.")]
+
+    def motion_parameters(self) -> list[nn.Parameter]:
+        """Those of them that say how states move: field, codes, noise and the way back."""
+        return [p for n, p in self.named_parameters() if n.startswith(_MOTION)]

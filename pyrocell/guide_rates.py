@@ -49,7 +49,8 @@ class GuideRates(GuideParameters):
         values["W.decay_ratio"] = pyro.sample("W.decay_ratio", ratio)
         return values | {"W.log_decay": self.model.log_decay(values)}
 
-    def _motion_sites(self) -> dict[str, Tensor]:
+    def motion_sites(self) -> dict[str, Tensor]:
+        """Sample the sites of the field of states."""
         values = {
             name: self._normal(name, part) for name, part in _FLOW if hasattr(self, f"{part}_loc")
         }

@@ -37,21 +37,12 @@ from pyrocell.batches import CellData
 from pyrocell.errors import NonFiniteError, ScreenError
 from pyrocell.streams import seeded, stream
 
-__all__ = ["ReducedProducts", "check_precision", "products_restored"]
+__all__ = ["ReducedProducts", "in_units_of_noise", "products_restored"]
 
 PRECISIONS = (None, "full")
 _MINIBATCHES = 3
 _FIRST = 8  # major compute capability from which on a GPU knows TF32
 _log = logging.getLogger(__name__)
-
-
-def check_precision(precision: str | None) -> None:
-    """Raise ScreenError unless it is one of `PRECISIONS`."""
-    if precision not in PRECISIONS:
-        raise ScreenError(
-            f"precision={precision!r} is not known; None tries TF32 on a GPU and takes it where "
-            'it is accurate enough, "full" never does'
-        )
 
 
 def has_tf32(device: torch.device) -> bool:
@@ -104,11 +95,21 @@ class ReducedProducts(pl.Callback):
     ----------
     reduced
         The verdict; None before there is one, and where the device has no TF32.
+
+    Raises
+    ------
+    ScreenError
+        If the precision is not known.
     """
 
     def __init__(
         self, precision: str | None, data: CellData, positions: np.ndarray, size: int, seed: int
     ):
+        if precision not in PRECISIONS:
+            raise ScreenError(
+                f"precision={precision!r} is not known; None tries TF32 on a GPU and takes it "
+                'where it is accurate enough, "full" never does'
+            )
         self.precision, self.seed = precision, seed
         self.data, self.positions, self.size = data, positions, size
         self.reduced: bool | None = None
@@ -152,6 +153,11 @@ class ReducedProducts(pl.Callback):
         """Go on as before."""
         if self._there:
             set_tf32(bool(self.reduced))
+
+    def on_train_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        """What follows was not tested."""
+        if self._there:
+            set_tf32(False)
 
     def _objection(self, plan: pl.LightningModule, device: torch.device, rank: int) -> str:
         """What speaks against TF32, or nothing."""

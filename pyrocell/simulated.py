@@ -16,17 +16,19 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from pyrocell.errors import ScreenError
-from pyrocell.expected import resting_cells
+from pyrocell.expected import resting_cells, starting_states
 from pyrocell.on_disk import replaced
 from pyrocell.operators import Protocol
 from pyrocell.posterior import check_draws, summarise
-from pyrocell.queries import Queries
-from pyrocell.streams import generator, seeded
+from pyrocell.queries import Blocks, Queries
+from pyrocell.streams import generator, seeded, stream
 
 __all__ = ["fate_proportions", "simulate_cells"]
 
 _AT_ONCE = 2**21  # counts drawn at once
 _LEAST = 10  # labelled cells of a fate, to learn what it looks like
+_EXAMPLES = 20_000  # labelled cells to learn fates from at most
+_STARTING = 2000  # cells of a population whose states move
 _PENALTY = 0.1  # inverse strength of the classifier's ridge, on standardised log expression
 
 
@@ -109,7 +111,7 @@ def fate_proportions(
     queries: Queries,
     frame: pd.DataFrame,
     protocol: Protocol | None,
-    expression: np.ndarray,
+    expression: Blocks,
     fates: pd.Series,
     n_samples: int,
     credible_level: float,
@@ -122,7 +124,7 @@ def fate_proportions(
     queries, frame, protocol
         The fitted model and what is asked for.
     expression
-        (N, G) expected expression of the cells measured.
+        (N, G) expected expression of the cells measured, some cells at a time.
     fates
         (N,) their fates; missing where unknown.
     n_samples, credible_level, progress
@@ -133,15 +135,15 @@ def fate_proportions(
     ScreenError
         If fewer than two fates have ten labelled cells.
     """
-    known = fates.notna().to_numpy()
-    names = fates[known].astype(str)
-    numbers = names.value_counts()
+    numbers = fates.dropna().astype(str).value_counts()
     if len(numbers) < 2 or numbers.min() < _LEAST:
         raise ScreenError(
             f'column "{fates.name}" has {", ".join(f"{n} cells {k}" for k, n in numbers.items())}; '
             f"at least two fates of {_LEAST} cells each are needed to tell fates from expression"
         )
-    level = np.log(expression[known])
+    chosen = _examples(fates)
+    names = fates[chosen].astype(str)
+    level = np.log(np.concatenate([values[chosen[rows]] for rows, values in expression]))
     centre, width = level.mean(0), level.std(0) + 1e-6
     classifier = LogisticRegression(C=_PENALTY, max_iter=500)
     classifier.fit((level - centre) / width, names)
@@ -160,16 +162,35 @@ def fate_proportions(
     return table
 
 
+def _examples(fates: pd.Series) -> np.ndarray:
+    """Which labelled cells to learn fates from, (N,) bool: all, or as many as suffice, at random.
+
+    Some of every fate, however rare.
+    """
+    label, _ = pd.factorize(fates)  # -1: unknown
+    order = np.random.default_rng(stream("fates")).permutation(len(label))
+    order = order[label[order] >= 0]
+    rank = pd.Series(label[order]).groupby(label[order]).cumcount().to_numpy()
+    out = np.zeros(len(label), bool)
+    out[order[:_EXAMPLES]] = out[order[rank < _LEAST]] = True
+    return out
+
+
 def _populations(
     queries: Queries, frame: pd.DataFrame, protocol: Protocol | None, n_samples: int
 ) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
     """Of each draw: the globals, states (C, n, d) and log-mean shift (C, G) of the conditions."""
     check_draws(n_samples)
     conditions, unseen = queries.conditions(frame)
-    cells = resting_cells(queries.data, queries.model, queries.posterior.seed)
+    model, moves = queries.model, queries.model.has_motion
+    cells = None if moves else resting_cells(queries.data, model, queries.posterior.seed)
     for s, values in enumerate(queries.posterior.draws(n_samples)):
         with torch.no_grad():
-            z = queries.states(values, cells, conditions, s, protocol)
+            if moves:  # a share of few cells would carry their sampling error
+                z = starting_states(model, _STARTING, s)
+                z = queries.carried(values, z, conditions, s, protocol)
+            else:
+                z = queries.states(values, cells, conditions, s, protocol)
             shift = queries.shift(values, conditions, unseen, s, protocol)
             yield values, z.expand(len(frame), *z.shape[-2:]), shift
 

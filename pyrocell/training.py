@@ -24,8 +24,9 @@ from pyrocell.distributions.counts import compiled_likelihood
 from pyrocell.elbo import held_out_elbo, negative_elbo
 from pyrocell.errors import NonFiniteError, ScreenError
 from pyrocell.failure import find_failure, non_finite_parameter
+from pyrocell.field_training import train_field
 from pyrocell.loop import accelerator_named, fit, listed, quiet, seeded
-from pyrocell.precision import ReducedProducts, check_precision, products_restored
+from pyrocell.precision import ReducedProducts, products_restored
 from pyrocell.row_adam import RowAdam
 from pyrocell.threads import few_threads
 from pyrocell.visited import Visited, Visits, visits_of
@@ -60,6 +61,9 @@ class TrainingConfig:
     by_minibatch
         Draw in a step only the perturbations whose cells are in the minibatch; by default where
         these are less than half of them and gene-level residuals are a million or more.
+    field_steps
+        Steps in which the field of states (``dynamics="flow"`` or ``"sde"``) then learns alone;
+        default: half as many as the training had. 0: none.
     patience
         Evaluations of the validation ELBO without a rise after which early stopping stops; there
         are about 40 in a training, and at most one per epoch.
@@ -68,8 +72,7 @@ class TrainingConfig:
         where that fails, a warning says so and it is computed as without. Changes nothing on the
         CPU, whose own kernel over rows is faster than what torch compiles.
     precision
-        On a GPU. None: matrix products in TF32 where loss and gradients of this screen, tried when
-        training starts, do not suffer from it (see `pyrocell.precision`); "full": never.
+        None: products in TF32 on a GPU where a test passes (`pyrocell.precision`); "full": never.
     """
 
     steps: int = 3000
@@ -84,6 +87,7 @@ class TrainingConfig:
     by_minibatch: bool | None = None
     compile: bool = False
     precision: str | None = None
+    field_steps: int | None = None
 
     def minibatch(self, n_cells: int, processes: int = 1) -> int:
         """Cells per step and process for this many training cells."""
@@ -319,6 +323,8 @@ def train(
             few = few_threads(model.n_genes, processes.total)
             with seeded(seed, trainer.strategy.root_device), few:
                 fit(trainer, plan, loaders, written)
+                shown = progress_bar and not processes.rank
+                broken = trainer.interrupted or _train_field(trainer, plan, loaders[0], seed, shown)
     finally:
         model.n_cells = n_cells
         model.kl_weight.fill_(1.0)
@@ -328,13 +334,33 @@ def train(
             "global_lr of TrainingConfig",
             site=parameter,
         )
-    if trainer.interrupted:
+    if broken:
         warnings.warn(
             f"training was interrupted after {len(plan.history)} of {epochs} epochs; the model "
             "keeps what it has learned and can be asked, but is not converged",
             stacklevel=3,
         )
     return pd.DataFrame(plan.history).set_index("epoch") if plan.history else pd.DataFrame()
+
+
+def _train_field(
+    trainer: pl.Trainer, plan: ElboPlan, loader: DataLoader, seed: int, show: bool
+) -> bool:
+    """Train the field of states alone, if states move; whether Ctrl-C ended it early.
+
+    It starts from the end of the loop, which is what the last checkpoint holds, with random numbers
+    of its own: a training that is taken up there ends the same.
+    """
+    config = plan.config
+    steps = plan.total_steps // 2 if config.field_steps is None else config.field_steps
+    if not hasattr(plan.model, "motion") or not steps:
+        return False
+    plan.to(trainer.strategy.root_device)  # where Lightning has taken it from
+    cells = loader.dataset, loader.batch_sampler.positions
+    try:
+        return train_field(plan.model, plan.guide, *cells, steps, 2 * config.global_lr, seed, show)
+    finally:
+        plan.cpu()
 
 
 def _check(
@@ -345,11 +371,12 @@ def _check(
     processes: Processes,
 ) -> None:
     """Refuse what cannot be trained."""
-    check_precision(config.precision)
     if data.conditions is not None:
         raise ScreenError(
             "adata has conditions that this model was not built for; train a new model on all cells"
         )
+    if config.field_steps is not None and config.field_steps < 0:
+        raise ScreenError(f"field_steps={config.field_steps} must be at least 0")
     if any(n is not None and n < 1 for n in (config.batch_size, max_epochs)):
         raise ScreenError(
             f"batch_size={config.batch_size} and max_epochs={max_epochs} must be at least 1"

@@ -67,6 +67,23 @@ def test_with_a_medium_they_grow_from_the_time_it_was_met(build):
     )
 
 
+def test_arms_measured_at_the_start_alone_train_to_finite_values(build):
+    """Their interaction has not begun, so nothing says what it will be."""
+    obs = CELLS.drop(columns=["perturbation_time", "media_time"])
+    late = (obs["perturbation"] == "A") & (obs["media"] == "IFNG") & (obs["time"] > 3)
+    obs = obs[~late].reset_index(drop=True)
+    obs["time"] = obs["time"].map({3.0: 0.0, 6.0: 2.0})
+    adata = simulate.screen(
+        n_perturbations=1, n_genes=8, n_controls=len(obs) - 1, n_cells_per_condition=1, seed=0
+    )
+    adata.obs = obs.set_index(adata.obs_names)
+    model = build(adata, {"time_key": "time"}, interactions=True)
+    model.train(max_epochs=2, progress_bar=False)
+    values, inner = model.posterior.mean(), model.module.model
+    assert (inner.interaction_grown(values, inner.conditions) == 0).all()
+    assert torch.isfinite(values["P.interaction"]).all()
+
+
 def test_one_that_was_not_measured_is_drawn_from_that_prior(make_screen, build):
     """Its width in a prediction is that of the prior for its drivers, gene by gene."""
     adata = make_screen(combinations=True)

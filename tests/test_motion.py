@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from torchdiffeq import odeint
 
-from pyrocell import Media, Perturb, Protocol, Wait
+from pyrocell import Media, Perturb, Protocol, Wait, simulated
 from pyrocell.distributions.moving import CarriedNormal, GaussianChain
 from pyrocell.errors import ProtocolError, ScreenError, StiffFieldError
 from pyrocell.motion import Reversal, arrive, set_out, state_log_prob
@@ -283,6 +283,25 @@ def test_moving_cells_are_simulated_and_counted_by_fate(moving):
     assert np.allclose(totals, 1.0)
     with pytest.raises(ScreenError, match='no column "type"'):
         moving.fate_proportions(frame, "type")
+
+
+def test_fates_are_learned_from_a_bounded_number_of_cells_and_some_of_each(monkeypatch):
+    fates = pd.Series(["A"] * 5000 + ["B"] * 12 + [None] * 100, index=["cell"] * 5112)
+    assert (simulated._examples(fates) == fates.notna().to_numpy()).all()
+    monkeypatch.setattr(simulated, "_EXAMPLES", 200)
+    chosen = simulated._examples(fates)
+    assert chosen[fates.isna().to_numpy()].sum() == 0
+    assert 200 <= chosen.sum() <= 200 + 2 * simulated._LEAST
+    assert fates[chosen].value_counts()["B"] >= simulated._LEAST
+
+
+def test_populations_set_out_from_their_law_at_time_0(moving):
+    frame = pd.DataFrame({"perturbation": ["control"], "media": "baseline", "time": [0.0]})
+    z = moving.simulate_cells(frame, n_cells=800, n_samples=3).obsm["X_pyrocell"]
+    with torch.no_grad():
+        loc, scale = (x.numpy() for x in moving.module.model.motion.at_start(1))
+    assert (abs(z.mean(0) - loc) < 4 * scale / len(z) ** 0.5).all()
+    assert (abs(z.std(0) / scale - 1) < 4 / (2 * len(z)) ** 0.5).all()
 
 
 def test_counts_of_two_conditions_are_drawn_apart(moving):
