@@ -133,8 +133,11 @@ class RequestedConditions:
         stream = generator(shift.device, "unseen", seed, first)
         noise = lambda: torch.randn(shift.shape, generator=stream, device=shift.device)  # noqa: E731
         width = 0.0
-        if bool((unseen[:, 0] > 0).any()):
+        if bool((unseen[:, 0] > 0).any()):  # as wide as the prior, and begun as a measured one
+            several = conditions._replace(interaction=torch.zeros_like(conditions.interaction))
+            begun = model.interaction_grown(values, several) * model.set_in(values, several)
             width = model.interaction_scale(values, conditions.genotype, conditions.exposure)
+            width = begun[:, None] * width
         shift = shift + unseen[:, :1] * width * noise()
         if model.has_time:
             constant, relative = values["W.process_noise"]

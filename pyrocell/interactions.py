@@ -30,10 +30,9 @@ class Interactions(ScreenTensors):
         variance = constant.expand(len(genotype), self.n_genes)
         for operator, carried in (("P", genotype), ("M", exposure)):
             if carried.shape[1] and bool(carried.any()):
-                alone = (
-                    self.low_rank(values, operator) + values[f"{operator}.residual"]
-                )  # (n, T, G)
-                variance = variance + relative * (carried @ alone.mean(1).square())
+                alone = self.low_rank(values, operator) + values[f"{operator}.residual"]
+                size = alone.mean(1).square()  # (n, G), over the measured times
+                variance = variance + relative * (carried @ size)
         return variance.sqrt()
 
     def interaction_grown(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:

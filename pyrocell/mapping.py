@@ -260,7 +260,7 @@ class ScreenMap(Interactions):
     def _residual(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         walk, genotype = values["P.residual"], conditions.genotype  # (K, T, G)
         out = self._at_nodes(genotype, walk, conditions, conditions.perturbed_at)
-        set_in = self._set_in(values, conditions)[:, None]  # (C, 1)
+        set_in = self.set_in(values, conditions)[:, None]  # (C, 1)
         if self.n_media:
             met, walk = conditions.exposure, values["M.residual"]
             if self.follows_gain:
@@ -293,7 +293,7 @@ class ScreenMap(Interactions):
         between = (1 - share) * first + share * gather_nodes(mine, walk, above)
         return out.index_copy(0, rows, between)
 
-    def _set_in(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
+    def set_in(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         """Share of what a perturbation does to the response to a medium that has set in, (C,).
 
         All of it, unless the medium came first: then a response is lost at the turnover of its

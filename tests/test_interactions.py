@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_arms import CELLS
@@ -89,18 +90,23 @@ def test_arms_measured_at_the_start_alone_train_to_finite_values(build):
     assert torch.isfinite(values["P.interaction"]).all()
 
 
-def test_one_that_was_not_measured_is_drawn_from_that_prior(make_screen, build):
-    """Its width in a prediction is that of the prior for its drivers, gene by gene."""
-    adata = make_screen(combinations=True)
+@pytest.mark.parametrize("time", [None, 1.0, 2.0])
+def test_one_that_was_not_measured_is_drawn_from_that_prior(make_screen, build, time):
+    """Its width in a prediction is the prior's for its drivers, as far as it has grown by then."""
+    times = {} if time is None else {"times": (1.0, 2.0)}
+    adata = make_screen(combinations=True, **times)
     _, second, third = sorted(name for name in singles_of(adata) if name != "control")
     model = build(adata, interactions=True)
     queries, inner = model._queries, model.module.model
-    frame = adata.obs[["perturbation"]].iloc[:1].assign(perturbation=f"{second}+{third}")
-    rows, unseen = queries.conditions(frame)
-    assert unseen[0, 0] == 1
+    row = {"perturbation": f"{second}+{third}"} | ({} if time is None else {"time": time})
+    rows, unseen = queries.conditions(pd.DataFrame([row]))
+    assert unseen.tolist() == [[1, 0]]
     values = {k: v.detach() for k, v in inner.globals().items()}
     n = 1000
     drawn = torch.stack([queries.shift(values, rows, unseen, s)[0] for s in range(n)])
-    width = inner.interaction_scale(values, rows.genotype, rows.exposure)[0]
+    several = rows._replace(interaction=torch.zeros_like(rows.interaction))
+    grown = inner.interaction_grown(values, several)
+    width = grown * inner.interaction_scale(values, rows.genotype, rows.exposure)[0]
+    assert (float(grown) == 1) == (time is None)
     error = (drawn.std(0) / width - 1).abs()
     assert error.max() < 5 / (2 * n) ** 0.5  # five standard errors of a standard deviation
