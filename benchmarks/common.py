@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,49 @@ def _timed(function: Callable, job: tuple) -> Any:
 def covered(lower: np.ndarray, upper: np.ndarray, truth: np.ndarray) -> float:
     """Share of the truth inside the intervals."""
     return float(((lower <= truth) & (truth <= upper)).mean())
+
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions and machine that figures come from."""
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    packages = ("pyrocell", "torch", "pyro-ppl", "scvi-tools", "numpy", "numba", "anndata")
+    changed = git("status", "--porcelain", "--", "pyrocell", "benchmarks/*.py")
+    return {
+        "commit": git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def write_results(
+    name: str, parts: dict[str, Any], seeds: Iterable[int] = (), path: Path | None = None
+) -> None:
+    """Put the figures of some parts of a benchmark into its results file, beside those there.
+
+    Each part says from which commit, seeds and machine it is.
+    """
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    before = json.loads(path.read_text()) if path.exists() else {"benchmark": name}
+    for part, figures in parts.items():
+        clean = _rounded(json.loads(json.dumps(figures, default=_plain)))
+        before[part] = {"from": provenance() | {"seeds": list(seeds)}, "figures": clean}
+    path.write_text(json.dumps(before, indent=1) + "\n")
+    print(f"{path}: {', '.join(parts)}", flush=True)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else float(value)
 
 
 def report(name: str, **figures: Any) -> None:

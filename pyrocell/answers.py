@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
 from pyrocell.errors import ProtocolError, ScreenError
 from pyrocell.generative import GenerativeModel
@@ -16,9 +15,7 @@ from pyrocell.operators import Media, Perturb, Protocol, Wait
 from pyrocell.queries import Queries
 from pyrocell.screen import Screen
 
-__all__ = ["labelled", "levels", "protocol_frame", "requested", "unshrunken_effects"]
-
-_WIDTHS = 4  # draws of how wide batch noise is
+__all__ = ["labelled", "levels", "protocol_frame", "requested"]
 
 
 def protocol_frame(protocol: Protocol, screen: Screen) -> pd.DataFrame:
@@ -102,46 +99,6 @@ def levels(queries: Queries, n_samples: int, ratio: float = 1.0) -> list[Conditi
         condition_levels(data.counts, size, data.condition, data.batch, own, *nested, *common)
         for own, *common in scales
     ]
-
-
-def unshrunken_effects(
-    queries: Queries,
-    perturbations: Sequence[str],
-    media: str,
-    time: float | None,
-    credible_level: float,
-) -> pd.DataFrame:
-    """Effects as the counts alone tell them; see `PyroCell.perturbation_effects`.
-
-    The likelihood of a contrast of measured conditions is Normal about its estimate (see
-    `pyrocell.levels`): under a flat prior that is the posterior, and its interval leaves out each
-    true value, 0 too, as often as it says.
-
-    Raises
-    ------
-    UnknownLabelError
-        If a perturbation, or the control, was not measured in that medium at that time.
-    """
-    screen = queries.screen
-    if not perturbations:
-        raise ScreenError("perturbations=[] names none; leave it out for all of them")
-    control = screen.condition_of(screen.control, media, time)
-    width, tables = norm.ppf((1 + credible_level) / 2), []
-    draws = levels(queries, _WIDTHS)
-    for name in perturbations:
-        weights = {screen.condition_of(name, media, time): 1.0, control: -1.0}
-        parts = [level.contrast(weights) for level in draws]
-        values = np.array([part.value for part in parts])
-        errors = [
-            part.variance + level.batch_variance(weights)
-            for part, level in zip(parts, draws, strict=True)
-        ]
-        mean, sd = values.mean(0), np.sqrt(np.mean(errors, 0) + values.var(0))
-        columns = {"perturbation": name, "media": media, "time": np.nan if time is None else time}
-        columns |= {"gene": screen.genes, "mean": mean, "sd": sd}
-        columns |= {"lower": mean - width * sd, "upper": mean + width * sd}
-        tables.append(pd.DataFrame(columns | {"prob_direction": norm.cdf(np.abs(mean) / sd)}))
-    return pd.concat(tables, ignore_index=True)
 
 
 _DIMS = {

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from anndata import AnnData
 
-from pyrocell import answers, tables
+from pyrocell import answers, effects, tables
 from pyrocell._compat import inference_data
 from pyrocell.asking_cells import CellAnswers
 from pyrocell.assume import Assume
@@ -20,6 +20,8 @@ from pyrocell.assumptions import assumption_table
 from pyrocell.batches import CellData
 from pyrocell.criticism import posterior_predictive_check
 from pyrocell.errors import ScreenError
+from pyrocell.gene_level.counts import LevelCounts
+from pyrocell.gene_level.fit import counts_of_screen
 from pyrocell.module import ScreenModule
 from pyrocell.operators import Protocol
 from pyrocell.posterior import Posterior
@@ -47,16 +49,17 @@ class Answers(CellAnswers):
     adata_manager: ScreenManager
     _cells: CellData
     _seed: int
+    _counts: LevelCounts | None
 
     @property
     def posterior(self) -> Posterior:
         """Joint draws of the global sites."""
         self._check_if_trained(warn=True)
-        return Posterior(self.module.model, self.module.guide, self._seed)
+        return self.module.posterior(self._seed)
 
     @property
     def _queries(self) -> Queries:
-        return Queries(self.posterior, self.screen, self._cells)
+        return Queries(self.posterior, self.screen, self._cells, self.module.gene_level)
 
     def testability(self) -> pd.DataFrame:
         """Which assumptions the layout of the screen can test, and why; needs no training.
@@ -215,12 +218,30 @@ class Answers(CellAnswers):
                 raise ScreenError(
                     "path= is for summaries of draws; shrunken=False makes none, leave it out"
                 )
-            return answers.unshrunken_effects(self._queries, names, media, time, credible_level)
+            asked = None if perturbations is None else names
+            return effects.unshrunken_effects(
+                self.screen,
+                self._level_counts,
+                self._queries.total_counts,
+                asked,
+                media,
+                time,
+                credible_level,
+            )
         keep = Keep(memory_budget, path, overwrite)
         bar = progress(progress_bar)
-        return tables.perturbation_effects(
+        return effects.perturbation_effects(
             self._queries, names, media, time, n_samples, credible_level, bar, keep
         )
+
+    @property
+    def _level_counts(self) -> LevelCounts:
+        """The counts of all conditions as a likelihood of their levels; needs no training."""
+        if self._cells.conditions is not None:
+            raise ScreenError("the cells have conditions that this model was not built for")
+        if self._counts is None:
+            self._counts = counts_of_screen(self.screen, self._cells, self.module.priors.eta_sd)
+        return self._counts
 
     @on_few_threads
     def batch_effects(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrocell.batches import CellData
 from pyrocell.expected import carried_states, resting_states
+from pyrocell.gene_level.states import GeneLevel
 from pyrocell.operators import Protocol, run
 from pyrocell.posterior import Posterior
 from pyrocell.screen import Screen
@@ -56,11 +57,19 @@ class RequestedConditions:
         The screen the model was fitted to.
     data
         Its cells (controls among them stand for the resting population).
+    gene_level
+        Kept states of the gene-level sites, if there are any.
     """
 
-    def __init__(self, posterior: Posterior, screen: Screen, data: CellData):
+    def __init__(
+        self,
+        posterior: Posterior,
+        screen: Screen,
+        data: CellData,
+        gene_level: GeneLevel | None = None,
+    ):
         self.posterior, self.screen, self.data = posterior, screen, data
-        self.model = posterior.model
+        self.model, self.gene_level = posterior.model, gene_level
 
     def conditions(self, frame: pd.DataFrame) -> tuple[Conditions, Tensor]:
         """Requested conditions as tensors, and what of them is unseen.
@@ -94,7 +103,7 @@ class RequestedConditions:
         """Row of P.interaction of each arm, -1 for none, and 1 where it was not measured."""
         rows = torch.full((len(genotype),), -1, dtype=torch.long)
         unseen = torch.zeros(len(genotype))
-        if self.model.n_interactions:
+        if self.model.n_arms:
             arms = torch.cat([genotype, exposure], 1)
             for c in (arms.sum(1) > 1).nonzero()[:, 0].tolist():
                 row = self._measured_arms.get(tuple(arms[c].nonzero()[:, 0].tolist()))
@@ -132,11 +141,15 @@ class RequestedConditions:
             return shift
         stream = generator(shift.device, "unseen", seed, first)
         noise = lambda: torch.randn(shift.shape, generator=stream, device=shift.device)  # noqa: E731
-        width = 0.0
+        width = torch.zeros_like(shift)
         if bool((unseen[:, 0] > 0).any()):  # as wide as the prior, and begun as a measured one
             several = conditions._replace(interaction=torch.zeros_like(conditions.interaction))
             begun = model.interaction_grown(values, several) * model.set_in(values, several)
-            width = model.interaction_scale(values, conditions.genotype, conditions.exposure)
+            if self.gene_level is not None:
+                width = self.gene_level.interaction_width(seed, shift.shape, first)
+                width = torch.as_tensor(width).to(shift)
+            elif model.n_interactions:
+                width = model.interaction_scale(values, conditions.genotype, conditions.exposure)
             width = begun[:, None] * width
         shift = shift + unseen[:, :1] * width * noise()
         if model.has_time:

@@ -32,8 +32,9 @@ from pyrocell.structure import (
     gather_nodes,
 )
 
-__all__ = ["ONSET", "ScreenMap"]
+__all__ = ["COMMON", "COURSE", "ONSET", "ScreenMap"]
 
+COMMON, COURSE = "P.common", "W.course"
 ONSET = "W.onset"  # derived of the rates: kept among the values while a guide needs it often
 
 
@@ -98,7 +99,7 @@ class ScreenMap(Interactions):
         """Loadings of (y_z, y_r), (..., d + r, G); the own part's rows have unit RMS over genes."""
         own = values["V.loading"]
         own = own / own.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
-        shape = (*own.shape[:-2], *self.loading.shape)
+        shape = (*own.shape[:-2], *self.loading.shape)  # own axes may be more than were trained
         return torch.cat([self.loading.expand(shape), own], -2)
 
     def response_parameters(self, values: dict[str, Tensor]) -> ResponseParameters:
@@ -110,7 +111,7 @@ class ScreenMap(Interactions):
         base = values.get("W.log_rate_base", at_once)
         return ResponseParameters(
             effect=values["P.effect"],
-            media_effect=values.get("M.effect", one.new_zeros(0, self.n_axes)),
+            media_effect=values.get("M.effect", one.new_zeros(0, values["P.effect"].shape[-1])),
             gain=values.get("M.gain", one.new_ones(k, 0)),
             turnover=turnover,
             log_rate=values.get("W.log_rate", base.expand(k + j)),
@@ -236,6 +237,12 @@ class ScreenMap(Interactions):
         drift = curve[:, None] * values["W.drift"]
         return state.y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
 
+    def drift_at_nodes(self, values: dict[str, Tensor]) -> Tensor:
+        """What drift adds to the log means of unperturbed cells at the measured times, (T, G)."""
+        rate = values["W.log_rate_base"].exp()
+        curve = relative_curve(rate, self._walk_times(), self.reference_time)
+        return torch.outer(curve, values["W.drift"] @ self.axes(values)[self.config.n_latent :])
+
     def shift_of(self, values: dict[str, Tensor], state: State, conditions: Conditions) -> Tensor:
         """Log-mean shift of cells in a given state, however they came there, (C, G)."""
         y, axes = self.displacement(values, state, conditions), self.axes(values)
@@ -249,6 +256,8 @@ class ScreenMap(Interactions):
             if len(k):  # the level there is P.on_target; the residual only moves in time
                 level = values["P.residual"][k, 0, self.target[k]]
                 own = own - self._begun(conditions)[place, 0] * level
+        if self.has_time:  # W(X, 0) = X: nothing has happened yet
+            own = own * self._has_begun(conditions)[place, 0]
         return out.index_put((place, self.target[k]), own, accumulate=True)
 
     def _begun(self, conditions: Conditions) -> Tensor:
@@ -257,20 +266,41 @@ class ScreenMap(Interactions):
         walk = one.new_ones(1, self.n_times, 1)
         return self._at_nodes(one, walk, conditions, conditions.perturbed_at)
 
+    @staticmethod
+    def _has_begun(conditions: Conditions) -> Tensor:
+        """1 where time has passed since the perturbation, 0 where none has, (C, 1)."""
+        return (conditions.duration > conditions.perturbed_at).to(conditions.duration)[:, None]
+
     def _residual(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
         walk, genotype = values["P.residual"], conditions.genotype  # (K, T, G)
+        if self.has_time:
+            genotype = genotype * self._has_begun(conditions)
         out = self._at_nodes(genotype, walk, conditions, conditions.perturbed_at)
         set_in = self.set_in(values, conditions)[:, None]  # (C, 1)
+        if COMMON in values:
+            out = out + (genotype.sum(1, keepdim=True) > 0) * values[COMMON]
+        if COURSE in values:
+            out = out + self._course(values[COURSE], conditions.duration)
         if self.n_media:
             met, walk = conditions.exposure, values["M.residual"]
-            if self.follows_gain:
+            if self.follows_gain or COMMON in values:
                 limit = gain_limit(conditions.genotype, values["M.gain"])
                 met = met * (1 - set_in * (1 - limit))
             out = out + self._at_nodes(met, walk, conditions, conditions.exposed_at)
-        if self.n_interactions:
+        if "P.interaction" in values:
             extra = values["P.interaction"][conditions.interaction.clamp_min(0)]
             out = out + extra * self.interaction_grown(values, conditions)[:, None] * set_in
         return out
+
+    def _course(self, course: Tensor, duration: Tensor) -> Tensor:
+        """Course (T, G) of unperturbed cells at given times, linear between those measured."""
+        nodes = self._walk_times()
+        if len(nodes) == 1:
+            return course.expand(len(duration), -1)
+        above = torch.searchsorted(nodes, duration).clamp(1, len(nodes) - 1)
+        share = (duration - nodes[above - 1]) / (nodes[above] - nodes[above - 1])
+        share = share.clamp(0, 1)[:, None]
+        return (1 - share) * course[above - 1] + share * course[above]
 
     def _at_nodes(self, weight: Tensor, walk: Tensor, conditions: Conditions, at: Tensor) -> Tensor:
         """Residuals of the drivers of each condition, (C, G).

@@ -19,15 +19,18 @@ from pyrocell.assume import Assume
 from pyrocell.batches import CellData, split_cells
 from pyrocell.checkpoints import Checkpoints
 from pyrocell.errors import ModelFileError
+from pyrocell.gene_level.fit import fit_gene_level, has_gene_level
 from pyrocell.module import ScreenModule
 from pyrocell.objectives import DistributionObjective
 from pyrocell.posterior import Posterior
 from pyrocell.priors import Priors
+from pyrocell.progress import progress
 from pyrocell.queries import Queries
 from pyrocell.registration import CellTensors, ScreenManager, cell_tensors, register
 from pyrocell.screen import Screen
 from pyrocell.storage import read_model, write_model
 from pyrocell.structure import ModelConfig, check_options
+from pyrocell.threads import few_threads
 from pyrocell.training import TrainingConfig, train
 
 __all__ = ["PyroCell"]
@@ -137,7 +140,7 @@ class PyroCell(Answers, BaseModelClass):
         self.init_params_ = self._get_init_params(locals())
 
     def _hold(self, module: ScreenModule) -> None:
-        self.module, self._seed = module, 0
+        self.module, self._seed, self._counts = module, 0, None
         self._model_summary_string = (
             f"PyroCell: {len(self.screen.perturbations)} perturbations, "
             f"{1 + len(self.screen.media)} media, {max(1, len(self.screen.times))} times, "
@@ -265,6 +268,7 @@ class PyroCell(Answers, BaseModelClass):
         checkpoint_dir: str | Path | None = None,
         checkpoint_minutes: float = 10.0,
         resume: bool = True,
+        gene_level: bool = True,
         **trainer_kwargs: Any,
     ) -> None:
         """Fit the model by stochastic variational inference.
@@ -294,6 +298,9 @@ class PyroCell(Answers, BaseModelClass):
         checkpoint_dir, checkpoint_minutes, resume
             Directory, for this training alone, where a checkpoint is written every so many minutes;
             called again with the same arguments, a training that was stopped goes on from the last.
+        gene_level
+            After the gradient phase draw what single genes do from its conditional posterior, from
+            all cells. False leaves it to the variational posterior, which is often falsely certain.
         **trainer_kwargs
             Passed to Lightning's Trainer.
 
@@ -329,6 +336,17 @@ class PyroCell(Answers, BaseModelClass):
             checkpoints=checkpoints,
             **trainer_kwargs,
         )
+        self.module.gene_level = None
+        if gene_level and has_gene_level(self.module.model):
+            with few_threads(len(self.screen.genes)):
+                self.module.gene_level, self.programs_ = fit_gene_level(
+                    self.module.model,
+                    self.module.guide,
+                    self.screen,
+                    self._cells,
+                    seed,
+                    progress(progress_bar),
+                )
         self.train_indices_, self.validation_indices_ = split
         self._seed = seed
         self.is_trained_ = True
@@ -352,7 +370,7 @@ class PyroCell(Answers, BaseModelClass):
             "seed": self._seed,
         }
         history = self.history if self.is_trained_ else None
-        write_model(dir_path, self.module.state_dict(), settings, history, overwrite)
+        write_model(dir_path, self.module.saved_state(), settings, history, overwrite)
         if save_anndata:
             self.adata.write_h5ad(Path(dir_path) / "adata.h5ad")
 

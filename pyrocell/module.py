@@ -9,14 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from pyrocell.count_sums import CountSums
+from pyrocell.gene_level.fit import arms_of, layout_of
+from pyrocell.gene_level.sites import GeneLevelSites
+from pyrocell.gene_level.states import GeneLevel
 from pyrocell.generative import GenerativeModel
 from pyrocell.guide import Guide
 from pyrocell.initial import starting_values
+from pyrocell.posterior import Posterior
 from pyrocell.priors import Priors
 from pyrocell.screen import Screen
 from pyrocell.structure import ModelConfig, ScreenStatistics
 
 __all__ = ["ScreenModule"]
+
+_KEPT = "gene_level."  # names of its tensors in a file
 
 
 class ScreenModule(nn.Module):
@@ -37,6 +43,7 @@ class ScreenModule(nn.Module):
         with torch.random.fork_rng([]):  # the same counts give the same start
             torch.manual_seed(0)
             self.guide = Guide(self.model, screen, statistics)
+        self.gene_level: GeneLevel | None = None  # no parameters: not part of the state dict
 
     @classmethod
     def from_sums(
@@ -62,8 +69,30 @@ class ScreenModule(nn.Module):
         )
         screen = replace(screen, cell_condition=condition, cell_batch=batch)
         module = cls(screen, config, priors, _blank_statistics(screen, config))
+        kept = {name: state.pop(name) for name in list(state) if name.startswith(_KEPT)}
         module.load_state_dict(state)
+        if kept:
+            module.gene_level = GeneLevel({n.removeprefix(_KEPT): v for n, v in kept.items()})
+            module.join(screen)
         return module
+
+    def join(self, screen: Screen) -> None:
+        """Tell the gene-level posterior what of the screen it refers to."""
+        values = Posterior(self.model, self.guide).mean()
+        layout = layout_of(self.model, screen, values)
+        self.gene_level.join(layout, arms_of(self.model, screen))
+
+    def saved_state(self) -> dict[str, Tensor]:
+        """Everything that a file holds, by name."""
+        kept = {} if self.gene_level is None else self.gene_level.tensors
+        return self.state_dict() | {f"{_KEPT}{name}": value for name, value in kept.items()}
+
+    def posterior(self, seed: int) -> Posterior:
+        """Joint draws of the global sites."""
+        if self.gene_level is None:
+            return Posterior(self.model, self.guide, seed)
+        kept = GeneLevelSites(self.model, self.gene_level)
+        return Posterior(self.model, self.guide, seed, kept)
 
     @property
     def device(self) -> torch.device:

@@ -122,8 +122,8 @@ def new_store(
         }
 
         def write(values: Mapping[str, np.ndarray], region: Any) -> None:
-            for name, array in arrays.items():
-                array[region] = np.asarray(values[name], dtype=np.float32)
+            for name, value in values.items():
+                arrays[name][region] = np.asarray(value, dtype=np.float32)
 
         yield write
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +14,19 @@ from pyrocell.errors import ScreenError
 from pyrocell.undetermined import redraw
 
 __all__ = ["Posterior", "check_draws", "check_level", "summarise"]
+
+
+Sites = dict[str, Tensor]
+
+
+class GeneLevelDraws(Protocol):
+    """Puts the gene-level sites of a joint draw in the place of the guide's."""
+
+    def __call__(
+        self, values: Sites, draw: int | None, perturbations: Sequence[int] | None
+    ) -> Sites:
+        """All sites, from the guide's, the number of the draw (None: means), whose are wanted."""
+        ...
 
 
 class _AtMean(Messenger):
@@ -33,16 +47,28 @@ class Posterior:
         The generative model and its guide.
     seed
         Draw i is the same for the same seed, whatever else is asked of it.
+    gene_level
+        Puts the gene-level sites in the place of the guide's; None: they stay.
     """
 
-    def __init__(self, model: nn.Module, guide: nn.Module, seed: int = 0):
+    def __init__(
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        seed: int = 0,
+        gene_level: GeneLevelDraws | None = None,
+    ):
         self.model, self.guide, self.seed = model, guide, seed
+        self.gene_level = gene_level
 
-    def draws(self, n: int, as_fitted: bool = False) -> Iterator[dict[str, Tensor]]:
+    def draws(
+        self, n: int, as_fitted: bool = False, perturbations: Sequence[int] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
         """Yield n joint draws of the globals, one dictionary by site name at a time.
 
         What the layout cannot tell is drawn from the prior given the sum that it can; `as_fitted`
-        leaves the split to the guide, for those who want the sum alone.
+        leaves the split to the guide, for those who want the sum alone. `perturbations`: those whose
+        gene-level effects are asked for, where not all are; the others' may be zero.
 
         Raises
         ------
@@ -50,22 +76,33 @@ class Posterior:
             If n is below 1.
         """
         check_draws(n)
-        return self._draws(n, as_fitted)
+        return self._draws(n, as_fitted, perturbations)
 
-    def _draws(self, n: int, as_fitted: bool) -> Iterator[dict[str, Tensor]]:
-        devices = [self.model.loading.device] if self.model.loading.is_cuda else []
+    def _draws(
+        self, n: int, as_fitted: bool, perturbations: Sequence[int] | None
+    ) -> Iterator[dict[str, Tensor]]:
         for i in range(n):
-            with torch.no_grad(), torch.random.fork_rng(devices):
-                torch.manual_seed(1_000_003 * self.seed + i)
-                values = self.guide.globals()
-                values = values if as_fitted else self._determined(values)
-            yield values
+            yield self.draw(i, as_fitted, perturbations)
+
+    def draw(
+        self, i: int, as_fitted: bool = False, perturbations: Sequence[int] | None = None
+    ) -> Sites:
+        """Joint draw number i; arguments as in `draws`."""
+        devices = [self.model.loading.device] if self.model.loading.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(1_000_003 * self.seed + i)
+            values = self.guide.globals()
+            if self.gene_level is not None:
+                return self.gene_level(values, i, perturbations)
+            return values if as_fitted else self._determined(values)
 
     def mean(self) -> dict[str, Tensor]:
         """Globals with every site at its posterior mean."""
         with torch.no_grad():
             with _AtMean():
                 values = self.guide.globals()
+            if self.gene_level is not None:
+                return self.gene_level(values, None, None)
             return self._determined(values, noise=False)
 
     def _determined(self, values: dict[str, Tensor], noise: bool = True) -> dict[str, Tensor]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from pyrocell.batches import CellData
 from pyrocell.condition_shifts import Part, RequestedConditions
+from pyrocell.count_sums import add_by_group
 from pyrocell.errors import ScreenError
 from pyrocell.expected import moments, resting_cells
+from pyrocell.gene_level.states import Request
 from pyrocell.local_posterior import draw_own_state, drawn_loading
 from pyrocell.motion import arrive, set_out
 from pyrocell.new_batches import NoiseOfRequest, noise_of_request
@@ -21,6 +25,7 @@ from pyrocell.operators import Protocol
 from pyrocell.posterior import check_draws, summarise
 from pyrocell.requested import encode_cells
 from pyrocell.running import RunningSummary
+from pyrocell.stored import count_blocks
 from pyrocell.streams import seeded, stream
 from pyrocell.structure import Conditions
 from pyrocell.views.rna import pseudobulk
@@ -46,6 +51,12 @@ class Queries(RequestedConditions):
         Its cells (controls among them stand for the resting population).
     """
 
+    @staticmethod
+    def asked_of(parts: Sequence[Part]) -> np.ndarray:
+        """Perturbations that requested conditions carry, in order."""
+        carried = [part.rows.genotype.coalesce().indices()[1] for part in parts]
+        return np.unique(torch.cat(carried).cpu().numpy()) if carried else np.zeros(0, np.int64)
+
     def parts(self, n_rows: int) -> list[slice]:
         """Rows of a table of conditions or cells, some at a time."""
         width = max(len(self.screen.genes), self.model.n_perturbations + self.model.n_media)
@@ -70,7 +81,8 @@ class Queries(RequestedConditions):
             asked.append(self.part(frame, part.start))
         moves = self.model.has_motion
         cells = resting_cells(self.data, self.model, self.posterior.seed) if moves else None
-        for s, values in enumerate(self.posterior.draws(n_samples)):
+        some = self.asked_of(asked)
+        for s, values in enumerate(self.posterior.draws(n_samples, perturbations=some)):
             yield (self._effect(values, part, s, cells) for part in asked)
 
     @torch.no_grad()
@@ -86,10 +98,62 @@ class Queries(RequestedConditions):
         level = moments(self.model, values, z, shift, 1.0)[0].log()
         return (level[1:] - level[:1]).cpu().numpy()
 
+    def request_of_states(
+        self, perturbations: Sequence[str], media: str, time: float | None
+    ) -> Request | None:
+        """The conditions as the kept states know them; None where they do not speak of them."""
+        screen = self.screen
+        sets = [tuple(screen.indices(name)) for name in perturbations]
+        medium = screen.media_index(media)
+        node = 0
+        if screen.times:
+            asked = screen.times[-1] if time is None else time
+            near = np.flatnonzero(np.isclose(screen.times, asked))
+            node = int(near[0]) if len(near) else -1
+        if self.gene_level is None or node < 0 or not all(sets):
+            return None
+        if time is not None and not screen.times:
+            return None  # the draws will say what is wrong with it
+        return self.gene_level.request(sets, medium, node)
+
+    def counts_of(
+        self, perturbations: Sequence[str], media: str, time: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Counts (n, G) of perturbed cells in a medium at a time, and (G,) of controls there.
+
+        Zero where none were measured.
+        """
+        screen = self.screen
+        table = self.total_counts
+        medium, now = str(media).strip(), screen.conditions
+        here = (now["media"] == medium).to_numpy()
+        if screen.times and time is not None:
+            here = here & np.isclose(now["time"].to_numpy(dtype=float), time)
+        labels = now["perturbation"].to_numpy()
+
+        def summed(label: str) -> np.ndarray:
+            return table[here & (labels == label)].sum(0)
+
+        names = [screen.label_of(screen.indices(name)) for name in perturbations]
+        return np.stack([summed(name) for name in names]), summed(screen.control)
+
+    @cached_property
+    def total_counts(self) -> np.ndarray:
+        """(C, G) counts of the conditions that the model was fitted to, as they were measured."""
+        if self.gene_level is not None:
+            return self.gene_level.array("counts_raw")
+        out = np.zeros((len(self.screen.conditions), len(self.screen.genes)))
+        if self.data.conditions is None:
+            for rows, block in count_blocks(self.data.counts):
+                add_by_group(out, self.data.condition[rows], sp.csr_matrix(block))
+        return out
+
     def effect_draws(
         self, perturbations: Sequence[str], media: str, time: float | None, n_samples: int
     ) -> np.ndarray:
         """Joint draws of log-fold changes against control, (S, perturbations, G)."""
+        if (asked := self.request_of_states(perturbations, media, time)) is not None:
+            return self.gene_level.columns(asked, n_samples).draws
         parts = self.parts(len(perturbations))
         return self._stack(self.effects(perturbations, media, time, n_samples, parts), n_samples)
 
@@ -104,8 +168,11 @@ class Queries(RequestedConditions):
         return out
 
     def _normalise(self, values: dict[str, Tensor], shift: Tensor) -> Tensor:
-        """Shift against the first row; a change of relative expression where that is modelled."""
-        if not self.model.config.composition:
+        """Shift against the first row, or where it has a gauge, against the average expression.
+
+        Kept states have one: genes that a condition does not touch have no shift.
+        """
+        if not self.model.config.composition or self.gene_level is not None:
             return shift[1:] - shift[:1]
         level = torch.log_softmax(values["V.baseline"] + shift, -1)
         return level[1:] - level[:1]
@@ -202,7 +269,8 @@ class Queries(RequestedConditions):
             rng = np.random.default_rng(stream("pseudobulk", self.posterior.seed, s, part.first))
             return pseudobulk(mean.cpu().numpy(), variance.cpu().numpy(), cells, rng)
 
-        for s, values in enumerate(self.posterior.draws(n_samples)):
+        some = self.asked_of([part for part, *_ in asked])
+        for s, values in enumerate(self.posterior.draws(n_samples, perturbations=some)):
             yield (expect(values, s, *part) for part in asked)
 
     def predict(
@@ -246,7 +314,8 @@ class Queries(RequestedConditions):
                 logits = self.model.resting_logits(values, z) + shift
                 return self.model.view(values, logits, args["log_size"], z).mean.cpu().numpy()
 
-        for s, values in enumerate(self.posterior.draws(n_samples)):
+        some = self.asked_of([target])
+        for s, values in enumerate(self.posterior.draws(n_samples, perturbations=some)):
             yield (expect(values, s, part) for part in parts)
 
     def _elsewhere(

@@ -39,11 +39,14 @@ class ScreenTensors(NoiseMap):
         as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
         exposure, perturbed = as_float(screen.exposure), ~torch.as_tensor(screen.is_control)
         several = (as_float(np.diff(screen.membership.indptr)) + exposure.sum(1)) > 1
-        self.n_interactions, interaction = 0, torch.full((len(several),), -1)
+        self.n_arms, interaction = number_arms(screen.membership, screen.exposure)
+        interaction = torch.as_tensor(interaction)
+        self.n_interactions = 0
         if self.config.interactions and self.config.gene_residual:
-            arms, interaction = number_arms(as_float(screen.genotype), exposure, several)
-            self.n_interactions = len(arms)
-            self.register_buffer("several_drivers", arms, persistent=False)
+            self.n_interactions = self.n_arms
+            first = [int((interaction == a).nonzero()[0]) for a in range(self.n_arms)]
+            drivers = torch.cat([as_float(screen.membership[first].toarray()), exposure[first]], 1)
+            self.register_buffer("several_drivers", drivers, persistent=False)
         times = as_float(screen.times)
         self.has_time = len(screen.times) > 1
         self.reference_time = float(np.mean(screen.times)) if self.has_time else 1.0

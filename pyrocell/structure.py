@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -116,16 +118,17 @@ def gather_nodes(weight: Tensor, walk: Tensor, time_index: Tensor) -> Tensor:
     return (amount[..., None] * nodes).sum(1)
 
 
-def number_arms(genotype: Tensor, exposure: Tensor, several: Tensor) -> tuple[Tensor, Tensor]:
-    """Arms with several drivers, (A, K + J), and which of them each condition is, or -1.
+def number_arms(membership: sp.csr_array, exposure: np.ndarray) -> tuple[int, np.ndarray]:
+    """Number of arms with several drivers, and which of them each condition is, or -1, (C,).
 
     An arm is a set of perturbations in certain media, at whatever times.
     """
-    rows = torch.full((len(genotype),), -1, dtype=torch.long)
-    if not bool(several.any()):
-        return torch.cat([genotype, exposure], 1)[:0], rows
-    arms, inverse = torch.unique(
-        torch.cat([genotype, exposure], 1)[several], dim=0, return_inverse=True
-    )
-    rows[several] = inverse
-    return arms, rows
+    membership = sp.csr_array(membership)
+    arms: dict[tuple, int] = {}
+    rows = np.full(len(exposure), -1, np.int64)
+    for c, media in enumerate(exposure):
+        genes = membership.indices[membership.indptr[c] : membership.indptr[c + 1]]
+        drivers = (*np.sort(genes).tolist(), *(-1 - np.flatnonzero(media)).tolist())
+        if len(drivers) > 1:
+            rows[c] = arms.setdefault(drivers, len(arms))
+    return len(arms), rows

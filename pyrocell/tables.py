@@ -13,14 +13,13 @@ from anndata import AnnData
 
 from pyrocell.answers import requested
 from pyrocell.batches import CellData
-from pyrocell.errors import ScreenError
 from pyrocell.events import EVENTS
 from pyrocell.on_disk import new_store, open_store
 from pyrocell.operators import Protocol
 from pyrocell.queries import Blocks, Draws, Queries
 from pyrocell.streaming import Summaries, summaries
 
-__all__ = ["Keep", "cells_by", "counterfactual", "perturbation_effects", "predict"]
+__all__ = ["Keep", "cells_by", "counterfactual", "predict"]
 
 _INTERVAL = ("mean", "sd", "lower", "upper")
 
@@ -53,59 +52,8 @@ class Keep(NamedTuple):
         """Write blocks (region, values by variable) as they come, and open what was written."""
         with new_store(self.path, coords, variables, chunk, attrs, self.overwrite) as write:
             for region, values in blocks:
-                write(values, region)
+                write({k: v for k, v in values.items() if k in variables}, region)
         return open_store(self.path)
-
-
-def perturbation_effects(
-    queries: Queries,
-    perturbations: Sequence[str],
-    media: str,
-    time: float | None,
-    n_samples: int,
-    credible_level: float,
-    progress: Callable[..., Iterator],
-    keep: Keep,
-) -> pd.DataFrame | xr.Dataset:
-    """Gene-level log-fold change of each perturbation against control, same medium and time."""
-    if not perturbations:
-        raise ScreenError("perturbations=[] names none; leave it out for all of them")
-    genes, parts = queries.screen.genes, queries.parts(len(perturbations))
-    found = summaries(
-        lambda some: queries.effects(perturbations, media, time, n_samples, some),
-        parts,
-        len(genes),
-        n_samples,
-        credible_level,
-        keep.memory_budget,
-        progress,
-    )
-    when = np.nan if time is None else float(time)
-    if keep.path is not None:
-        names = [*_INTERVAL, "prob_direction"]
-        return keep.store(
-            found,
-            {
-                "perturbation": (("perturbation",), perturbations),
-                "gene": (("gene",), genes),
-                "media": media,
-                "time": when,
-            },
-            dict.fromkeys(names, ("perturbation", "gene")),
-            {"perturbation": parts[0].stop},
-            credible_level=credible_level,
-            n_samples=n_samples,
-        )
-    tables = []
-    for rows, summary in found:
-        levels = [perturbations[rows], genes]
-        index = pd.MultiIndex.from_product(levels, names=["perturbation", "gene"])
-        table = pd.DataFrame({k: v.ravel() for k, v in summary.items()}, index=index)
-        tables.append(table.reset_index())
-    out = pd.concat(tables, ignore_index=True)
-    out.insert(1, "media", media)
-    out.insert(2, "time", when)
-    return out
 
 
 def predict(
