@@ -1,4 +1,4 @@
-"""What other tools say of the effects of a screen, in the columns that `effect_screens.score` takes.
+"""What other tools say of the effects of a screen, in the columns of `effect_screens.score`.
 
 Each is run as its documentation advises for perturbation screens: pydeseq2 on sums of counts by
 perturbation and batch, scanpy's Wilcoxon test of every perturbation against controls on

@@ -13,12 +13,13 @@ import xarray as xr
 from anndata import AnnData
 
 from pyrocell import answers, effects, tables
-from pyrocell._compat import inference_data
+from pyrocell._compat import SETUP_ARGS, inference_data
 from pyrocell.asking_cells import CellAnswers
 from pyrocell.assume import Assume
 from pyrocell.assumptions import assumption_table
 from pyrocell.batches import CellData
 from pyrocell.criticism import posterior_predictive_check
+from pyrocell.effect_checks import effect_checks, shuffle_check
 from pyrocell.errors import ScreenError
 from pyrocell.gene_level.counts import LevelCounts
 from pyrocell.gene_level.fit import counts_of_screen
@@ -185,10 +186,10 @@ class Answers(CellAnswers):
         credible_level
             Mass of the equal-tailed interval.
         shrunken
-            False: what the counts of these cells alone say, under a flat prior and without drawing.
-            A true zero is then outside as often as a test would find it, where the model's prior,
-            centred on no effect, leaves it outside less often the fewer the counts. Conditions
-            must have been measured; errors are larger. Covariates are left out.
+            False: what the counts of these cells alone say, under a flat prior; needs no training.
+            Its intervals hold every true size as often as stated and p is that of a test, but
+            errors are larger. Conditions must have been measured; those that were not are left
+            out of the default. Covariates are left out.
         path
             Write the answer there, as a zarr store, instead of returning it; appears when whole.
         memory_budget
@@ -199,8 +200,14 @@ class Answers(CellAnswers):
 
         Returns
         -------
-        DataFrame with perturbation, media, time, gene, mean, sd, lower, upper, prob_direction;
-        natural logarithms. On counts without size factors the change is one of relative expression.
+        DataFrame with a row per perturbation and gene: perturbation, media, time, gene; mean, sd,
+        lower, upper (natural logarithms); lfsr, the probability that the sign of the mean is wrong
+        or the effect zero, and fdr, the expected share of these in the list that ends at this row
+        (take fdr <= .1 for a list at 10%); log2fc, the mean in doublings; prob_direction, 1 − lfsr;
+        count and count_control, counts of the gene in both groups of cells, and few_counts where
+        both are below 5, which is never listed. `shrunken=False`: p (two-sided) and q (Benjamini
+        and Hochberg) in the place of lfsr and fdr. On counts without size factors the change is
+        against the genes that a perturbation does not touch (shrunken) or against all (not).
         With `path`, an xarray.Dataset (perturbation, gene) of the same, read when asked for.
 
         Raises
@@ -233,6 +240,63 @@ class Answers(CellAnswers):
         return effects.perturbation_effects(
             self._queries, names, media, time, n_samples, credible_level, bar, keep
         )
+
+    @on_few_threads
+    def effect_checks(self) -> pd.DataFrame:
+        """Whether effects agree with the counts alone, and whether controls explain them.
+
+        Returns
+        -------
+        DataFrame with check, value, verdict ("good", "poor" or "controls differ") and reason: the
+        share of well-counted genes whose posterior mean is outside the 99% interval of
+        `shrunken=False`, and the root mean square of what all perturbations do alike.
+        """
+        return effect_checks(self)  # type: ignore[arg-type]
+
+    def shuffle_check(
+        self,
+        max_epochs: int = 5,
+        n_cells: int = 20_000,
+        n_samples: int = 100,
+        seed: int = 0,
+        progress_bar: bool = True,
+    ) -> pd.DataFrame:
+        """What a model of these cells says when labels mean nothing; also as `shuffle_check_`.
+
+        Labels are permuted within batch, medium and time, a model like this one is trained for a
+        few epochs, and its table of effects is asked.
+
+        Parameters
+        ----------
+        max_epochs
+            Of the gradient phase, which single genes hardly depend on.
+        n_cells
+            At most; drawn at random.
+        n_samples
+            Posterior draws behind intervals.
+        seed
+            Of cells, labels and training.
+        progress_bar
+            Show progress.
+
+        Returns
+        -------
+        DataFrame with a row per medium and time: excluding_zero, the share of 90% intervals without
+        zero; listed, the share of pairs at fdr <= .1; common, the root mean square of what all
+        labels do alike in the best-counted genes; p_below_5, the share of p < .05 in
+        `shrunken=False`; verdict, "good" where these are at most .1, .002 and .05.
+        """
+        table = shuffle_check(
+            self,  # type: ignore[arg-type]
+            max_epochs,
+            n_cells,
+            n_samples,
+            seed,
+            progress_bar,
+            dict(self.adata_manager.registry[SETUP_ARGS]),
+        )
+        self.shuffle_check_ = table
+        return table
 
     @property
     def _level_counts(self) -> LevelCounts:
@@ -293,9 +357,10 @@ class Answers(CellAnswers):
         conditions
             A `Protocol`, or a table with perturbation, media, time (those the screen has) and
             optionally batch (default: the average over batches; "new": one that was not measured,
-            whose noise is drawn), laboratory (alone: the average over its batches, or, where it is
-            not in the screen, a batch of a new laboratory) and n_cells (intervals then include the
-            sampling noise of a pseudobulk of that many cells).
+            whose noise is drawn, and how far effects there are off their average), laboratory
+            (alone: the average over its batches, or, where it is not in the screen, a batch of a
+            new laboratory) and n_cells (intervals then include the sampling noise of a pseudobulk
+            of that many cells).
         n_samples
             Posterior draws.
         size_factor

@@ -186,6 +186,11 @@ def _add_fit(commands: Any) -> None:
         default="auto",
         help="where to train (%(default)s)",
     )
+    model.add_argument(
+        "--shuffle-check",
+        action="store_true",
+        help="also fit the cells with labels shuffled, for a few epochs: nothing should be found",
+    )
     fit.set_defaults(command=_fit)
 
 
@@ -200,6 +205,9 @@ def _fit(arguments: argparse.Namespace) -> None:
     names = ("n_latent", "n_response", "likelihood")
     model = pyrocell.PyroCell(adata, **{name: getattr(arguments, name) for name in names})
     _train(model, arguments.max_epochs, arguments.accelerator, arguments.seed)
+    if arguments.shuffle_check:
+        say("fitting shuffled labels")
+        model.shuffle_check(seed=arguments.seed, progress_bar=False)
     _report(model, arguments.output, arguments.force, arguments.tables)
 
 

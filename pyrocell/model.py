@@ -19,7 +19,7 @@ from pyrocell.assume import Assume
 from pyrocell.batches import CellData, split_cells
 from pyrocell.checkpoints import Checkpoints
 from pyrocell.errors import ModelFileError
-from pyrocell.gene_level.fit import fit_gene_level, has_gene_level
+from pyrocell.gene_level.fit import Programs, fit_gene_level, has_gene_level
 from pyrocell.module import ScreenModule
 from pyrocell.objectives import DistributionObjective
 from pyrocell.posterior import Posterior
@@ -141,6 +141,7 @@ class PyroCell(Answers, BaseModelClass):
 
     def _hold(self, module: ScreenModule) -> None:
         self.module, self._seed, self._counts = module, 0, None
+        self.programs_ = self.shuffle_check_ = None
         self._model_summary_string = (
             f"PyroCell: {len(self.screen.perturbations)} perturbations, "
             f"{1 + len(self.screen.media)} media, {max(1, len(self.screen.times))} times, "
@@ -336,7 +337,7 @@ class PyroCell(Answers, BaseModelClass):
             checkpoints=checkpoints,
             **trainer_kwargs,
         )
-        self.module.gene_level = None
+        self.module.gene_level = self.programs_ = None
         if gene_level and has_gene_level(self.module.model):
             with few_threads(len(self.screen.genes)):
                 self.module.gene_level, self.programs_ = fit_gene_level(
@@ -368,6 +369,7 @@ class PyroCell(Answers, BaseModelClass):
             "screen": self.registry["pyrocell"],
             "trained": bool(self.is_trained_),
             "seed": self._seed,
+            "programs": None if self.programs_ is None else asdict(self.programs_),
         }
         history = self.history if self.is_trained_ else None
         write_model(dir_path, self.module.saved_state(), settings, history, overwrite)
@@ -411,5 +413,6 @@ class PyroCell(Answers, BaseModelClass):
                 screen, cell_condition=cells.condition, cell_batch=cells.batch, cell_guide=guide
             )
         model.is_trained_, model._seed, model.history_ = trained, seed, history
+        model.programs_ = Programs.of(settings.get("programs"))
         module.eval()
         return model

@@ -67,8 +67,8 @@ class Posterior:
         """Yield n joint draws of the globals, one dictionary by site name at a time.
 
         What the layout cannot tell is drawn from the prior given the sum that it can; `as_fitted`
-        leaves the split to the guide, for those who want the sum alone. `perturbations`: those whose
-        gene-level effects are asked for, where not all are; the others' may be zero.
+        leaves the split to the guide, for those who want the sum alone. `perturbations`: those
+        whose gene-level effects are asked for, where not all are; the others' may be zero.
 
         Raises
         ------

@@ -262,6 +262,12 @@ class Queries(RequestedConditions):
             shift = self.shift(values, conditions, part.unseen, s, protocol, part.first)
             if self.model.n_batches > 1:
                 shift = shift + noise.draw(values, s)
+            if self.gene_level is not None and (noise.request.new >= 0).any():
+                begun = (conditions.duration > 0) if self.model.has_time else None
+                drivers = conditions.genotype, conditions.exposure
+                if begun is not None:
+                    drivers = tuple(d * begun[:, None] for d in drivers)
+                shift = shift + self.gene_level.in_new_batches(s, *drivers, noise.request.new)
             z = self.states(values, population, conditions, s, protocol)
             mean, variance = moments(self.model, values, z, shift, size_factor)
             if cells is None:

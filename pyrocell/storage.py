@@ -18,7 +18,8 @@ from pyrocell.errors import ModelFileError
 
 __all__ = ["content_hash", "read_model", "write_model"]
 
-_FORMAT = 4  # 1: effects in other units; 2: no decay of products; 3: rates in any order
+_FORMAT = 5  # 1: effects in other units; 2: no decay of products; 3: rates in any order
+_READ = (4, 5)  # 4: without kept states of gene-level sites, whose answers are the guide's
 _TENSORS, _SETTINGS, _HISTORY = "model.safetensors", "model.json", "history.csv"
 
 
@@ -80,9 +81,10 @@ def read_model(
         raise ModelFileError(f"{path} is damaged: {error}; save the model again") from error
     if not isinstance(settings, dict):
         raise ModelFileError(f"{path} is damaged: {_SETTINGS} holds no settings")
-    if settings.get("format") != _FORMAT:
+    if settings.get("format") not in _READ:
+        read = " and ".join(map(str, _READ))
         raise ModelFileError(
-            f"{path} has format {settings.get('format')!r}; this version reads {_FORMAT}"
+            f"{path} has format {settings.get('format')!r}; this version reads {read}"
         )
     identity = settings.pop("identity", None)
     if identity != content_hash(tensors, settings):

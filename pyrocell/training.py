@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pyrocell.batches import CellData, batch_loader
+from pyrocell.best_epoch import BestEpoch, mark
 from pyrocell.cell_shifts import shifts_shared
 from pyrocell.checkpoints import Checkpoints, SafeCheckpointIO, TrainingCheckpoints
 from pyrocell.distributed import OwnNoise, Processes, requested, train_in_processes
@@ -248,6 +249,9 @@ def train(
 ) -> pd.DataFrame:
     """Fit the guide (and the model's point parameters) and return the history by epoch.
 
+    Where the evidence of held-out cells falls before the end, the parameters are those of its best
+    epoch; the history's column "kept" is 1 there.
+
     Ctrl-C stops training with a warning and leaves the parameters as they are, usable. Torch's
     global random state is left as it was. Several `devices` are a process each: started here, or
     this one and others that a launcher has started.
@@ -286,6 +290,9 @@ def train(
     steps = epochs * len(loaders[0])
     plan = ElboPlan(model, guide, len(train_positions), steps, config, visits)
     callbacks: list[pl.Callback] = [TQDMProgressBar(refresh_rate=10)] if progress_bar else []
+    best = BestEpoch(config.kl_warmup * steps)
+    if len(validation_positions):
+        callbacks.append(best)
     if early_stopping and len(validation_positions):
         callbacks.append(EarlyStopping("validation_elbo", mode="max", patience=config.patience))
     settings = {"max_epochs": epochs, "seed": seed, "early_stopping": early_stopping}
@@ -323,6 +330,7 @@ def train(
             few = few_threads(model.n_genes, processes.total)
             with seeded(seed, trainer.strategy.root_device), few:
                 fit(trainer, plan, loaders, written)
+                kept = best.give_back(plan)
                 shown = progress_bar and not processes.rank
                 broken = trainer.interrupted or _train_field(trainer, plan, loaders[0], seed, shown)
     finally:
@@ -340,7 +348,9 @@ def train(
             "keeps what it has learned and can be asked, but is not converged",
             stacklevel=3,
         )
-    return pd.DataFrame(plan.history).set_index("epoch") if plan.history else pd.DataFrame()
+    if not plan.history:
+        return pd.DataFrame()
+    return mark(pd.DataFrame(plan.history).set_index("epoch"), kept)
 
 
 def _train_field(

@@ -31,6 +31,7 @@ __all__ = [
     "highest_allowed",
     "level_counts",
     "levels_of",
+    "noise_between_cells",
 ]
 
 DEEPEST = 2.0  # weight of a cell at most, in units of the median depth
@@ -87,15 +88,15 @@ class LevelCounts:
     total, depth
         (C, G) T and D.
     within, between
-        (C, G) parts of k: within / θ is what cells of a condition vary, by their number, and between
-        what its level varies between batches.
+        (C, G) parts of k: within / θ is what cells of a condition vary, by their number, and
+        between what its level varies between batches.
     per_cell
         (C,) Σ(wℓ)² / (Σwℓ)², the inverse number of cells that count.
     share
         (C, H) share of each noise group in the depth of a condition.
     eta, eta_root
-        (H, G) mode of batch noise, its sum over groups zero, and (G, H, H) factor L of its posterior
-        covariance LL'.
+        (H, G) mode of batch noise, its sum over groups zero, and (G, H, H) factor L of its
+        posterior covariance LL'.
     eta_width
         (levels, G) standard deviations of batch noise on its levels, the finest first.
     noise
@@ -214,6 +215,27 @@ def cell_groups(
         start=np.searchsorted(first, np.arange(n_conditions + 1)),
         group=pairs % n_groups,
     )
+
+
+def noise_between_cells(
+    counts: Any, size: np.ndarray, condition: np.ndarray, group: np.ndarray
+) -> Overdispersion:
+    """Overdispersion between the cells of a condition in a batch, before batch noise is known.
+
+    Parameters as in `cell_groups`.
+    """
+    _, pair = np.unique(condition * (group.max() + 1) + group, return_inverse=True)
+    nowhere, most = np.zeros_like(pair), highest_allowed(counts)
+    groups = cell_groups(counts, size, pair, nowhere, pair.max() + 1, 1, most)
+    n_genes = groups.total.shape[1]
+    rate = np.maximum(groups.total.sum(0, dtype=float) / groups.depth.sum(), _RAREST)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(size))[:_CELLS])
+    sampled, inverse = sp.csc_matrix(_held(counts[chosen], most)), np.ones(n_genes)
+    for _ in range(2):
+        level = _shrunken_levels(groups, np.zeros((1, n_genes)), rate, inverse)
+        noise = pooled_overdispersion(sampled, np.log(size[chosen]), pair[chosen], level)
+        inverse = noise.inverse
+    return noise
 
 
 def level_counts(

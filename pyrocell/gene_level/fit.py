@@ -70,6 +70,14 @@ class Programs:
     rank: int
     gain: dict[int, tuple[float, float]]
 
+    @classmethod
+    def of(cls, saved: dict | None) -> Programs | None:
+        """From a model file."""
+        if saved is None:
+            return None
+        gain = {int(rank): (float(x), float(se)) for rank, (x, se) in saved["gain"].items()}
+        return cls(saved["rank"], gain)
+
 
 def has_gene_level(model: GenerativeModel) -> bool:
     """Whether the gene-level sites of a model are drawn from their conditional posterior.
@@ -257,11 +265,13 @@ def _widths(
 ) -> dict[str, np.ndarray]:
     """How much wider than the guide's (G,) batch noise is, of batches and of laboratories.
 
-    And what a medium adds to it in each batch, (G,).
+    And how much, between batches, responses to media vary, (G,), and effects, (K, G): standard
+    deviations.
     """
     squares = counts.eta_width**2
     ones = np.ones(squares.shape[1])
     out = {"ratio_batch": ones, "ratio_laboratory": ones, "media_noise": 0 * ones}
+    out["effect_noise"] = np.sqrt(_between_batches(counts, screen))
     if len(screen.batches) < 2:
         return out
     laboratories = len(screen.laboratories) > 1
@@ -272,6 +282,19 @@ def _widths(
     if len(squares) > 1:
         out["media_noise"] = np.sqrt(squares[0])
     out["ratio_batch"] = np.sqrt(squares[-1]) / values["eta.scale"].cpu().numpy()
+    return out
+
+
+def _between_batches(counts: LevelCounts, screen: Screen) -> np.ndarray:
+    """(K, G) variance of an effect between batches, from conditions with least else in them."""
+    member = screen.membership.tocsr()
+    n_drivers = np.diff(member.indptr)
+    out = np.zeros((len(screen.perturbations), counts.replicate.shape[1]))
+    for k in range(len(out)):
+        mine = member[:, [k]].nonzero()[0]
+        if len(mine):
+            fewest = n_drivers[mine].min()
+            out[k] = counts.replicate[mine[n_drivers[mine] == fewest]].mean(0) / fewest
     return out
 
 

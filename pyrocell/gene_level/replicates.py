@@ -1,8 +1,10 @@
 """How much an effect varies between batches beyond sampling, for every perturbation and gene.
 
-The level of condition c in batch b is x_c + η_b + δ_cb, δ ~ N(0, τ²). τ of a perturbation and gene
-lies on a grid whose weights are learned from all genes of the perturbation, and these from all
-perturbations: where a perturbation was measured in one batch alone the screen's weights stand.
+The level of condition c in batch b is x_c + η_b + δ_cb, δ ~ N(0, τ²). τ of a perturbation and
+gene lies on a grid with weights w_d w_g / w: those of the perturbation are learned from all of its
+genes, those of the gene from all perturbations (genes that vary between replicates do so whatever
+was perturbed), and both lean on the screen's w, which stand where a perturbation was measured in
+one batch alone.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from pyrocell.threads import in_threads
 __all__ = ["TAU", "replicate_variance"]
 
 TAU = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.8])  # standard deviations, natural log
-_NULL = 0.1  # share of the genes by which the weight of τ = 0 is strengthened
+_NULL = 0.03  # share of the genes by which the weight of τ = 0 is strengthened
 _COMMON = 20.0  # genes that the screen's weights count as, in those of a perturbation
+_COMMON_OF_GENE = 4.0  # perturbations that they count as, in those of a gene
 _FEWEST_COUNTS = 1.0  # mean count per batch of a gene that can tell
 _MOST_GENES = 1000  # from which the weights are learned
-_ROUNDS = 100
+_ROUNDS, _ROUNDS_OF_GENES = 100, 30
 
 
 @jit("nsz", "contract", "arcp", "reassoc")
@@ -109,8 +112,9 @@ def replicate_variance(
         out[c] = prior[driver[c]]
     rest = several & varies[np.maximum(driver, 0)]
     table = _by_driver(rows, eta, factor, inverse, driver, rest, usable)
+    of_gene = _of_genes(table[varies], weights[varies], common)
     for d in np.flatnonzero(varies):
-        log = table[d] + np.log(weights[d] + 1e-30)
+        log = table[d] + np.log(weights[d] + 1e-30) + of_gene
         share = np.exp(log - log.max(1, keepdims=True))
         share /= share.sum(1, keepdims=True)
         mine = np.flatnonzero((driver == d) & several)
@@ -141,6 +145,27 @@ def _by_driver(
         in_threads(lambda c: _likelihoods(c, c + 1, *arguments), len(part))  # noqa: B023
         np.add.at(out, driver[part], table)
     return out
+
+
+def _of_genes(table: np.ndarray, weights: np.ndarray, common: np.ndarray) -> np.ndarray:
+    """Log of how far the weights of a gene are from the screen's, (genes, τ).
+
+    Parameters
+    ----------
+    table
+        (drivers, genes, τ) log likelihoods.
+    weights, common
+        (drivers, τ) weights of drivers, and (τ,) the screen's.
+    """
+    own = np.tile(common, (table.shape[1], 1))
+    log = table + np.log(weights + 1e-30)[:, None]
+    likelihood = np.exp(log - log.max(2, keepdims=True))
+    for _ in range(_ROUNDS_OF_GENES):
+        share = likelihood * (own / common)
+        share /= share.sum(2, keepdims=True)
+        own = share.sum(0) + _COMMON_OF_GENE * common
+        own /= own.sum(1, keepdims=True)
+    return np.log(own / common + 1e-30)
 
 
 def _rows_of(rows: dict[str, np.ndarray], conditions: np.ndarray) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,6 +35,7 @@ __all__ = ["LEAST_OWN", "Contexts", "GainPrior", "Sampler", "State", "own_weight
 
 _AT_ONCE = 128  # genes of a task
 _SPIKES = 0.2  # genes, as a share of all, that are counted as unmoved before any is looked at
+_FAVOUR = 2.0  # power of the share of unmoved genes by which that is less where many move
 _COMMON_SPIKES = 1.0  # the same for what all perturbations do
 _LOADING_SPIKES = 1.0  # the same for the loading of a program
 _ALIKE = 20.0  # genes that the weights of all drivers count as, in those of one
@@ -178,9 +180,9 @@ class Sampler:
         self.perturbed = np.asarray(self.genotype.sum(1)).ravel() > 0
         self._start()
         edges = np.arange(0, n_genes + _AT_ONCE, _AT_ONCE).clip(max=n_genes)
-        self.parts = [(a, b) for a, b in zip(edges, edges[1:]) if b > a]
+        self.parts = [(a, b) for a, b in pairwise(edges) if b > a]
         rows = np.arange(0, n_conditions + 16, 16).clip(max=n_conditions)
-        self.row_parts = [(a, b) for a, b in zip(rows, rows[1:]) if b > a]
+        self.row_parts = [(a, b) for a, b in pairwise(rows) if b > a]
         self.all_genes = np.arange(n_genes)
 
     # ------------------------------------------------------------------ start
@@ -397,7 +399,10 @@ class Sampler:
         """Weights of components: each block's around those of all blocks of its kind."""
         blocks, rng = self.blocks, self.rng
         share = share.copy()
-        share[:, 0] += _SPIKES * self.n_genes
+        # where few genes move, small sizes could take in many that do not, so the spike is
+        # favoured; where most move there is less to take in
+        unmoved = share[1:, 0].mean() / self.n_genes if len(share) > 1 else 1.0
+        share[:, 0] += _SPIKES * unmoved**_FAVOUR * self.n_genes
         share[0, 0] += _COMMON_SPIKES * self.n_genes
         for kind, n in enumerate(blocks.kinds):
             mine = np.flatnonzero(blocks.kind == kind)

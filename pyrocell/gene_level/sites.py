@@ -112,7 +112,7 @@ class _Draw:
         return out
 
     def _same_response(self) -> Tensor:
-        """Factor on activities at which responses of the drawn rates are nearest to those fitted."""
+        """Factor on activities that brings responses of the drawn rates near those fitted."""
         model = self.model
         if not model.has_rates:
             return self.model.loading.new_ones(model.n_perturbations)

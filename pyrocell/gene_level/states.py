@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrocell.gene_level import kernels
 from pyrocell.gene_level.blocks import Blocks
 from pyrocell.gene_level.sampler import LEAST_OWN, Contexts, Sampler, State, own_weights
+from pyrocell.streams import generator
 from pyrocell.threads import in_threads
 
 __all__ = ["Columns", "GeneLevel", "Layout", "Request"]
@@ -246,6 +247,33 @@ class GeneLevel:
         weights = np.exp(self.part("log_weights", draw)[measured, : len(members)]).mean(0)
         sizes = np.array([np.sqrt((f**2).sum(1)).max() if f.size else 0.0 for f in members])
         return rng.choice(sizes, p=weights / weights.sum(), size=shape)
+
+    def in_new_batches(
+        self, draw: int, genotype: Tensor, exposure: Tensor, new: np.ndarray
+    ) -> Tensor:
+        """How far effects and responses of conditions are off their average in new batches, (n, G).
+
+        Parameters
+        ----------
+        draw
+            Conditions of the same new batch share what its draw says of a perturbation or medium.
+        genotype, exposure
+            (n, K) and (n, J) 0/1.
+        new
+            (n,) number of the new batch, -1 where it is none.
+        """
+        out = genotype.new_zeros(len(genotype), self.counts_total.shape[1])
+        drivers = (
+            ("effect in a new batch", genotype, self.effect_noise),
+            ("response in a new batch", exposure, self.media_noise.expand(exposure.shape[1], -1)),
+        )
+        for name, present, width in drivers:
+            for c, k in present.nonzero().tolist():
+                if new[c] >= 0:
+                    stream = generator(out.device, name, draw, int(new[c]), k)
+                    noise = torch.randn(out.shape[1], generator=stream, device=out.device)
+                    out[c] += width[k].to(out) * noise / self.slope.to(out)
+        return out
 
     @property
     def _layout(self) -> Layout:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from pyrocell.best_epoch import KEPT
+
 __all__ = ["Convergence", "convergence", "share_inside", "strongest"]
 
 _LAST = 0.25  # share of training whose slope is judged
 _MIN_CHECKS = 4  # values in that share
+_KEPT_BEST = "best epoch kept"
 _SMALL = 0.02  # a rise below this share of the whole rise is no reason to train on
 
 
@@ -27,7 +30,8 @@ class Convergence:
     held_out
         Whether this is the ELBO of held-out cells; else that of the training cells.
     verdict
-        "converged", "still rising", "falling" or "too short to tell".
+        "converged", "still rising", "falling", "best epoch kept" (the evidence fell after it) or
+        "too short to tell".
     """
 
     elbo: float
@@ -39,7 +43,7 @@ class Convergence:
     @property
     def good(self) -> bool:
         """Whether there is no reason to train on."""
-        return self.verdict == "converged"
+        return self.verdict in ("converged", _KEPT_BEST)
 
 
 def convergence(history: pd.DataFrame) -> Convergence:
@@ -56,6 +60,11 @@ def convergence(history: pd.DataFrame) -> Convergence:
     2% of the rise since the first epoch.
     """
     held_out = "validation_elbo" in history
+    if KEPT in history and not history[KEPT].iloc[-1]:
+        at = history.index[history[KEPT] > 0][0]
+        curve = history["validation_elbo"]
+        fall = float(curve.iloc[-1] - curve[at])
+        return Convergence(float(curve[at]), fall, 0.0, True, _KEPT_BEST)
     if not len(history):
         return Convergence(np.nan, np.nan, np.nan, held_out, "too short to tell")
     curve = history["validation_elbo"] if held_out else -history["train_loss"]

@@ -34,11 +34,21 @@ def quality_table(model: PyroCell, tables: dict[str, pd.DataFrame]) -> pd.DataFr
     rows.append(("epochs", str(len(model.history)), ""))
     rows.append((f"ELBO, {where}", f"{course.elbo:.2f} nats per cell", ""))
     rise = "" if np.isnan(course.rise) else f"{course.rise:+.3f} ± {course.error:.3f} nats per cell"
-    rows.append(("its change over the last quarter", rise, course.verdict))
+    since = "its change over the last quarter"
+    if course.verdict == "best epoch kept":
+        rise, since = f"{course.rise:+.3f} nats per cell", "its change after the epoch kept"
+    rows.append((since, rise, course.verdict))
     for name, share in share_inside(tables["predictive_check"]).items():
         verdict = "good" if share >= _ENOUGH_INSIDE else "poor"
         what = f"genes in the band: {_STATISTICS[name]}"
         rows.append((what, f"{share:.0%}", verdict))
+    for check, value, verdict, _ in tables["effect_checks"].itertuples(index=False):
+        share = check.startswith("effects outside")
+        rows.append((check, f"{value:.1%}" if share else f"{value:.3f}", verdict))
+    if "shuffle_check" in tables:
+        worst = tables["shuffle_check"].sort_values("verdict").iloc[-1]
+        said = f"{worst['excluding_zero']:.1%} of intervals, {worst['listed']:.2%} listed"
+        rows.append(("effects found with labels shuffled", said, worst["verdict"]))
     mixed = tables["aliased"]
     n = int((~mixed["estimable"]).sum())
     rows.append(("contrasts not estimable", f"{n} of {len(mixed)}", "see below" if n else "good"))
@@ -68,6 +78,8 @@ def _advice(model: PyroCell) -> str:
         "still rising": "The ELBO still rises: train longer (`max_epochs`; `--max-epochs`).",
         "falling": "The held-out ELBO falls: the model overfits; train shorter (`max_epochs`; "
         "`--max-epochs`).",
+        "best epoch kept": "The held-out ELBO fell towards the end of training; the parameters are "
+        "those of its best epoch.",
         "too short to tell": "Too few epochs to tell whether training has converged.",
     }.get(convergence(model.history).verdict, "")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from pyrocell.effect_checks import effect_checks
 from pyrocell.errors import PyrocellError
 from pyrocell.labels import listed
 
@@ -23,6 +24,8 @@ TABLES = (
     "batch_effects",
     "media_gains",
     "predictive_check",
+    "effect_checks",
+    "shuffle_check",
     "conditions",
     "layout",
     "aliased",
@@ -64,6 +67,9 @@ def collect(
         tables["media_gains"] = model.media_gains(n_samples=n_samples)
     say("posterior predictive check")
     tables["predictive_check"] = model.posterior_predictive_check()
+    tables["effect_checks"] = effect_checks(model, tables["perturbation_effects"])
+    if getattr(model, "shuffle_check_", None) is not None:
+        tables["shuffle_check"] = model.shuffle_check_
     tables["conditions"] = screen.conditions
     tables["layout"] = _named_layout(model)
     tables["aliased"] = screen.aliased
