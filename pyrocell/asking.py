@@ -229,7 +229,6 @@ class Answers(CellAnswers):
             return effects.unshrunken_effects(
                 self.screen,
                 self._level_counts,
-                self._queries.total_counts,
                 asked,
                 media,
                 time,
@@ -284,7 +283,8 @@ class Answers(CellAnswers):
         DataFrame with a row per medium and time: excluding_zero, the share of 90% intervals without
         zero; listed, the share of pairs at fdr <= .1; common, the root mean square of what all
         labels do alike in the best-counted genes; p_below_5, the share of p < .05 in
-        `shrunken=False`; verdict, "good" where these are at most .1, .002 and .05.
+        `shrunken=False`; verdict, "good" where the first three are at most .1, .002 (or three
+        pairs) and .05.
         """
         table = shuffle_check(
             self,  # type: ignore[arg-type]

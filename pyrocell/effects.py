@@ -204,7 +204,6 @@ def _from_draws(
 def unshrunken_effects(
     screen: Screen,
     counts: LevelCounts,
-    totals: np.ndarray,
     perturbations: Sequence[str] | None,
     media: str,
     time: float | None,
@@ -221,8 +220,6 @@ def unshrunken_effects(
     ----------
     counts
         The likelihood of levels.
-    totals
-        (C, G) counts of conditions as they were measured.
     perturbations
         Labels; None: every single perturbation that was measured there.
 
@@ -253,7 +250,7 @@ def unshrunken_effects(
     lower, upper = (ratio + np.log(np.maximum(law.ppf(q), 1e-300)) for q in (tail, 1 - tail))
     below = law.cdf(np.exp(-ratio))
     p = np.clip(2 * np.minimum(below, 1 - below), 0, 1)
-    here, there = totals[rows], totals[control]
+    here, there = counts.raw[rows].astype(np.int64), counts.raw[control].astype(np.int64)
     few = (here < FEWEST_COUNTS) & (there < FEWEST_COUNTS)
     columns = {
         "mean": mean,

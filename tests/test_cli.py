@@ -20,6 +20,7 @@ from pyrocell.report.summary import summary_text
 from pyrocell.report.tables import collect
 
 FIT = ["--media-key", "media", "--n-latent", "2", "--n-response", "2", "--max-epochs", "2"]
+FIT += ["--shuffle-check"]
 
 
 @pytest.fixture(scope="module")

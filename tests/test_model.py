@@ -130,7 +130,8 @@ def test_every_kind_of_screen_trains_and_answers(make_screen, build, name):
 def test_tables_have_the_columns_of_the_contract(fitted):
     screen = fitted.screen
     effects = fitted.perturbation_effects(n_samples=5)
-    assert list(effects) == ["perturbation", "media", "time", "gene", *MEAN_SD, "prob_direction"]
+    said = ["lfsr", "fdr", "log2fc", "prob_direction", "count", "count_control", "few_counts"]
+    assert list(effects) == ["perturbation", "media", "time", "gene", *MEAN_SD, *said]
     assert set(effects["media"]) == {screen.baseline_media} and set(effects["time"]) == {2.0}
     assert list(fitted.batch_effects(n_samples=5)) == ["batch", "gene", *MEAN_SD]
     assert list(fitted.media_gains(n_samples=5)) == ["perturbation", "media", *MEAN_SD]

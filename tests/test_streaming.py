@@ -182,10 +182,10 @@ def test_simulated_cells_on_disk_are_those_in_memory(fitted, tmp_path, monkeypat
 # ---------------------------------------------------------------- whole or not there
 def test_an_answer_that_is_there_is_not_replaced_unasked(fitted, tmp_path):
     path = tmp_path / "effects.zarr"
-    first = fitted.perturbation_effects(n_samples=2, path=path)["mean"].values
+    first = fitted.perturbation_effects(n_samples=2, path=path)["lower"].values
     with pytest.raises(DiskError, match=r"effects\.zarr is there already; pass overwrite=True"):
         fitted.perturbation_effects(n_samples=N, path=path)
-    second = fitted.perturbation_effects(n_samples=N, path=path, overwrite=True)["mean"].values
+    second = fitted.perturbation_effects(n_samples=N, path=path, overwrite=True)["lower"].values
     assert (first != second).any()
     assert [p.name for p in tmp_path.iterdir()] == ["effects.zarr"]
 
@@ -211,7 +211,7 @@ def test_a_directory_of_other_files_is_never_replaced(fitted, tmp_path):
 
 def test_a_disk_too_small_is_told_before_the_work(fitted, tmp_path, monkeypatch):
     monkeypatch.setattr(on_disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=700))
-    with pytest.raises(DiskError, match=r"effects\.zarr is too full: .* 720 bytes and 700 are"):
+    with pytest.raises(DiskError, match=r"effects\.zarr is too full: .* 1,584 bytes and 700 are"):
         fitted.perturbation_effects(n_samples=2, path=tmp_path / "effects.zarr")
 
 

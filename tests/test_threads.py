@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pyrocell.gene_level.states import Columns, GeneLevel
 from pyrocell.threads import few_threads
 
 ANSWERS = {
@@ -43,6 +44,13 @@ def test_every_answer_runs_on_one_thread_and_gives_the_others_back(
         seen.add(torch.get_num_threads())
         return draw()
 
+    columns = GeneLevel.columns
+
+    def columns_(*arguments) -> Columns:
+        seen.add(torch.get_num_threads())
+        return columns(*arguments)
+
+    monkeypatch.setattr(GeneLevel, "columns", columns_)
     monkeypatch.setattr(fitted.module.guide, "globals", globals_)
     options = ANSWERS[answer]
     if answer == "predict":
