@@ -457,9 +457,7 @@ class Sampler:
         for q in range(n_contexts):
             self._move(self.design[:, q].copy(), change[q])
 
-    def _scale_of_response(
-        self, q: int, curvature: np.ndarray, gradient: np.ndarray
-    ) -> np.ndarray:
+    def _scale_of_response(self, q: int, curvature: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """Draw the size that each gene's response has, and give its prior precision, (G,)."""
         pull = gradient + curvature * self.level[q]
         share = _scale_shares(self.response_weights[q], _RESPONSE_SCALES, curvature, pull)
