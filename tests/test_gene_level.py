@@ -10,18 +10,19 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import false_discovery_control, nbinom
+from scipy.stats import false_discovery_control, nbinom, norm
 
 from pyrocell import PyroCell
 from pyrocell.best_epoch import KEPT, BestEpoch, mark
 from pyrocell.effect_checks import common_effect, disagreement, shuffled
 from pyrocell.effects import expected_false_signs
 from pyrocell.errors import ScreenError, ScreenWarning
+from pyrocell.gene_level import kernels
 from pyrocell.gene_level.overdispersion import pooled_overdispersion
-from pyrocell.gene_level.prior import components, walk_root
+from pyrocell.gene_level.prior import SCALES, components, walk_root
 from pyrocell.levels import condition_levels
 from pyrocell.report import convergence
 
@@ -371,3 +372,36 @@ def test_what_is_kept_outlives_a_restart():
     other = BestEpoch(first_step=0)
     other.load_state_dict(kept.state_dict())
     assert other.best == kept.best and other.kept.keys() == kept.kept.keys()
+
+
+# ---------------------------------------------------------------------- the kernel
+@given(
+    st.integers(0, 400),
+    st.floats(0.5, 200),
+    st.floats(1e-3, 0.5),
+    st.floats(-1.0, 1.0),
+    st.sampled_from(SCALES),
+)
+def test_evidence_and_moments_of_one_row_are_those_of_quadrature(t, d, k, offset, scale):
+    # beyond that another size is so much likelier that this one's moments do not matter
+    assume(np.log((t + 0.5) / d) - offset < 1 + 5 * scale)
+    single = lambda value: np.full(1, value, np.float32)  # noqa: E731
+    shared = [single(value) for value in (t, d, k, offset, 0, 0, 0)]
+    kernels._spread_one_row(1, *shared)
+    out = [single(0) for _ in range(8)]
+    kernels._along_one_row(
+        1, np.float32(scale), shared[0], shared[2], shared[4], shared[5], shared[6], *out
+    )
+    w = np.linspace(-12, 12, 20_001)
+    e = scale * w
+    mean = d * np.exp(offset + e)
+    log = t * e - (t + 1 / k) * (np.log1p(k * mean) - np.log1p(k * d * np.exp(offset)))
+    log += norm.logpdf(w)
+    weight = np.exp(log - log.max())
+    evidence = log.max() + np.log(weight.sum() * (w[1] - w[0]))
+    expected = (weight * w).sum() / weight.sum()
+    sd = np.sqrt((weight * w**2).sum() / weight.sum() - expected**2)
+    value, found, variance = (float(out[i][0]) for i in range(3))
+    assert value == pytest.approx(evidence, abs=0.08)
+    assert found == pytest.approx(expected, abs=0.12 * sd)
+    assert np.sqrt(variance) == pytest.approx(sd, rel=0.12)

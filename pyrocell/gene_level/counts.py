@@ -282,13 +282,14 @@ def level_counts(
     for round_ in range(_SHRUNKEN_ROUNDS if noisy else 1):
         if noisy:
             fit_noise(fit, rows, rate, noise.factor, noise.inverse, replicate)
-        for _ in range(2 if round_ < 2 else 0):  # the levels hardly change after that
+        for _ in range((2, 1, 0)[round_]):  # the levels hardly change after that
             level = _shrunken_levels(groups, fit.eta, rate, noise.inverse)
             at = level[owner] + fit.eta[groups.group]
             noise = pooled_overdispersion(sampled, np.log(size[chosen]), pair, at)
-        if noisy:
+        if noisy and round_ != 1:
+            final = round_ == _SHRUNKEN_ROUNDS - 1
             replicate, per_driver = replicate_variance(
-                rows, fit.eta, noise.factor, noise.inverse, driver
+                rows, fit.eta, noise.factor, noise.inverse, driver, final
             )
     if noisy:
         fit_noise(fit, rows, rate, noise.factor, noise.inverse, replicate, learn=False)

@@ -47,10 +47,11 @@ __all__ = [
     "layout_of",
 ]
 
-_BURN_IN, _STATES = 32, 32
+_BURN_IN, _STATES, _FEWER_STATES = 32, 32, 16
 _CHAINS, _SMALL = 4, 2**17  # where there are so few levels, chains that each find their programs
 _SHORT_SWEEPS, _SHORT_BURN_IN = 48, 20
-_MOST_GENES, _MOST_DRIVERS = 1000, 120  # that programs are tried on
+_LARGE = 2**20  # levels from which fewer states are kept
+_MOST_GENES = 1000  # that programs are tried on
 _SURE = 2.0  # standard errors by which programs must be better
 _SLOPE_STEP = 0.1
 
@@ -233,12 +234,13 @@ def fit_gene_level(
         found = _try_programs(halves, rank, common, seed)
     elif programs:
         found = Programs(int(programs), {})
-    small = len(screen.conditions) * len(screen.genes) <= _SMALL
+    n_levels = len(screen.conditions) * len(screen.genes)
     chains = [
         _sampler(counts, found.rank, seed=stream("gene level", seed, i) % 2**31, **common)
-        for i in range(_CHAINS if small else 1)
+        for i in range(_CHAINS if n_levels <= _SMALL else 1)
     ]
-    states, per_chain = [], _STATES // len(chains)
+    n_states = _STATES if n_levels <= _LARGE else _FEWER_STATES
+    states, per_chain = [], n_states // len(chains)
     for chain in chains:
         each = list(chain.run(_BURN_IN + 2 * per_chain, _BURN_IN, bar))
         states += each[::2]

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from pyrocell.distributions._fastmath import jit
+from pyrocell.distributions._fastmath import F32, exp32, jit, log1p32, log32
 
 __all__ = ["coefficient_sums", "draw_blocks", "frame_sums", "move_genes", "row_sums"]
 
@@ -20,8 +20,13 @@ _NODES = np.array([-2.8569700, -1.3556262, 0.0, 1.3556262, 2.8569700])  # Gauss-
 _LOG_WEIGHTS = np.log(np.array([0.0112574, 0.2220759, 0.5333333, 0.2220759, 0.0112574]))
 _CORRECTION = _LOG_WEIGHTS + 0.5 * _NODES**2
 _NEWTON = 8
+_NEAR = 4e-3  # squared last Newton step, in standard deviations
+_SKEW = 0.1  # squared skewness up to which expansions do
 _FARTHEST = 3.0  # of a working response from the level it is taken at
 _LEAST = 1e-6
+
+_NODES32, _CORRECTION32 = _NODES.astype(F32), _CORRECTION.astype(F32)
+_ROUNDS = 4  # of Newton's method where all genes are worked on at once
 
 quick = jit("nsz", "contract", "arcp", "reassoc")
 
@@ -51,22 +56,22 @@ def _normal(seed, block, gene, number):  # type: ignore[no-untyped-def]
 
 @quick
 def _log_likelihood(t, d, k, x):  # type: ignore[no-untyped-def]
-    return t * x - (t + 1.0 / k) * math.log1p(k * d * math.exp(x))
+    return t * x - (t + 1.0 / k) * math.log(1.0 + k * d * math.exp(x))
 
 
 @quick
-def _along_line(n, t, d, k, offset, m, moments):  # type: ignore[no-untyped-def]
-    """Log evidence of w ~ N(0, 1) where rows move along m, by quadrature about the mode.
+def _along_line(n, t, d, k, offset, toward, error, m, moments):  # type: ignore[no-untyped-def]
+    """Log evidence of w ~ N(0, 1) where rows move along m.
 
-    `moments` takes the posterior mean and variance of w.
+    By Laplace's method with the terms of third and fourth order, or by quadrature about the mode
+    where these are not small. `toward` and `error` are how far the counts alone would move rows,
+    and its variance; `moments` takes the posterior mean and variance of w.
     """
     numerator, denominator = 0.0, 1.0
-    for i in range(n):  # start: where the counts alone would put the rows
-        error = 1.0 / (t[i] + 0.5) + k[i]
-        numerator += m[i] * (math.log((t[i] + 0.5) / d[i]) - offset[i]) / error
-        denominator += m[i] * m[i] / error
+    for i in range(n):
+        numerator += m[i] * toward[i] / error[i]
+        denominator += m[i] * m[i] / error[i]
     w = min(max(numerator / denominator, -4.0), 4.0)
-    curvature = 1.0
     for _ in range(_NEWTON):
         slope, curvature = -w, 1.0
         for i in range(n):
@@ -77,12 +82,28 @@ def _along_line(n, t, d, k, offset, m, moments):  # type: ignore[no-untyped-def]
         step = slope / curvature
         step = min(max(step, -2.0), 2.0)
         w += step
-        if step * step * curvature < 4e-4:
+        if step * step * curvature < _NEAR:
             break
-    scale = 1.0 / math.sqrt(curvature)
-    base = -0.5 * w * w
+    base, slope, curvature, third, fourth = -0.5 * w * w, -w, 1.0, 0.0, 0.0
     for i in range(n):
-        base += _log_likelihood(t[i], d[i], k[i], offset[i] + m[i] * w)
+        mu = d[i] * math.exp(offset[i] + m[i] * w)
+        whole = 1.0 + k[i] * mu
+        base += t[i] * (offset[i] + m[i] * w) - (t[i] + 1.0 / k[i]) * math.log(whole)
+        slope += m[i] * (t[i] - mu) / whole
+        square = m[i] * m[i] * (1.0 + k[i] * t[i]) * mu / (whole * whole)
+        curvature += square
+        bend = (1.0 - k[i] * mu) / whole
+        third -= m[i] * square * bend
+        fourth -= m[i] * m[i] * square * (bend * bend - 2.0 * k[i] * mu / (whole * whole))
+    variance = 1.0 / curvature
+    skew = third * third * variance * variance * variance
+    if skew < _SKEW and abs(fourth) * variance * variance < _SKEW:
+        moments[0] = w + slope * variance + 0.5 * third * variance * variance
+        more = skew + 0.5 * fourth * variance * variance
+        moments[1] = variance * max(1.0 + more, 0.5)
+        value = base + 0.5 * slope * slope * variance - 0.5 * math.log(curvature)
+        return value + 5.0 / 24.0 * skew + 0.125 * fourth * variance * variance
+    scale = math.sqrt(variance)
     total, first, second = 0.0, 0.0, 0.0
     for q in range(5):
         v = w + scale * _NODES[q]
@@ -96,6 +117,60 @@ def _along_line(n, t, d, k, offset, m, moments):  # type: ignore[no-untyped-def]
     moments[0] = first / total
     moments[1] = max(second / total - moments[0] * moments[0], 1e-10)
     return base + math.log(total * scale)
+
+
+@quick
+def _spread_one_row(n, t, d, k, offset, base, toward, error):  # type: ignore[no-untyped-def]
+    """What all scales of a block with one row share, by gene: (n,) each, float32."""
+    for g in range(n):
+        base[g] = d[g] * exp32(offset[g])
+        error[g] = F32(1.0) / (t[g] + F32(0.5)) + k[g]
+        toward[g] = log32((t[g] + F32(0.5)) / d[g]) - offset[g]
+
+
+@quick
+def _along_one_row(n, s, t, k, base, toward, error, value, mean, variance, first, second, mode,
+                   scale, peak):  # fmt: skip
+    """The same as `_along_line` for n genes with one row each and a prior N(0, s²) of its effect.
+
+    Single precision, so that genes are worked on side by side; the log evidence is that over no
+    effect. `mean` and `variance` are of the effect over s; the arrays from `first` on are scratch.
+    """
+    one, prior = F32(1.0), F32(1.0) / (s * s)
+    for g in range(n):
+        e = s * s * toward[g] / (s * s + error[g])
+        e = min(max(e, -F32(4.0) * s), F32(4.0) * s)
+        curvature = one
+        for _ in range(_ROUNDS):
+            mu = base[g] * exp32(e)
+            whole = one / (one + k[g] * mu)
+            slope = (t[g] - mu) * whole - e * prior
+            curvature = (one + k[g] * t[g]) * mu * whole * whole + prior
+            step = slope / curvature
+            e += min(max(step, -F32(2.0) * s), F32(2.0) * s)
+        mode[g] = e
+        scale[g] = one / math.sqrt(curvature)
+        mu = base[g] * exp32(e)
+        inside = k[g] * (mu - base[g]) / (one + k[g] * base[g])
+        peak[g] = t[g] * e - (t[g] + one / k[g]) * log1p32(inside) - F32(0.5) * e * e * prior
+        value[g], first[g], second[g] = F32(0.0), F32(0.0), F32(0.0)
+    for q in range(_NODES32.size):
+        node, correction = _NODES32[q], _CORRECTION32[q]
+        for g in range(n):
+            away = scale[g] * node
+            e = mode[g] + away
+            mu = base[g] * exp32(e)
+            inside = k[g] * (mu - base[g]) / (one + k[g] * base[g])
+            log = t[g] * e - (t[g] + one / k[g]) * log1p32(inside) - F32(0.5) * e * e * prior
+            weight = exp32(log - peak[g] + correction)
+            value[g] += weight
+            first[g] += weight * away
+            second[g] += weight * away * away
+    for g in range(n):
+        m = first[g] / value[g]
+        mean[g] = (mode[g] + m) / s
+        variance[g] = max(second[g] / value[g] - m * m, F32(1e-10) * s * s) * prior
+        value[g] = peak[g] + log32(value[g] * scale[g] / s)
 
 
 @quick
@@ -184,7 +259,7 @@ def _laplace(n, dim, t, d, k, offset, m, w, root, gradient):  # type: ignore[no-
 
 @quick
 def draw_blocks(
-    first, last, seed, blocks, names, row_start, rows, owned, mixture_start, component_start, dims,
+    first, last, seeds, blocks, names, row_start, rows, owned, mixture_start, component_start, dims,
     mixtures, coefficient_start, factor_start, factors, log_weights, own_weights, target,
     total, depth, spread, x, effect, share, precision_start, precision, response,
     coefficients, table, center,
@@ -193,6 +268,8 @@ def draw_blocks(
 
     Parameters
     ----------
+    seeds
+        Of several independent draws, the first of which `x` and `effect` take.
     blocks
         Which to draw, in this order.
     names
@@ -221,7 +298,7 @@ def draw_blocks(
         integrated out, given its component, and the working response. (entries, G) and (C, G);
         empty where they are not wanted.
     coefficients
-        (coefficients, G) to which draws are written; empty where not wanted.
+        (draws, coefficients, G) to which draws are written; empty where not wanted.
     table, center
         If not empty: (coefficients, 4, G) to which mean, second moment, and probabilities of being
         above and below zero of coefficient + center are added, center (coefficients, G).
@@ -233,6 +310,7 @@ def draw_blocks(
             most_dim = max(most_dim, dims[c])
     t, d, k = np.empty(most_rows), np.empty(most_rows), np.empty(most_rows)
     offset, line = np.empty(most_rows), np.empty(most_rows)
+    toward, error = np.empty(most_rows), np.empty(most_rows)
     m = np.empty((most_rows, most_dim))
     n_components = share.shape[1]
     log_share = np.empty(n_components)
@@ -245,16 +323,60 @@ def draw_blocks(
     column = np.empty(max(most_dim, most_rows))
     square = np.empty((most_rows, most_rows))
     projected = np.empty((most_rows, most_dim))
+    genes = last - first
+    shared = np.empty((7, genes), np.float32)  # t, d, k, offset, base, toward, error
+    scratch = np.empty((5, genes), np.float32)
+    found = np.empty((3, n_components, genes), np.float32)  # value, mean, variance
     for b in blocks:
         begin = row_start[b]
         n = row_start[b + 1] - begin
         low, high = component_start[b, 0], component_start[b, 1]
         n_coefficients = coefficient_start[b + 1] - coefficient_start[b]
+        one_row = n == 1
+        for j in range(high - low):
+            one_row = one_row and dims[low + j] <= 1
+        if one_row:
+            c = rows[begin]
+            for g in range(genes):
+                shared[0, g], shared[1, g] = total[c, first + g], depth[c, first + g]
+                shared[2, g] = spread[c, first + g]
+                shared[3, g] = x[c, first + g] - effect[begin, first + g]
+            _spread_one_row(
+                genes, shared[0], shared[1], shared[2], shared[3], shared[4], shared[5], shared[6]
+            )
+            place = mixture_start[b]
+            for j in range(high - low):
+                if dims[low + j] == 0:
+                    found[0, j] = F32(0.0)
+                    continue
+                _along_one_row(
+                    genes,
+                    F32(abs(mixtures[place])),
+                    shared[0],
+                    shared[2],
+                    shared[4],
+                    shared[5],
+                    shared[6],
+                    found[0, j],
+                    found[1, j],
+                    found[2, j],
+                    scratch[0],
+                    scratch[1],
+                    scratch[2],
+                    scratch[3],
+                    scratch[4],
+                )
+                if mixtures[place] < 0.0:
+                    for g in range(genes):
+                        found[1, j, g] = -found[1, j, g]
+                place += 1
         for g in range(first, last):
             for i in range(n):
                 c = rows[begin + i]
                 t[i], d[i], k[i] = total[c, g], depth[c, g], spread[c, g]
                 offset[i] = x[c, g] - effect[begin + i, g]
+                toward[i] = math.log((t[i] + 0.5) / d[i]) - offset[i]
+                error[i] = 1.0 / (t[i] + 0.5) + k[i]
             most = -1e300
             place = mixture_start[b]
             for j in range(high - low):
@@ -264,13 +386,18 @@ def draw_blocks(
                     place += n * dim
                     log_share[j] = -1e300
                     continue
-                if dim == 0:
+                if one_row and (dim == 0 or mixtures[place] != 0.0):
+                    value += found[0, j, g - first]
+                    if dim == 1:
+                        mean[j, 0] = found[1, j, g - first]
+                        root[j, 0, 0] = 1.0 / math.sqrt(found[2, j, g - first])
+                elif dim == 0:
                     for i in range(n):
                         value += _log_likelihood(t[i], d[i], k[i], offset[i])
                 elif dim == 1:
                     for i in range(n):
                         line[i] = mixtures[place + i]
-                    value += _along_line(n, t, d, k, offset, line, moments)
+                    value += _along_line(n, t, d, k, offset, toward, error, line, moments)
                     mean[j, 0], root[j, 0, 0] = moments[0], 1.0 / math.sqrt(moments[1])
                 else:
                     for i in range(n):
@@ -286,28 +413,39 @@ def draw_blocks(
             for j in range(high - low):
                 log_share[j] = math.exp(log_share[j] - most)
                 whole += log_share[j]
-            u = _uniform(seed, names[b], g, 0) * whole
-            chosen, cumulated = 0, 0.0
-            for j in range(high - low):
-                if log_share[j] > 0.0:
-                    chosen = j
-                cumulated += log_share[j]
-                if u < cumulated:
-                    break
             if g != target[b]:
                 for j in range(high - low):
                     share[b, j] += log_share[j] / whole
+            for turn in range(seeds.size - 1, -1, -1):  # the first draw last: it stays
+                seed = seeds[turn]
+                u = _uniform(seed, names[b], g, 0) * whole
+                chosen, cumulated = 0, 0.0
+                for j in range(high - low):
+                    if log_share[j] > 0.0:
+                        chosen = j
+                    cumulated += log_share[j]
+                    if u < cumulated:
+                        break
+                dim = dims[low + chosen]
+                for a in range(dim):
+                    gradient[a] = _normal(seed, names[b], g, 1 + 2 * a)
+                if dim > 0:
+                    _solve_upper(root[chosen], gradient, dim)
+                for a in range(dim):
+                    w[a] = mean[chosen, a] + gradient[a]
+                if coefficients.shape[0] > 0:
+                    spot = factor_start[b]
+                    for j in range(chosen):
+                        spot += n_coefficients * dims[low + j]
+                    for q in range(n_coefficients):
+                        value = 0.0
+                        for a in range(dim):
+                            value += factors[spot + q * dim + a] * w[a]
+                        coefficients[turn, coefficient_start[b] + q, g] = value
             # what was drawn, row by row
             place = mixture_start[b]
             for j in range(chosen):
                 place += n * dims[low + j]
-            dim = dims[low + chosen]
-            for a in range(dim):
-                gradient[a] = _normal(seed, names[b], g, 1 + 2 * a)
-            if dim > 0:
-                _solve_upper(root[chosen], gradient, dim)
-            for a in range(dim):
-                w[a] = mean[chosen, a] + gradient[a]
             for i in range(n):
                 value = 0.0
                 for a in range(dim):
@@ -315,15 +453,6 @@ def draw_blocks(
                     value += m[i, a] * w[a]
                 effect[begin + i, g] = value
                 x[rows[begin + i], g] = offset[i] + value
-            if coefficients.shape[0] > 0:
-                spot = factor_start[b]
-                for j in range(chosen):
-                    spot += n_coefficients * dims[low + j]
-                for q in range(n_coefficients):
-                    value = 0.0
-                    for a in range(dim):
-                        value += factors[spot + q * dim + a] * w[a]
-                    coefficients[coefficient_start[b] + q, g] = value
             if table.shape[0] > 0:
                 spot = factor_start[b]
                 for j in range(high - low):

@@ -278,8 +278,12 @@ def _shrunk(
 @jit("nsz", "contract", "arcp", "reassoc")
 def _weights(first, last, total, depth, within, between, x, reference, grid, log_weight):  # type: ignore[no-untyped-def]
     """Add to log_weight (grid, G) what levels x (C, G) cost against those it was found at."""
+    mean, other = np.empty(x.shape[0]), np.empty(x.shape[0])
     for g in range(first, last):
         most = -1e300
+        for c in range(x.shape[0]):
+            mean[c] = depth[c, g] * math.exp(x[c, g])
+            other[c] = depth[c, g] * math.exp(reference[c, g])
         for j in range(grid.size):
             most = max(most, log_weight[j, g])
         for j in range(grid.size):
@@ -291,10 +295,7 @@ def _weights(first, last, total, depth, within, between, x, reference, grid, log
                 k = within[c, g] * inverse + between[c, g] + 1e-6
                 t = total[c, g]
                 value += t * (x[c, g] - reference[c, g])
-                value -= (t + 1.0 / k) * (
-                    math.log1p(k * depth[c, g] * math.exp(x[c, g]))
-                    - math.log1p(k * depth[c, g] * math.exp(reference[c, g]))
-                )
+                value -= (t + 1.0 / k) * math.log((1.0 + k * mean[c]) / (1.0 + k * other[c]))
             log_weight[j, g] += value
 
 

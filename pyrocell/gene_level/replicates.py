@@ -23,7 +23,7 @@ _NULL = 0.03  # share of the genes by which the weight of τ = 0 is strengthened
 _COMMON = 20.0  # genes that the screen's weights count as, in those of a perturbation
 _COMMON_OF_GENE = 4.0  # perturbations that they count as, in those of a gene
 _FEWEST_COUNTS = 1.0  # mean count per batch of a gene that can tell
-_MOST_GENES = 1000  # from which the weights are learned
+_MOST_GENES = 300  # from which the weights are learned
 _ROUNDS, _ROUNDS_OF_GENES = 100, 30
 
 
@@ -75,6 +75,7 @@ def replicate_variance(
     factor: np.ndarray,
     inverse: np.ndarray,
     driver: np.ndarray,
+    by_gene: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Posterior mean of τ² by condition and gene, (C, G), and of each driver's prior, (drivers,).
 
@@ -89,6 +90,8 @@ def replicate_variance(
     driver
         (C,) what the conditions that share τ are numbered by; -1 for those whose level does not
         vary (controls).
+    by_gene
+        False: every gene has what the driver's prior has.
     """
     n_conditions, n_genes = len(driver), len(inverse)
     counts = rows["total"].mean(0)
@@ -110,6 +113,8 @@ def replicate_variance(
         return out, prior
     for c in np.flatnonzero(driver >= 0):
         out[c] = prior[driver[c]]
+    if not by_gene:
+        return out, prior
     rest = several & varies[np.maximum(driver, 0)]
     table = _by_driver(rows, eta, factor, inverse, driver, rest, usable)
     of_gene = _of_genes(table[varies], weights[varies], common)

@@ -41,6 +41,7 @@ _LOADING_SPIKES = 1.0  # the same for the loading of a program
 _ALIKE = 20.0  # genes that the weights of all drivers count as, in those of one
 _LOADING_SCALES = np.array([0.2, 0.4, 0.8, 1.6])
 _RESPONSE_SCALES = np.array([0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
+_THETA_EVERY = 4  # sweeps between draws of θ, which the cells decide more than the levels do
 LEAST_OWN = 0.4  # of a gene's noise that is its own and not the cells' state
 _OFFSET_SD, _OFFSET_FREEDOM = 0.02, 4.0
 _LARGEST_STEP = 2.0
@@ -279,7 +280,8 @@ class Sampler:
         """Sweep, and yield the state of every sweep after the first `burn_in`."""
         for sweep in bar(range(sweeps)):
             self._draw_noise()
-            self._draw_overdispersion()
+            if sweep % _THETA_EVERY == 0:
+                self._draw_overdispersion()
             state = self._state(sweep) if sweep >= burn_in else None
             share = self._draw_blocks(self.seed * 1_000_003 + sweep)
             if state is not None:
@@ -377,8 +379,9 @@ class Sampler:
 
         def draw(i: int) -> None:
             kernels.draw_blocks(
-                *self.parts[i], seed, chosen, *arguments, self.x, self.effect, share[i],
-                blocks.precision_start, self.precision, self.response, coefficients, table, center,
+                *self.parts[i], np.array([seed]), chosen, *arguments, self.x, self.effect, share[i],
+                blocks.precision_start, self.precision, self.response, coefficients[None],
+                table, center,
             )  # fmt: skip
 
         in_threads(draw, len(self.parts))

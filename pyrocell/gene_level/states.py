@@ -164,7 +164,7 @@ class GeneLevel:
                 out[b] = kept[place[start[b] : start[b + 1]]]
         fresh = blocks[~stored[blocks]]
         if len(fresh):
-            found = self._draw(draw, fresh)[0]
+            found = self._draw(draw, fresh)[0][0]
             ends = np.cumsum([start[b + 1] - start[b] for b in fresh])
             out |= dict(zip(fresh, np.split(found, ends[:-1]), strict=True))
         return [out[b] for b in blocks]
@@ -197,13 +197,12 @@ class GeneLevel:
         for s in range(len(self)):
             center = begun * self._center(s, asked, growth)
             mine = range(s, n_samples, len(self))
-            for turn, i in enumerate(mine if len(mine) else (s,)):
-                table = summed if turn == 0 else None
-                found, _ = self._draw(i, blocks, factors, center, table)
-                for row in stored:  # joint with what meets them in a condition: drawn before
-                    found[row] = self._shown(s, blocks[row], asked, growth)
-                if i < n_samples:
-                    draws[i] = begun * found + center
+            turns = max(1, len(mine))
+            found, _ = self._draw(s, blocks, factors, center, summed, turns)
+            for row in stored:  # joint with what meets them in a condition: drawn before
+                found[:, row] = self._shown(s, blocks[row], asked, growth)
+            if len(mine):
+                draws[s :: len(self)] = begun * found + center
         mean, square, above, below = np.swapaxes(summed, 0, 1) / len(self)
         sd = np.sqrt(np.maximum(square - mean**2, 0.0))
         return Columns(begun * mean, begun * sd, begun * above, begun * below, draws)
@@ -288,11 +287,16 @@ class GeneLevel:
         factors: np.ndarray | None = None,
         center: np.ndarray | None = None,
         table: np.ndarray | None = None,
+        turns: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the effects of blocks given all else in a state.
+        """Draw the effects of blocks given all else in a state, (turns, coefficients, G).
+
+        And what they add to their rows in the first draw.
 
         Parameters
         ----------
+        draw, turns
+            The number of the first, and how many, each as many states after the other.
         factors
             What to draw of them, one number a block (see `Blocks.outputs`); None: coefficients.
         center, table
@@ -314,21 +318,21 @@ class GeneLevel:
         else:
             sizes = np.ones(len(blocks), np.int64)
             factor_start = start([b.dims[low:high].sum() for low, high in span])
-        found = np.zeros((int(sizes.sum()), n_genes), np.float32)
+        found = np.zeros((turns, int(sizes.sum()), n_genes), np.float32)
         effect = np.zeros((int(lengths.sum()), n_genes), np.float32)
         none = np.zeros((0, n_genes), np.float32)
         table = np.zeros((0, 4, n_genes)) if table is None else table
         center = np.zeros((0, n_genes)) if center is None else center
         log_weights = self.part("log_weights", draw)[blocks].astype(float)
-        turn = draw // len(self)
-        seed = int(self.part("seed", draw)) + _FRESH * turn
+        first = draw // len(self)
+        seeds = int(self.part("seed", draw)) + _FRESH * np.arange(first, first + turns)
         chosen = np.arange(len(blocks))
         edges = [(a, min(a + _AT_ONCE, n_genes)) for a in range(0, n_genes, _AT_ONCE)]
         share = np.zeros((len(edges), len(blocks), log_weights.shape[1]))
 
         def work(i: int) -> None:
             kernels.draw_blocks(
-                *edges[i], seed, chosen, blocks, start(lengths), local, np.ones(len(local), bool),
+                *edges[i], seeds, chosen, blocks, start(lengths), local, np.ones(len(local), bool),
                 start([len(m) for m in mixtures]), span, b.dims, np.concatenate(mixtures),
                 start(sizes), factor_start, factors, log_weights, own_weights(b)[blocks],
                 b.target[blocks], total, depth, spread, x, effect, share[i],
