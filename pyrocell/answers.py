@@ -105,6 +105,7 @@ _DIMS = {
     "P.effect": ("perturbation", "axis"),
     "P.on_target": ("perturbation",),
     "P.residual": ("perturbation", "time", "gene"),
+    "P.common": ("gene",),
     "P.interaction": ("arm", "gene"),
     "M.effect": ("media", "axis"),
     "M.gain": ("perturbation", "media"),
@@ -120,6 +121,7 @@ _DIMS = {
     "M.flow": ("media", "code"),
     "W.noise": ("state_axis",),
     "W.drift": ("own_axis",),
+    "W.course": ("time", "gene"),
     "W.process_noise": ("part",),
     "W.gene_scale": ("gene",),
     "W.driver_scale": ("driver",),
@@ -147,6 +149,7 @@ def labelled(
 ) -> tuple[dict[str, np.ndarray], dict[str, list], dict[str, list[str]]]:
     """Draws (1 chain), coordinates and dimension names of sites."""
     own_axis = [f"r{i + 1}" for i in range(model.config.n_response)]
+    own_axis += [f"p{i + 1}" for i in range(_n_programs(samples, model))]
     coords = {
         "perturbation": list(screen.perturbations),
         "media": list(screen.media),
@@ -170,6 +173,15 @@ def labelled(
     used = {dim for names in dims.values() for dim in names}
     draws = {site: values[None] for site, values in samples.items()}
     return draws, {dim: values for dim, values in coords.items() if dim in used}, dims
+
+
+def _n_programs(samples: dict[str, np.ndarray], model: GenerativeModel) -> int:
+    """Axes of draws that the model's own are followed by."""
+    n_response, n_axes = model.config.n_response, model.n_axes
+    more = [samples[s].shape[-2] - n_response for s in ("V.loading",) if s in samples]
+    more += [samples[s].shape[-1] - n_axes for s in ("P.effect", "M.effect") if s in samples]
+    more += [samples[s].shape[-1] - n_response for s in ("W.drift",) if s in samples]
+    return max(more, default=0)
 
 
 def _arms(screen: Screen, model: GenerativeModel) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -346,7 +347,7 @@ class PyroCell(Answers, BaseModelClass):
                     self.screen,
                     self._cells,
                     seed,
-                    progress(progress_bar),
+                    partial(progress(progress_bar), desc="gene level"),
                 )
         self.train_indices_, self.validation_indices_ = split
         self._seed = seed

@@ -16,11 +16,13 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import false_discovery_control, nbinom, norm
 
 from pyrocell import PyroCell
+from pyrocell.answers import labelled
 from pyrocell.best_epoch import KEPT, BestEpoch, mark
 from pyrocell.effect_checks import common_effect, disagreement, shuffled
 from pyrocell.effects import expected_false_signs
 from pyrocell.errors import ScreenError, ScreenWarning
 from pyrocell.gene_level import kernels
+from pyrocell.gene_level.fit import fit_gene_level
 from pyrocell.gene_level.overdispersion import pooled_overdispersion
 from pyrocell.gene_level.prior import SCALES, components, walk_root
 from pyrocell.levels import condition_levels
@@ -405,3 +407,32 @@ def test_evidence_and_moments_of_one_row_are_those_of_quadrature(t, d, k, offset
     assert value == pytest.approx(evidence, abs=0.08)
     assert found == pytest.approx(expected, abs=0.12 * sd)
     assert np.sqrt(variance) == pytest.approx(sd, rel=0.12)
+
+
+# ---------------------------------------------------------------------- programs
+def test_programs_are_axes_with_names_and_answers_are_joint_with_them(build):
+    rng = np.random.default_rng(9)
+    program = rng.choice([-1, 1], (2, GENES)) * (rng.random((2, GENES)) < 0.4)
+    truth = rng.choice([-0.6, 0.0, 0.6], (12, 2)) @ program
+    model = build(counted(rng, truth, n=60))
+    model.train(max_epochs=2, progress_bar=False, gene_level=False)
+    module = model.module
+    parts = module.model, module.guide, model.screen, model._cells
+    module.gene_level, model.programs_ = fit_gene_level(*parts, programs=2)
+    assert model.programs_.rank == 2
+    samples = model.posterior_samples(3)
+    draws, coords, dims = labelled(samples, model.screen, module.model, [])
+    assert coords["own_axis"] == ["r1", "r2", "p1", "p2"]
+    for site, names in dims.items():
+        for name, size in zip(names, draws[site].shape[2:], strict=True):
+            assert name not in coords or len(coords[name]) == size, site
+    table = model._queries.effect_draws(["P1"], "baseline", None, 3)[:, 0]
+    for i, values in enumerate(model.posterior.draws(3)):
+        found = module.model.low_rank(values, "P")[:, 0] + values["P.residual"][:, 0]
+        found = (found + values["P.common"]).detach().numpy()
+        at = model.screen.perturbations.index("P1")
+        slope = module.gene_level.array("slope")
+        np.testing.assert_allclose(found[at] * slope, table[i], atol=2e-3)
+    effects = model.perturbation_effects()
+    order = [int(name[1:]) for name in sorted(set(effects["perturbation"]))]  # as pivoted
+    assert np.corrcoef(table_of(effects, "mean").ravel(), truth[order].ravel())[0, 1] > 0.8
