@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -35,3 +37,14 @@ def test_the_code_on_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
         exec(block, names)
     plt.close("all")
     assert (tmp_path / "fitted").is_dir()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/effects.md"])
+def test_figures_of_effects_are_those_of_the_results_file(page):
+    path = ROOT / "scripts" / "render_effects.py"
+    spec = importlib.util.spec_from_file_location("render_effects", path)
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- effects" in text
+    assert render.rendered(text, json.loads(render.RESULTS.read_text())) == text
