@@ -24,15 +24,17 @@ import scipy.sparse as sp
 from scipy.special import polygamma
 
 from pyrocell.count_sums import add_by_group
-from pyrocell.gene_level.counts import DEEPEST, noise_between_cells
 from pyrocell.stored import StoredCounts, count_blocks
 
 __all__ = ["ConditionLevels", "Contrast", "condition_levels"]
 
+DEEPEST = 2.0  # weight of a cell at most, in units of the median depth
 _ROUNDS = 10
 _POOLED = 5.0  # counts by which the level that sets a variance leans towards the pooled one
 _NARROWEST = 1e-3
+_KURTOSIS = 8.0  # variance of log k times degrees of freedom
 _RAREST = 1e-12  # a gene without counts
+_FEWEST_PAIRS = 0.25
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,7 @@ def condition_levels(
     weight = np.minimum(1.0, DEEPEST * np.median(size) / size)
     group = condition * n_batches + batch
     groups = _Groups.of(counts, size, weight, group, n_conditions * n_batches)
-    noise = noise_between_cells(counts, size, condition, batch)
-    poisson, extra = noise.factor, noise.inverse
+    poisson, extra = groups.variance()
     shape = (n_conditions, n_batches)
     depth, squares = groups.depth.reshape(shape), groups.squares.reshape(shape)
     total = groups.total.reshape(*shape, -1)
@@ -190,6 +191,21 @@ def _eta_precision(
     return out - (left / own[:, None])[:, :, None] * together
 
 
+def _moderated(extra: np.ndarray, freedom: int) -> np.ndarray:
+    """Overdispersion (G,) shrunk towards the genes' median, as far as few cells make it vary.
+
+    Of counts with heavy tails log k is known to about √(8 / freedom). A gene whose k came out small
+    by luck would pass for one that moves.
+    """
+    positive = extra > 0
+    if not positive.any():
+        return extra
+    log = np.log(np.maximum(extra, 0.1 * np.median(extra[positive])))
+    middle, error = np.median(log[positive]), _KURTOSIS / max(freedom, 1)
+    spread = max(float(np.var(log[positive])) - error, 0.0)
+    return np.where(positive, np.exp(middle + (log - middle) * spread / (spread + error)), 0.0)
+
+
 def _arrays(weights: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
     n = len(weights)
     return np.fromiter(weights, int, n), np.fromiter(weights.values(), float, n)
@@ -199,13 +215,18 @@ def _arrays(weights: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
 class _Groups:
     """Sums over the cells of each (condition, batch), with weights w.
 
-    `depth` Σwℓ, `squares` Σ(wℓ)² and `plain` Σw²ℓ are (M,); `total` Σwx (M, G).
+    `cells`, `depth` Σwℓ, `squares` Σ(wℓ)² and `plain` Σw²ℓ are (M,); `total` Σwx, `square_sum`
+    Σ(wx)², `cross` Σw²xℓ and `first` Σw²x (M, G).
     """
 
+    cells: np.ndarray
     depth: np.ndarray
     squares: np.ndarray
     plain: np.ndarray
     total: np.ndarray
+    square_sum: np.ndarray
+    cross: np.ndarray
+    first: np.ndarray
 
     @classmethod
     def of(
@@ -217,13 +238,46 @@ class _Groups:
         n: int,
     ) -> _Groups:
         member = sp.csr_matrix((np.ones(len(size)), (group, np.arange(len(size)))), (n, len(size)))
-        total = np.zeros((n, counts.shape[1]))
+        total, square_sum, cross, first = np.zeros((4, n, counts.shape[1]))
         for rows, block in count_blocks(counts):
-            block = sp.csr_matrix(block, dtype=np.float64)
-            add_by_group(total, group[rows], sp.diags(weight[rows]) @ block)
+            block, weights = sp.csr_matrix(block, dtype=np.float64), weight[rows]
+            for out, by, values in (
+                (total, weights, block),
+                (square_sum, weights**2, block.power(2)),
+                (cross, weights**2 * size[rows], block),
+                (first, weights**2, block),
+            ):
+                add_by_group(out, group[rows], sp.diags(by) @ values)
         return cls(
+            cells=np.bincount(group, minlength=n),
             depth=member @ (weight * size),
             squares=member @ (weight * size) ** 2,
             plain=member @ (weight**2 * size),
             total=total,
+            square_sum=square_sum,
+            cross=cross,
+            first=first,
         )
+
+    def variance(self) -> tuple[np.ndarray, np.ndarray]:
+        """f and k, (G,) each, of the variance f μ + k μ² of a cell's count; moments, pooled.
+
+        Squares of means are taken over pairs of different cells: the square of a mean of few cells
+        is too large by its own variance, and k would come out too small. Counts of a rare gene may
+        never meet in a group: pairs are held to `_FEWEST_PAIRS` of those at the pooled rate, or k
+        would have no bound.
+        """
+        some = self.cells > 1
+        n, depth, squares = (x[some, None] for x in (self.cells, self.depth, self.squares))
+        total, square_sum, cross = (x[some] for x in (self.total, self.square_sum, self.cross))
+        first = self.first[some]
+        rate, left = total / depth, 1 - 1 / n
+        seen = (square_sum - 2 * rate * cross + rate**2 * squares).sum(0)
+        first = (first * left).sum(0)
+        pairs = np.maximum(total**2 - square_sum, 0) / np.maximum(depth**2 - squares, 1e-12)
+        second = (pairs * squares * left).sum(0)
+        pooled = (total.sum(0) / depth.sum()) ** 2 * (squares * left).sum()
+        second = np.maximum(second, _FEWEST_PAIRS * pooled)
+        poisson = np.divide(seen, first, out=np.ones_like(first), where=first > 0).clip(0.05, 1)
+        extra = np.divide(seen - first, second, out=np.zeros_like(first), where=second > 0)
+        return poisson, _moderated(np.maximum(extra, 0), (self.cells[some] - 1).sum())

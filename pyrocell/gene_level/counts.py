@@ -31,7 +31,6 @@ __all__ = [
     "highest_allowed",
     "level_counts",
     "levels_of",
-    "noise_between_cells",
 ]
 
 DEEPEST = 2.0  # weight of a cell at most, in units of the median depth
@@ -215,27 +214,6 @@ def cell_groups(
         start=np.searchsorted(first, np.arange(n_conditions + 1)),
         group=pairs % n_groups,
     )
-
-
-def noise_between_cells(
-    counts: Any, size: np.ndarray, condition: np.ndarray, group: np.ndarray
-) -> Overdispersion:
-    """Overdispersion between the cells of a condition in a batch, before batch noise is known.
-
-    Parameters as in `cell_groups`.
-    """
-    _, pair = np.unique(condition * (group.max() + 1) + group, return_inverse=True)
-    nowhere, most = np.zeros_like(pair), highest_allowed(counts)
-    groups = cell_groups(counts, size, pair, nowhere, pair.max() + 1, 1, most)
-    n_genes = groups.total.shape[1]
-    rate = np.maximum(groups.total.sum(0, dtype=float) / groups.depth.sum(), _RAREST)
-    chosen = np.sort(np.random.default_rng(0).permutation(len(size))[:_CELLS])
-    sampled, inverse = sp.csc_matrix(_held(counts[chosen], most)), np.ones(n_genes)
-    for _ in range(2):
-        level = _shrunken_levels(groups, np.zeros((1, n_genes)), rate, inverse)
-        noise = pooled_overdispersion(sampled, np.log(size[chosen]), pair[chosen], level)
-        inverse = noise.inverse
-    return noise
 
 
 def level_counts(
