@@ -140,7 +140,7 @@ def others(results: dict) -> str:
     mine = figures["replicates"]
     text = f"{number(mean(mine, 'mean_effect'))}; {number(mean(mine, 'new_batch'))}"
     rows.append(["effects that vary between batches: 90% intervals of mean; of a new batch", text])
-    for screen in ("thp1", "k562"):
+    for screen in ("thp1", "k562") if "halves" in figures else ():
         mine = [row for row in figures["halves"] if row["screen"] == screen]
         text = "; ".join(number(mean(mine, k)) for k in ("pearson", "same_sign"))
         rows.append([f"halves of the {screen} screen: Pearson; same sign in a list at 10%", text])
@@ -148,8 +148,8 @@ def others(results: dict) -> str:
     said = f"{number(mean(mine, 'p_below_5'))}; {sum(r['listed'] for r in mine)} of "
     said += f"{sum(r['pairs'] for r in mine):,}"
     rows.append(["non-targeting guides as perturbations: p < .05; pairs listed at 10%", said])
-    mine = figures["stimulation"]
-    for gene in mine[0]["gains"]:
+    mine = figures.get("stimulation", [])
+    for gene in mine[0]["gains"] if mine else ():
         gain = number(float(np.mean([row["gains"][gene][0] for row in mine])))
         ranks = ", ".join(str(row["ranks"][gene]) for row in mine)
         rows.append(

@@ -162,6 +162,7 @@ def _of_genes(table: np.ndarray, weights: np.ndarray, common: np.ndarray) -> np.
     weights, common
         (drivers, τ) weights of drivers, and (τ,) the screen's.
     """
+    common = np.maximum(common, 1e-9)
     own = np.tile(common, (table.shape[1], 1))
     log = table + np.log(weights + 1e-30)[:, None]
     likelihood = np.exp(log - log.max(2, keepdims=True))
