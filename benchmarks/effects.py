@@ -12,6 +12,7 @@ sets it against the genes that a perturbation does not touch, which is what the 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import effect_peers
 import effect_screens as screens
 import numpy as np
 import pandas as pd
+import torch
 from common import covered, quiet, run_all, shared, write_results
 
 import pyrocell
@@ -179,13 +181,27 @@ def halves(name: str, seed: int) -> dict:
         part = usable(source[half])
         model = fitted(part, setup, seed=seed)
         labels = sorted(set(part.obs["perturbation"].astype(str)) - {"control"})
-        tables.append(model.perturbation_effects(labels))
+        asked = pd.DataFrame({"perturbation": ["control", *labels]})
+        level = np.log(model.predict(asked, n_samples=100).X)
+        table = model.perturbation_effects(labels)
+        share = pd.DataFrame(level[1:] - level[0], labels, part.var_names).stack()
+        share = share.rename_axis(["perturbation", "gene"]).rename("share").reset_index()
+        tables.append(table.merge(share, on=["perturbation", "gene"]))
     both = tables[0].merge(tables[1], on=["perturbation", "gene"], suffixes=("", "_other"))
     sure = both[both["fdr"] <= 0.1]
+    well = both[both[["count_control", "count_control_other"]].min(axis=1) >= 20]
+
+    def r(rows: pd.DataFrame, column: str = "mean") -> float:
+        return float(np.corrcoef(rows[column], rows[f"{column}_other"])[0, 1])
+
     return {
         "screen": name,
         "seed": seed,
-        "pearson": float(np.corrcoef(both["mean"], both["mean_other"])[0, 1]),
+        "pearson": r(both),
+        "pearson_well_counted": r(well),
+        "well_counted": len(well) / len(both),
+        "pearson_of_shares": r(both, "share"),
+        "pearson_of_shares_well_counted": r(well, "share"),
         "listed": len(sure),
         "same_sign": float((np.sign(sure["mean"]) == np.sign(sure["mean_other"])).mean()),
         "same_sign_where_listed_in_both": float(
@@ -270,7 +286,8 @@ def replicates(seed: int) -> dict:
 
 # ---------------------------------------------------------------------- cost
 def cost(n_perturbations: int, n_genes: int) -> dict:
-    """Seconds that the gene-level phase and a table of effects take."""
+    """Seconds that the gene-level phase and a table of effects take, on all cores."""
+    torch.set_num_threads(os.cpu_count() or 1)
     adata = screens.screen(
         301, n_perturbations=n_perturbations, n=20, n_controls=1000, n_genes=n_genes, depth=3000.0
     )

@@ -304,7 +304,7 @@ class Answers(CellAnswers):
         if self._cells.conditions is not None:
             raise ScreenError("the cells have conditions that this model was not built for")
         if self._counts is None:
-            self._counts = counts_of_screen(self.screen, self._cells, self.module.priors.eta_sd)
+            self._counts = counts_of_screen(self.screen, self._cells, self.module.priors)
         return self._counts
 
     @on_few_threads

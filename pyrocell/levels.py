@@ -34,7 +34,7 @@ _POOLED = 5.0  # counts by which the level that sets a variance leans towards th
 _NARROWEST = 1e-3
 _KURTOSIS = 8.0  # variance of log k times degrees of freedom
 _RAREST = 1e-12  # a gene without counts
-_FEWEST_PAIRS = 0.25
+_FEWEST_PAIRS = 0.25  # of those expected were all counts at the pooled rate
 
 
 @dataclass(frozen=True)

@@ -346,6 +346,7 @@ class PyroCell(Answers, BaseModelClass):
                     self.module.guide,
                     self.screen,
                     self._cells,
+                    self._level_counts,
                     seed,
                     partial(progress(progress_bar), desc="gene level"),
                 )

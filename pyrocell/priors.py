@@ -53,6 +53,9 @@ class Priors:
     eta_sd, eta_spread
         Batch noise per gene: starting median of its standard deviation, and the spread of the log
         standard deviation between genes.
+    replicate_sd
+        How much an effect varies between batches, standard deviation in a gene, where no effect of
+        the screen was measured in two batches; otherwise it is learned.
     laboratory_sd
         What a laboratory adds to all its batches, per gene: starting median of its standard
         deviation; between genes it varies as that of batch noise does.
@@ -103,6 +106,7 @@ class Priors:
     drift_sd: float = 0.2
     eta_sd: float = 0.2
     eta_spread: float = 0.4
+    replicate_sd: float = 0.0
     laboratory_sd: float = 0.2
     content_sd: float = 0.3
     process_noise_sd: float = 0.05

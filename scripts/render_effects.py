@@ -142,8 +142,13 @@ def others(results: dict) -> str:
     rows.append(["effects that vary between batches: 90% intervals of mean; of a new batch", text])
     for screen in ("thp1", "k562") if "halves" in figures else ():
         mine = [row for row in figures["halves"] if row["screen"] == screen]
-        text = "; ".join(number(mean(mine, k)) for k in ("pearson", "same_sign"))
-        rows.append([f"halves of the {screen} screen: Pearson; same sign in a list at 10%", text])
+        keys = ("pearson", "pearson_well_counted", "pearson_of_shares", "same_sign")
+        text = "; ".join(number(mean(mine, k)) for k in keys)
+        what = (
+            f"halves of the {screen} screen, Pearson of effects; the same where controls have 20 "
+        )
+        what += "counts or more; of shares of expression; same sign in a list at 10%"
+        rows.append([what, text])
     mine = figures["guides"]
     said = f"{number(mean(mine, 'p_below_5'))}; {sum(r['listed'] for r in mine)} of "
     said += f"{sum(r['pairs'] for r in mine):,}"

@@ -417,7 +417,7 @@ def test_programs_are_axes_with_names_and_answers_are_joint_with_them(build):
     model = build(counted(rng, truth, n=60))
     model.train(max_epochs=2, progress_bar=False, gene_level=False)
     module = model.module
-    parts = module.model, module.guide, model.screen, model._cells
+    parts = module.model, module.guide, model.screen, model._cells, model._level_counts
     module.gene_level, model.programs_ = fit_gene_level(*parts, programs=2)
     assert model.programs_.rank == 2
     samples = model.posterior_samples(3)

@@ -112,9 +112,22 @@ class NoiseFit:
 
     @property
     def prior(self) -> np.ndarray:
-        """(G, H, H) prior covariance."""
+        """(G, H, H) prior covariance at the widths found."""
         parts = zip(self.width, self.same, strict=True)
         return sum(width[:, None, None] ** 2 * same for width, same in parts)
+
+    @property
+    def unsure_prior(self) -> np.ndarray:
+        """The same with the posterior mean of each variance in the place of its estimate.
+
+        A variance known from n groups, and from other genes as if from a few more, is
+        scaled-inverse-χ²: its mean is above the estimate, the more the fewer the groups.
+        """
+        out = 0.0
+        for width, same, unit in zip(self.width, self.same, self.unit, strict=True):
+            freedom = len(unit) + _WEIGHT
+            out = out + width[:, None, None] ** 2 * (freedom / (freedom - 2)) * same
+        return out
 
     def learn_widths(self) -> None:
         """One step of expectation and maximisation for the widths, shrunk to those of all genes."""
@@ -158,12 +171,12 @@ def fit_noise(
     replicate
         (C, G) variance of levels between groups beyond η.
     learn
-        Learn the widths too.
+        Learn the widths too; False: with what is not known of them.
     """
     n_genes = len(rate)
     edges = np.linspace(0, n_genes, min(n_genes, 64) + 1).astype(int)
     for _ in range(_WIDTH_ROUNDS if learn else 1):
-        precision = np.linalg.inv(fit.prior)
+        precision = np.linalg.inv(fit.prior if learn else fit.unsure_prior)
         arguments = (
             *(rows[name] for name in ("total", "depth", "poisson", "square", "start", "group")),
             *(replicate, rate, factor, inverse, precision, fit.eta, fit.covariance),

@@ -106,9 +106,8 @@ class LevelCounts:
         (G,) pooled counts per unit of size.
     raw
         (C, G) counts as they were measured.
-    replicate, driver_replicate
-        (C, G) variance of the condition's level between batches, contained in k, and (drivers,)
-        that of an effect measured in no two batches.
+    replicate
+        (C, G) variance of the condition's level between batches, contained in k.
     """
 
     total: np.ndarray
@@ -125,7 +124,6 @@ class LevelCounts:
     rate: np.ndarray
     raw: np.ndarray
     replicate: np.ndarray
-    driver_replicate: np.ndarray
 
     def spread(self, log_theta: np.ndarray) -> np.ndarray:
         """k at given overdispersions (G,), (C, G)."""
@@ -225,6 +223,7 @@ def level_counts(
     noise_levels: list[np.ndarray],
     driver: np.ndarray,
     noise_sd: float,
+    replicate_sd: float,
 ) -> LevelCounts:
     """Estimate batch noise, overdispersion and variance between replicates; collect the counts.
 
@@ -239,6 +238,8 @@ def level_counts(
         controls.
     noise_sd
         Standard deviation of batch noise at the start.
+    replicate_sd
+        That of an effect between batches, where no condition was measured in two.
     """
     n_groups, most = len(noise_levels[0]), highest_allowed(counts)
     groups = cell_groups(counts, size, condition, group, n_conditions, n_groups, most)
@@ -248,7 +249,7 @@ def level_counts(
     ones = np.ones(n_genes)
     noise = Overdispersion(ones, ones, np.zeros((1, n_genes)), ones)
     fit = NoiseFit(noise_levels, n_genes, noise_sd)
-    replicate = np.zeros((n_conditions, n_genes))
+    replicate = np.where(driver >= 0, replicate_sd**2, 0.0)[:, None].repeat(n_genes, 1)
     chosen = np.sort(np.random.default_rng(0).permutation(len(size))[:_CELLS])
     sampled = sp.csc_matrix(_held(counts[chosen], most))
     owner = np.repeat(np.arange(n_conditions), np.diff(groups.start))
@@ -266,14 +267,12 @@ def level_counts(
             noise = pooled_overdispersion(sampled, np.log(size[chosen]), pair, at)
         if noisy and round_ != 1:
             final = round_ == _SHRUNKEN_ROUNDS - 1
-            replicate, per_driver = replicate_variance(
-                rows, fit.eta, noise.factor, noise.inverse, driver, final
+            replicate = replicate_variance(
+                rows, fit.eta, noise.factor, noise.inverse, driver, replicate_sd, final
             )
     if noisy:
         fit_noise(fit, rows, rate, noise.factor, noise.inverse, replicate, learn=False)
-    else:
-        per_driver = np.zeros(max(int(driver.max(initial=-1)) + 1, 0))
-    return levels_of(groups, *_centred(fit), fit.width, noise, level, replicate, per_driver)
+    return levels_of(groups, *_centred(fit), fit.width, noise, level, replicate)
 
 
 def _centred(fit: NoiseFit) -> tuple[np.ndarray, np.ndarray]:
@@ -294,7 +293,6 @@ def levels_of(
     noise: Overdispersion,
     reference: np.ndarray,
     replicate: np.ndarray,
-    driver_replicate: np.ndarray,
 ) -> LevelCounts:
     """Pool the groups of every condition, each by what its counts tell, given batch noise."""
     n_conditions, n_groups = len(groups.start) - 1, len(eta)
@@ -345,7 +343,6 @@ def levels_of(
         rate=rate,
         raw=groups.raw,
         replicate=replicate,
-        driver_replicate=driver_replicate,
     )
 
 
@@ -390,6 +387,5 @@ def half_of(levels: LevelCounts, groups: CellGroups) -> LevelCounts:
         levels.noise,
         levels.reference,
         levels.replicate,
-        levels.driver_replicate,
     )
     return replace(some, rate=levels.rate)

@@ -34,6 +34,7 @@ from pyrocell.guide import Guide
 from pyrocell.noise import centre
 from pyrocell.operators.arms import respond_in_order
 from pyrocell.posterior import Posterior
+from pyrocell.priors import Priors
 from pyrocell.screen import Screen
 from pyrocell.streams import stream
 from pyrocell.views.rna import mean_counts
@@ -183,7 +184,7 @@ def _drivers(screen: Screen) -> np.ndarray:
     return codes
 
 
-def counts_of_screen(screen: Screen, data: CellData, noise_sd: float) -> LevelCounts:
+def counts_of_screen(screen: Screen, data: CellData, priors: Priors) -> LevelCounts:
     """The likelihood of the levels of all conditions; needs no fitted model."""
     group, noise_levels = _noise_groups(screen)
     return level_counts(
@@ -194,7 +195,8 @@ def counts_of_screen(screen: Screen, data: CellData, noise_sd: float) -> LevelCo
         len(screen.conditions),
         noise_levels,
         _drivers(screen),
-        noise_sd,
+        priors.eta_sd,
+        priors.replicate_sd,
     )
 
 
@@ -203,6 +205,7 @@ def fit_gene_level(
     guide: Guide,
     screen: Screen,
     data: CellData,
+    counts: LevelCounts,
     seed: int = 0,
     bar: Callable[..., Iterator] = iter,
     programs: bool | int = True,
@@ -213,6 +216,8 @@ def fit_gene_level(
     ----------
     model, guide, screen, data
         The fitted model and its cells.
+    counts
+        Their likelihood, see `counts_of_screen`.
     seed
         Of the sampler.
     bar
@@ -224,7 +229,6 @@ def fit_gene_level(
     values = {name: value.detach() for name, value in posterior.mean().items()}
     layout = layout_of(model, screen, values)
     group, noise_levels = _noise_groups(screen)
-    counts = counts_of_screen(screen, data, model.priors.eta_sd)
     loading = _loading(model, values)
     found = Programs(0, {})
     rank = min(model.config.n_response, len(screen.perturbations) - 1)

@@ -75,9 +75,10 @@ def replicate_variance(
     factor: np.ndarray,
     inverse: np.ndarray,
     driver: np.ndarray,
+    stated_sd: float,
     by_gene: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean of τ² by condition and gene, (C, G), and of each driver's prior, (drivers,).
+) -> np.ndarray:
+    """Posterior mean of τ² by condition and gene, (C, G).
 
     Parameters
     ----------
@@ -90,17 +91,20 @@ def replicate_variance(
     driver
         (C,) what the conditions that share τ are numbered by; -1 for those whose level does not
         vary (controls).
+    stated_sd
+        τ where no condition was measured in two batches.
     by_gene
         False: every gene has what the driver's prior has.
     """
-    n_conditions, n_genes = len(driver), len(inverse)
+    n_genes = len(inverse)
     counts = rows["total"].mean(0)
     usable = np.flatnonzero(counts >= _FEWEST_COUNTS)
-    out = np.zeros((n_conditions, n_genes))
+    out = np.where(driver >= 0, stated_sd**2, 0.0)[:, None].repeat(n_genes, 1)
     n_drivers = int(driver.max()) + 1 if len(driver) else 0
     several = (np.diff(rows["start"]) > 1) & (driver >= 0)
     if not len(usable) or not several.any():
-        return out, np.zeros(n_drivers)
+        return out
+    out[:] = 0.0
     learn = usable[np.unique(np.linspace(0, len(usable) - 1, _MOST_GENES).astype(int))]
     table = _by_driver(rows, eta, factor, inverse, driver, several, learn)
     weights, common = _learned(table)
@@ -110,11 +114,11 @@ def replicate_variance(
     prior[measured] = weights[measured] @ TAU**2
     varies = prior > TAU[1] ** 2 / 4  # smaller ones change nothing
     if not varies.any():
-        return out, prior
+        return out
     for c in np.flatnonzero(driver >= 0):
         out[c] = prior[driver[c]]
     if not by_gene:
-        return out, prior
+        return out
     rest = several & varies[np.maximum(driver, 0)]
     table = _by_driver(rows, eta, factor, inverse, driver, rest, usable)
     of_gene = _of_genes(table[varies], weights[varies], common)
@@ -124,7 +128,7 @@ def replicate_variance(
         share /= share.sum(1, keepdims=True)
         mine = np.flatnonzero((driver == d) & several)
         out[np.ix_(mine, usable)] = share @ TAU**2
-    return out, prior
+    return out
 
 
 def _by_driver(

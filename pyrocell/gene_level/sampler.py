@@ -20,9 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
+import scipy.sparse as sp
 
 from pyrocell.gene_level import kernels
 from pyrocell.gene_level.blocks import Blocks
@@ -31,11 +33,19 @@ from pyrocell.gene_level.overdispersion import draw_log_theta
 from pyrocell.gene_level.prior import SCALES
 from pyrocell.threads import in_threads
 
-__all__ = ["LEAST_OWN", "Contexts", "GainPrior", "Sampler", "State", "own_weights"]
+__all__ = [
+    "LEAST_OWN",
+    "Contexts",
+    "GainPrior",
+    "Sampler",
+    "State",
+    "gain_of_conditions",
+    "own_weights",
+]
 
 _AT_ONCE = 128  # genes of a task
 _SPIKES = 0.2  # genes, as a share of all, that are counted as unmoved before any is looked at
-_FAVOUR = 2.0  # power of the share of unmoved genes by which that is less where many move
+_FAVOUR = 2.0  # power of the share of genes that do not move, by which `_SPIKES` is multiplied
 _COMMON_SPIKES = 1.0  # the same for what all perturbations do
 _LOADING_SPIKES = 1.0  # the same for the loading of a program
 _ALIKE = 20.0  # genes that the weights of all drivers count as, in those of one
@@ -255,22 +265,9 @@ class Sampler:
         out = np.zeros((self.n_conditions, len(contexts)))
         c = np.arange(self.n_conditions)
         q = contexts.of_condition
-        out[c, q] = self._gain_of_condition()
+        out[c, q] = gain_of_conditions(contexts, self.genotype, self.gain)
         responds = np.flatnonzero(contexts.is_response[q])
         out[responds, contexts.rest[q[responds]]] = 1.0
-        return out
-
-    def _gain_of_condition(self, without: int = -1) -> np.ndarray:
-        """(C,) product of the gains of a condition's perturbations on its medium's response."""
-        q = self.contexts.of_condition
-        medium = self.contexts.medium[q]
-        out = np.ones(self.n_conditions)
-        if self.gain_prior is None:
-            return out
-        g = self.genotype
-        for c in np.flatnonzero(self.contexts.is_response[q] & self.perturbed):
-            mine = g.indices[g.indptr[c] : g.indptr[c + 1]]
-            out[c] = np.prod([self.gain[k, medium[c]] for k in mine if k != without])
         return out
 
     # ------------------------------------------------------------------ sweeps
@@ -527,15 +524,14 @@ class Sampler:
     def _draw_gains(self) -> None:
         """What each perturbation leaves of the response to each medium."""
         prior, contexts = self.gain_prior, self.contexts
-        q = contexts.of_condition
-        can = contexts.is_response[q] & self.perturbed
-        if not can.any():
+        if not self.gain_rows:
             return
-        for k, rows, medium in self._gain_rows(can):
-            others = self._gain_of_condition(without=k)
-            response = np.zeros(self.x.shape, np.float32)
-            for c in rows:
-                response[c] = others[c] * self.level[q[c]]
+        q, genotype = contexts.of_condition, self.genotype
+        for k, rows, medium in self.gain_rows:
+            response = np.empty((len(rows), self.n_genes), np.float32)
+            for value, c in zip(response, rows, strict=True):
+                present = genotype.indices[genotype.indptr[c] : genotype.indptr[c + 1]]
+                value[:] = self.gain[present[present != k], medium].prod() * self.level[q[c]]
             curvature, gradient = self._sums_of_rows(rows, response)
             old = self.gain[k, medium]
             pull = gradient + curvature * old
@@ -551,32 +547,39 @@ class Sampler:
             mean = (pull + prior.locs[j] / variance[j]) / precision
             new = float(np.clip(mean + self.rng.standard_normal() / np.sqrt(precision), -1.0, 4.0))
             self.gain[k, medium] = new
-            for c in rows:
-                change = ((new - old) * response[c]).astype(np.float32)
-                self.x[c] += change
-                self.response[c] -= change
+            change = np.float32(new - old) * response
+            self.x[rows] += change
+            self.response[rows] -= change
         self.design = self._design()
 
-    def _gain_rows(self, can: np.ndarray) -> Iterator[tuple[int, np.ndarray, int]]:
-        columns, q = self.genotype.tocsc(), self.contexts.of_condition
+    @cached_property
+    def gain_rows(self) -> list[tuple[int, np.ndarray, int]]:
+        """Each gain that something was measured of: perturbation, conditions, medium."""
+        columns, contexts = self.genotype.tocsc(), self.contexts
+        q = contexts.of_condition
+        can, medium = contexts.is_response[q], contexts.medium[q]
+        found = []
         for k in range(self.n_perturbations):
             mine = columns.indices[columns.indptr[k] : columns.indptr[k + 1]]
             mine = mine[can[mine]]
-            for medium in np.unique(self.contexts.medium[q[mine]]):
-                yield k, mine[self.contexts.medium[q[mine]] == medium], int(medium)
+            found += [(k, mine[medium[mine] == m], int(m)) for m in np.unique(medium[mine])]
+        return found
 
     def _sums_of_rows(self, rows: np.ndarray, value: np.ndarray) -> tuple[float, float]:
-        """Σ v'Pv and Σ v'Pr over blocks, v (C, G) zero but for some rows."""
+        """Σ v'Pv and Σ v'Pr over blocks, v zero but for some rows, where it is `value`."""
         blocks = self.blocks
         block, place = blocks.owner
+        of_row = dict(zip(rows.tolist(), value, strict=True))
         curvature, gradient = 0.0, 0.0
-        for c in rows:
+        for c, own in of_row.items():
             b = block[c]
             mine = blocks.owned_rows[blocks.owned_start[b] : blocks.owned_start[b + 1]]
             at = blocks.precision_start[b] + place[c] * len(mine)
-            known = self.precision[at : at + len(mine)] * value[c]
-            curvature += float((known * value[mine]).sum(dtype=float))
-            gradient += float((known * self.response[mine]).sum(dtype=float))
+            for i, r in enumerate(mine.tolist()):
+                known = self.precision[at + i] * own
+                gradient += float(known @ self.response[r])
+                if r in of_row:
+                    curvature += float(known @ of_row[r])
         return curvature, gradient
 
     # ------------------------------------------------------------------ programs
@@ -665,6 +668,16 @@ class Sampler:
                         between = self.precision[at + place[d], genes] @ square
                         curvature[k] += value[i] * value[j] * between
         return np.asarray(curvature).ravel(), np.asarray(pull).ravel()
+
+
+def gain_of_conditions(contexts: Contexts, genotype: sp.csr_array, gain: np.ndarray) -> np.ndarray:
+    """(C,) product of the gains (K, J) of a condition's perturbations on its medium's response."""
+    q = contexts.of_condition
+    medium, out = contexts.medium[q], np.ones(len(q))
+    for c in np.flatnonzero(contexts.is_response[q]) if gain.size else ():
+        mine = genotype.indices[genotype.indptr[c] : genotype.indptr[c + 1]]
+        out[c] = gain[mine, medium[c]].prod()
+    return out
 
 
 def _scale_shares(

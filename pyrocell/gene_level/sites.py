@@ -69,7 +69,7 @@ class _Draw:
     draw: int | None
 
     def sites(self, perturbations: np.ndarray | None) -> dict[str, Tensor]:
-        """The sites; see `gene_level_sites`."""
+        """The sites; see `GeneLevelSites`."""
         model, values = self.model, dict(self.values)
         values |= self._axes()
         values |= self._levels(values)

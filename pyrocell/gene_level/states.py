@@ -12,7 +12,14 @@ from torch import Tensor
 
 from pyrocell.gene_level import kernels
 from pyrocell.gene_level.blocks import Blocks
-from pyrocell.gene_level.sampler import LEAST_OWN, Contexts, Sampler, State, own_weights
+from pyrocell.gene_level.sampler import (
+    LEAST_OWN,
+    Contexts,
+    Sampler,
+    State,
+    gain_of_conditions,
+    own_weights,
+)
 from pyrocell.streams import generator
 from pyrocell.threads import in_threads
 
@@ -330,14 +337,18 @@ class GeneLevel:
         edges = [(a, min(a + _AT_ONCE, n_genes)) for a in range(0, n_genes, _AT_ONCE)]
         share = np.zeros((len(edges), len(blocks), log_weights.shape[1]))
 
+        layout = (
+            chosen, blocks, start(lengths), local, np.ones(len(local), bool),
+            start([len(m) for m in mixtures]), span, b.dims, np.concatenate(mixtures),
+            start(sizes), factor_start, factors, log_weights, own_weights(b)[blocks],
+            b.target[blocks], total, depth, spread, x, effect,
+        )  # fmt: skip
+        nowhere = np.zeros(len(blocks) + 1, np.int64)
+
         def work(i: int) -> None:
             kernels.draw_blocks(
-                *edges[i], seeds, chosen, blocks, start(lengths), local, np.ones(len(local), bool),
-                start([len(m) for m in mixtures]), span, b.dims, np.concatenate(mixtures),
-                start(sizes), factor_start, factors, log_weights, own_weights(b)[blocks],
-                b.target[blocks], total, depth, spread, x, effect, share[i],
-                np.zeros(len(blocks) + 1, np.int64), none, none, found, table, center,
-            )  # fmt: skip
+                *edges[i], seeds, *layout, share[i], nowhere, none, none, found, table, center
+            )
 
         in_threads(work, len(edges))
         return found, effect
@@ -347,7 +358,7 @@ class GeneLevel:
         layout = self._layout
         part = lambda name: self.part(name, draw).astype(float)  # noqa: E731
         counts = lambda name: self.array(f"counts_{name}")  # noqa: E731
-        gain = gain_of_conditions(layout, part("gain"))[rows]
+        gain = gain_of_conditions(layout.contexts, layout.genotype.tocsr(), part("gain"))[rows]
         q = layout.contexts.of_condition[rows]
         level = part("level")
         x = gain[:, None] * level[q]
@@ -384,17 +395,3 @@ class GeneLevel:
                 seen = mine >= 0
                 x[mine[seen]] += b.of_row[i][seen] @ kept[at : at + n]
             at += n
-
-
-def gain_of_conditions(layout: Layout, gain: np.ndarray) -> np.ndarray:
-    """(C,) product of the gains (K, J) of a condition's perturbations on its medium's response."""
-    contexts, genotype = layout.contexts, layout.genotype.tocsr()
-    q = contexts.of_condition
-    medium = contexts.medium[q]
-    out = np.ones(len(q))
-    if not gain.size:
-        return out
-    for c in np.flatnonzero(contexts.is_response[q]):
-        mine = genotype.indices[genotype.indptr[c] : genotype.indptr[c + 1]]
-        out[c] = np.prod(gain[mine, medium[c]])
-    return out

@@ -68,7 +68,7 @@ def collect(
     say("posterior predictive check")
     tables["predictive_check"] = model.posterior_predictive_check()
     tables["effect_checks"] = effect_checks(model, tables["perturbation_effects"])
-    if getattr(model, "shuffle_check_", None) is not None:
+    if model.shuffle_check_ is not None:
         tables["shuffle_check"] = model.shuffle_check_
     tables["conditions"] = screen.conditions
     tables["layout"] = _named_layout(model)
