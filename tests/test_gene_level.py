@@ -409,6 +409,11 @@ def test_evidence_and_moments_of_one_row_are_those_of_quadrature(t, d, k, offset
     assert np.sqrt(variance) == pytest.approx(sd, rel=0.12)
 
 
+@given(st.floats(-30, 30))
+def test_probability_above_zero_is_that_of_a_normal(z):
+    assert kernels._above_zero(z) == pytest.approx(norm.cdf(z), abs=3e-7)
+
+
 # ---------------------------------------------------------------------- programs
 def test_programs_are_axes_with_names_and_answers_are_joint_with_them(build):
     rng = np.random.default_rng(9)

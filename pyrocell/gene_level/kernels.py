@@ -55,6 +55,22 @@ def _normal(seed, block, gene, number):  # type: ignore[no-untyped-def]
 
 
 @quick
+def _above_zero(z):  # type: ignore[no-untyped-def]
+    """Probability that N(z, 1) is above zero, within 2e-7.
+
+    Abramowitz and Stegun (1964), 7.1.26, in double precision but for the exponential.
+    """
+    y = 0.7071067811865476 * abs(z)
+    t = 1.0 / (1.0 + 0.3275911 * y)
+    p = 1.061405429 * t - 1.453152027
+    p = p * t + 1.421413741
+    p = p * t - 0.284496736
+    p = (p * t + 0.254829592) * t
+    tail = 0.5 * p * exp32(F32(-y * y))
+    return 1.0 - tail if z > 0.0 else tail
+
+
+@quick
 def _log_likelihood(t, d, k, x):  # type: ignore[no-untyped-def]
     return t * x - (t + 1.0 / k) * math.log(1.0 + k * d * math.exp(x))
 
@@ -411,7 +427,10 @@ def draw_blocks(
                 most = max(most, value)
             whole = 0.0
             for j in range(high - low):
-                log_share[j] = math.exp(log_share[j] - most)
+                if log_share[j] > most - 80.0:
+                    log_share[j] = exp32(F32(log_share[j] - most))
+                else:
+                    log_share[j] = 0.0
                 whole += log_share[j]
             if g != target[b]:
                 for j in range(high - low):
@@ -475,7 +494,7 @@ def draw_blocks(
                             table[at, 0, g] += weight * value
                             table[at, 1, g] += weight * (value * value + variance)
                             if variance > 0.0:
-                                above = 0.5 * math.erfc(-value / math.sqrt(2.0 * variance))
+                                above = _above_zero(value / math.sqrt(variance))
                                 table[at, 2, g] += weight * above
                                 table[at, 3, g] += weight * (1.0 - above)
                             elif value > 0.0:

@@ -209,7 +209,7 @@ class GeneLevel:
             for row in stored:  # joint with what meets them in a condition: drawn before
                 found[:, row] = self._shown(s, blocks[row], asked, growth)
             if len(mine):
-                draws[s :: len(self)] = begun * found + center
+                draws[s :: len(self)] = np.float32(begun) * found + center.astype(np.float32)
         mean, square, above, below = np.swapaxes(summed, 0, 1) / len(self)
         sd = np.sqrt(np.maximum(square - mean**2, 0.0))
         return Columns(begun * mean, begun * sd, begun * above, begun * below, draws)

@@ -46,7 +46,7 @@ def quality_table(model: PyroCell, tables: dict[str, pd.DataFrame]) -> pd.DataFr
         share = check.startswith("effects outside")
         rows.append((check, f"{value:.1%}" if share else f"{value:.3f}", verdict))
     if "shuffle_check" in tables:
-        worst = tables["shuffle_check"].sort_values("verdict").iloc[-1]
+        worst = tables["shuffle_check"].sort_values(["verdict", "excluding_zero"]).iloc[-1]
         said = f"{worst['excluding_zero']:.1%} of intervals, {worst['listed']:.2%} listed"
         rows.append(("effects found with labels shuffled", said, worst["verdict"]))
     mixed = tables["aliased"]
