@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mechanistic_truth import PSEUDOCOUNT
 
-from pyrocell.pseudobulk import Cells, Reference
+from pyrocell.contrasts.pseudobulk import Cells, Reference
 
 __all__ = ["anchors"]
 

@@ -28,8 +28,8 @@ from common import quiet, report
 from scipy.special import softmax
 from scipy.stats import ttest_ind
 
-from pyrocell.arrayed import edge_effects, well_levels
-from pyrocell.plates import parse_wells, position_features, well_names
+from pyrocell.arrayed.edge_effects import edge_effects, well_levels
+from pyrocell.arrayed.plates import parse_wells, position_features, well_names
 
 GENES, CELLS, REPLICATES, PERTURBATIONS = 100, 20, 5, 60
 WELL_SD, EFFECT_RMS, SIZE, THETA, LIBRARY = 0.1, 0.3, 0.2, 5.0, 1500.0

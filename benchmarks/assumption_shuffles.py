@@ -19,9 +19,9 @@ from common import quiet, report, run_all, shared
 from real_screens import usable
 
 import pyrocell
-from pyrocell.assumptions import assumption_table
-from pyrocell.levels import condition_levels
-from pyrocell.screen import Screen
+from pyrocell.assumptions.table import assumption_table
+from pyrocell.contrasts.levels import condition_levels
+from pyrocell.screen.screen import Screen
 
 OPTIONS = {"region": 0.05, "prior": 0.5, "concentration": 20.0, "min_count": 5.0, "min_cells": 10.0}
 SHUFFLES = range(4000, 4010)

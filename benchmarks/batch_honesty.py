@@ -44,7 +44,7 @@ from real_screens import usable
 from scipy.stats import norm
 
 import pyrocell
-from pyrocell.levels import condition_levels
+from pyrocell.contrasts.levels import condition_levels
 from pyrocell.transfer import transfer_effects
 
 # lanes per medium, seed

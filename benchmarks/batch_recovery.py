@@ -30,7 +30,7 @@ from scipy.linalg import block_diag
 from scipy.special import softmax
 
 import pyrocell
-from pyrocell.noise import centre, contrast_matrix
+from pyrocell.noise.contrasts import centre, contrast_matrix
 
 CONTROLS = 1000
 

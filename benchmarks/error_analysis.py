@@ -29,7 +29,7 @@ from common import quiet, report
 import pyrocell
 from pyrocell import simulate
 from pyrocell.design.error_analysis import TERMS, error_analysis, error_terms
-from pyrocell.encoder import state_shift
+from pyrocell.guide.encoder import state_shift
 
 K, GENES, BATCHES, SD = 12, 60, 6, 0.2
 SETTINGS = {"n_perturbations": K, "n_genes": GENES, "n_batches": BATCHES, "batch_sd": SD}

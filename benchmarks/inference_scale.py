@@ -37,7 +37,7 @@ from anndata import AnnData
 from common import quiet, report
 
 from pyrocell import PyroCell
-from pyrocell.streaming import passes
+from pyrocell.posterior.summaries import passes
 
 SEED = 0
 CONTROLS = 500

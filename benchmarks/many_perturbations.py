@@ -23,7 +23,7 @@ from batch_recovery import gauge, pseudobulk_effects, rms
 from common import covered, quiet, report
 
 from pyrocell import PyroCell, TrainingConfig, simulate
-from pyrocell.training import held_out_elbo
+from pyrocell.training.fit import held_out_elbo
 
 SEEDS = (4100, 4101, 4102)
 SCREEN = {

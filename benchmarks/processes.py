@@ -40,7 +40,7 @@ from hipsc_day5 import DAY, ELEVEN
 
 import pyrocell
 from pyrocell import PyroCell, parallel, simulate
-from pyrocell.training import held_out_elbo
+from pyrocell.training.fit import held_out_elbo
 
 CPU = {"accelerator": "cpu", "progress_bar": False}
 DRAWS = 50

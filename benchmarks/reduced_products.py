@@ -22,8 +22,9 @@ from throughput import SEED, build, parts, screen
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrocell import TrainingConfig, precision
-from pyrocell.training import ElboPlan
+from pyrocell import TrainingConfig
+from pyrocell.training import precision
+from pyrocell.training.fit import ElboPlan
 
 STEPS, MINIBATCH = 3000, 512
 _aten = torch.ops.aten

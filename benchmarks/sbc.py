@@ -22,7 +22,11 @@ import pandas as pd
 from common import quiet, report
 
 import pyrocell
-from pyrocell.calibration import coverage_table, ecdf_difference, simulation_based_calibration
+from pyrocell.diagnostics.calibration import (
+    coverage_table,
+    ecdf_difference,
+    simulation_based_calibration,
+)
 
 SCREEN = {
     "n_perturbations": 20,

@@ -40,7 +40,7 @@ import zarr
 from common import quiet, report
 
 from pyrocell import PyroCell, TrainingConfig, read_backed, simulate
-from pyrocell.batches import batch_loader
+from pyrocell.data.loader import batch_loader
 
 SEED = 0
 STEPS = 160  # five pools of 16,384 cells

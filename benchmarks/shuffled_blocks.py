@@ -23,7 +23,8 @@ import numpy as np
 from anndata import AnnData
 from common import covered, quiet, report
 
-from pyrocell import PyroCell, TrainingConfig, batches, simulate
+from pyrocell import PyroCell, TrainingConfig, simulate
+from pyrocell.data import loader as batches
 
 SEEDS = (71, 72)
 SCREEN = {"n_perturbations": 99, "n_genes": 100, "n_batches": 4, "n_cells_per_condition": 60}

@@ -20,11 +20,11 @@ from throughput import alternate, build, screen
 from torch import Tensor
 
 from pyrocell import PyroCell
-from pyrocell.cell_shifts import shifts_shared
 from pyrocell.distributions import WideNormal
 from pyrocell.distributions._low_rank import _all_pairs, _Terms, low_rank_log_prob
-from pyrocell.encoder import state_shift
-from pyrocell.training import negative_elbo
+from pyrocell.generative.cell_shift import shifts_shared
+from pyrocell.guide.encoder import state_shift
+from pyrocell.training.fit import negative_elbo
 
 CELLS = 512
 Ways = tuple[Callable[[], Tensor], Callable[[], Tensor]]

@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 from common import covered, report
 
-from pyrocell.new_batches import shared_axes
-from pyrocell.noise import contrast_matrix
+from pyrocell.noise.contrasts import contrast_matrix
+from pyrocell.posterior.new_batches import shared_axes
 
 GENES, AXES, SD, CELL_VARIANCE = 200, 2, 0.2, 0.55
 N_NEW, SEEDS = 20, range(501, 521)

@@ -34,10 +34,10 @@ from anndata import AnnData
 from common import machine_speedup, quiet, report, shared
 
 from pyrocell import PyroCell, TrainingConfig, simulate
-from pyrocell.batches import batch_loader
-from pyrocell.cell_shifts import shifts_shared
-from pyrocell.training import ElboPlan, held_out_elbo, train
-from pyrocell.visited import visits_of
+from pyrocell.data.loader import batch_loader
+from pyrocell.generative.cell_shift import shifts_shared
+from pyrocell.training.fit import ElboPlan, held_out_elbo, train
+from pyrocell.training.row_subsampling import visits_of
 
 SEED = 0
 QUIET = {"progress_bar": False, "accelerator": "cpu", "devices": 1}

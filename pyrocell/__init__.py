@@ -7,21 +7,37 @@ Cells are perturbed (P), their medium is changed (M), they wait (W) and are meas
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
 
-from pyrocell import datasets, design, metrics, pseudotime, report, simulate
+from pyrocell import arrayed, datasets, design, metrics, pseudotime, report, simulate, transfer
 from pyrocell import plotting as pl
-from pyrocell.assume import ASSUMPTIONS, Assume
+from pyrocell._core import aliases
+from pyrocell.assumptions.spec import ASSUMPTIONS, Assume
+from pyrocell.data.backed import read_backed
+from pyrocell.diagnostics import calibration
+from pyrocell.diagnostics import nuts_check as second_opinion
 from pyrocell.model import PyroCell
 from pyrocell.operators import Media, Perturb, Protocol, Wait
 from pyrocell.priors import Priors
-from pyrocell.pseudobulk_ode import PseudobulkODE
+from pyrocell.proof_of_principle.pseudobulk_ode import PseudobulkODE
 from pyrocell.screen import Screen
-from pyrocell.stored import read_backed
 from pyrocell.training import TrainingConfig
 
 __version__ = version("pyrocell")
-sys.modules[f"{__name__}.pl"] = pl  # so that `from pyrocell.pl import effects` works as in scanpy
+# `from pyrocell.pl import effects` works as in scanpy, and so for the others
+_NAMED = {"pl": pl, "calibration": calibration, "second_opinion": second_opinion}
+sys.modules.update({f"{__name__}.{name}": module for name, module in _NAMED.items()})
+aliases.install()
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Modules under the names of earlier versions."""
+    if f"{__name__}.{name}" in aliases.MOVED:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "ASSUMPTIONS",
@@ -35,6 +51,8 @@ __all__ = [
     "Screen",
     "TrainingConfig",
     "Wait",
+    "arrayed",
+    "calibration",
     "datasets",
     "design",
     "metrics",
@@ -42,5 +60,7 @@ __all__ = [
     "pseudotime",
     "read_backed",
     "report",
+    "second_opinion",
     "simulate",
+    "transfer",
 ]

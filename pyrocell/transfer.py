@@ -16,16 +16,16 @@ from anndata import AnnData
 from scipy.stats import norm
 
 from pyrocell._compat import SETUP_ARGS
-from pyrocell.answers import levels
-from pyrocell.assume import Assume
+from pyrocell._core.messages import listed
+from pyrocell.assumptions.spec import Assume
 from pyrocell.errors import ScreenError, ScreenWarning
-from pyrocell.labels import listed
 from pyrocell.metrics import coverage
-from pyrocell.requested import NEW
+from pyrocell.posterior.arviz import levels
+from pyrocell.screen.requests import NEW
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
-    from pyrocell.screen import Screen
+    from pyrocell.screen.screen import Screen
 
 __all__ = ["leave_one_laboratory_out", "transfer_effects"]
 

@@ -8,7 +8,7 @@ import warnings
 import pandas as pd
 
 from pyrocell.errors import ScreenWarning
-from pyrocell.screen import Screen
+from pyrocell.screen.screen import Screen
 
 GENES = ["A", "B", "C", "D"]
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layouts import GENES, crossed, estimable, row, screen_of
 
-from pyrocell.aliasing import Layout, _design, aliased_table
 from pyrocell.errors import ScreenWarning
-from pyrocell.screen import Screen
+from pyrocell.screen.aliasing import Layout, _design, aliased_table
+from pyrocell.screen.screen import Screen
 
 # ---------------------------------------------------------------- layout graph, aliasing
 

@@ -20,13 +20,13 @@ from torch import Tensor
 
 import pyrocell
 from pyrocell import Media, Perturb, Protocol, Wait
-from pyrocell.assumptions import assumption_table
+from pyrocell.assumptions.table import assumption_table
+from pyrocell.assumptions.testability import comparisons
+from pyrocell.assumptions.testability import testability as what_can_be_tested
+from pyrocell.contrasts.levels import condition_levels
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.levels import condition_levels
 from pyrocell.operators import ResponseParameters, respond, respond_in_order, run
-from pyrocell.screen import Screen
-from pyrocell.testability import comparisons
-from pyrocell.testability import testability as what_can_be_tested
+from pyrocell.screen.screen import Screen
 
 STEPS = {0: Perturb("A"), 1: Perturb("B", "CRISPRi"), 2: Perturb("B"), 3: Perturb("C")}
 SHARES = st.lists(st.tuples(*[st.sampled_from([0.0, 0.3, 0.5, 1.0])] * 2), min_size=5, max_size=5)

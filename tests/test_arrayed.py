@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyrocell
-from pyrocell.arrayed import WellLevels, edge_effects, fitted_levels, well_levels
-from pyrocell.edges import Regression
+from pyrocell.arrayed.edge_effects import WellLevels, edge_effects, fitted_levels, well_levels
+from pyrocell.arrayed.plates import PLATES, parse_wells, position_features, well_names
+from pyrocell.arrayed.regression import Regression
 from pyrocell.errors import ScreenError
-from pyrocell.plates import PLATES, parse_wells, position_features, well_names
 
 FEATURES = {size: position_features(parse_wells(well_names(size), size)) for size in PLATES}
 GENES = 40

@@ -11,11 +11,11 @@ import torch
 
 import pyrocell
 from pyrocell import Assume
-from pyrocell.assumptions import assumption_table
+from pyrocell.assumptions.constraints import imposed_contrasts
+from pyrocell.assumptions.table import assumption_table
+from pyrocell.contrasts.levels import condition_levels
 from pyrocell.errors import ScreenError, ScreenWarning, UnknownLabelError
-from pyrocell.imposed import imposed_contrasts
-from pyrocell.levels import condition_levels
-from pyrocell.screen import Screen
+from pyrocell.screen.screen import Screen
 
 OPTIONS = {
     "region": 0.05,

@@ -14,12 +14,14 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from pyrocell import PseudobulkODE, PyroCell, TrainingConfig, batches, read_backed, stored
-from pyrocell.batches import ShuffledBatches
+from pyrocell import PseudobulkODE, PyroCell, TrainingConfig, read_backed
+from pyrocell.data import backed as stored
+from pyrocell.data import loader as batches
+from pyrocell.data.backed import StoredCounts, count_blocks, gene_totals, read_ahead
+from pyrocell.data.loader import ShuffledBatches
+from pyrocell.data.registration import register
 from pyrocell.design.fitted import cell_variance
 from pyrocell.errors import CountError, ScreenError, ScreenWarning, UnknownLabelError
-from pyrocell.registration import register
-from pyrocell.stored import StoredCounts, count_blocks, gene_totals, read_ahead
 
 zarr = pytest.importorskip("zarr")
 pytestmark = [

@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 
 from pyrocell import PyroCell
+from pyrocell.data.registration import register
 from pyrocell.errors import (
     ConflictingTypesError,
     CountError,
@@ -20,7 +21,6 @@ from pyrocell.errors import (
     ScreenWarning,
     UnknownLabelError,
 )
-from pyrocell.registration import build_screen, register
 
 
 def snapshot(adata) -> dict:
@@ -155,7 +155,7 @@ def test_views_of_backed_files_are_asked_into_memory(tiny_adata, tmp_path):
     with pytest.raises(ScreenError, match="view of the file.*adata = adata.to_memory()"):
         register(None, backed[:50])
     backed.file.close()
-    assert build_screen(register(None, anndata.read_h5ad(tmp_path / "screen.h5ad"))).n_cells == 120
+    assert register(None, anndata.read_h5ad(tmp_path / "screen.h5ad")).screen.n_cells == 120
 
 
 def test_a_view_that_is_refused_stays_a_view(tiny_adata):
@@ -313,7 +313,7 @@ def test_a_combination_with_an_empty_part_is_refused(tiny_adata):
 
 
 def test_a_combination_with_an_unknown_gene_is_refused_when_asked_for(tiny_adata):
-    screen = build_screen(register(None, tiny_adata))
+    screen = register(None, tiny_adata).screen
     with pytest.raises(UnknownLabelError, match='"STAT2" in "JAK2\\+STAT2".*did you mean "STAT1"'):
         screen.encode(pd.DataFrame({"perturbation": ["JAK2+STAT2"]}))
 
@@ -339,7 +339,7 @@ def test_times_must_be_numbers_from_zero(tiny_adata, values, message):
 
 def test_times_may_be_categories_of_numbers(tiny_adata):
     tiny_adata.obs["day"] = pd.Categorical([2, 3] * 60, categories=[1, 2, 3])
-    assert build_screen(register(None, tiny_adata, time_key="day")).times == (2.0, 3.0)
+    assert register(None, tiny_adata, time_key="day").screen.times == (2.0, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -371,5 +371,5 @@ def test_unused_categories_and_many_labels_are_no_problem(tiny_adata):
     tiny_adata.obs["batch"] = tiny_adata.obs["batch"].cat.add_categories("never")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScreenWarning)
-        screen = build_screen(register(None, tiny_adata))
+        screen = register(None, tiny_adata).screen
     assert len(screen.perturbations) == 100 and screen.batches == ("lane1", "lane2")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pyrocell
-from pyrocell.calibration import (
+from pyrocell.diagnostics.calibration import (
     coverage_table,
     ecdf_band,
     ecdf_difference,

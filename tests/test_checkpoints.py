@@ -19,16 +19,16 @@ import torch
 from anndata import AnnData
 from safetensors import safe_open
 
-import pyrocell.checkpoints
+import pyrocell.training.checkpoints
 from pyrocell import Priors, PyroCell, TrainingConfig
-from pyrocell.batches import ShuffledBatches
-from pyrocell.checkpoints import (
+from pyrocell.data.loader import ShuffledBatches
+from pyrocell.errors import ModelFileError
+from pyrocell.training.checkpoints import (
     Checkpoints,
     TrainingCheckpoints,
     read_checkpoint,
     write_checkpoint,
 )
-from pyrocell.errors import ModelFileError
 
 SETTINGS = {"max_epochs": 4, "batch_size": 12, "progress_bar": False}
 
@@ -229,7 +229,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_survives(
     def fill() -> None:
         there.update({path.name: path.read_bytes() for path in directory.iterdir()})
         if how == "no space left":
-            monkeypatch.setattr(pyrocell.checkpoints, "save_file", full)
+            monkeypatch.setattr(pyrocell.training.checkpoints, "save_file", full)
         else:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import pyrocell
-from pyrocell.cli import main
+from pyrocell.cli.main import main
 from pyrocell.errors import PyrocellError
 from pyrocell.report import convergence, write
 from pyrocell.report.quality import share_inside, strongest

@@ -17,15 +17,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyrocell import TrainingConfig
-from pyrocell.distributions import (
-    NegativeBinomial,
-    ZeroInflatedNegativeBinomial,
-    _analytic,
-    _paths,
-    counts,
-)
-from pyrocell.distributions._compiled import Compiled
+from pyrocell.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial, counts
+from pyrocell.distributions import _backends as _paths
 from pyrocell.distributions.counts import compiled_likelihood, likelihood_path
+from pyrocell.distributions.kernels import counts_torch as _analytic
+from pyrocell.distributions.kernels.compiled import Compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch: CSR is in beta
 

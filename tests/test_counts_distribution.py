@@ -14,8 +14,9 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 from torch.testing import assert_close
 
-from pyrocell.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial, _fastmath
+from pyrocell.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyrocell.distributions.counts import likelihood_path
+from pyrocell.distributions.kernels import fastmath as _fastmath
 
 PATHS = ("rows", "analytic", "reference")
 KINDS = ("none", "curve", "free")

@@ -8,8 +8,8 @@ import torch
 from pyro import poutine
 
 from pyrocell import PyroCell
-from pyrocell.posterior import Posterior
-from pyrocell.training import TrainingConfig
+from pyrocell.posterior.draws import Posterior
+from pyrocell.training.fit import TrainingConfig
 
 FAST = TrainingConfig(lr=1e-2, global_lr=3e-2)
 

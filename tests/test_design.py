@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from pyrocell import design
 from pyrocell.design.inflation import contrast_weights
 from pyrocell.errors import DesignError
-from pyrocell.noise import contrast_matrix
+from pyrocell.noise.contrasts import contrast_matrix
 
 NONE = float("nan")
 ARMS = [

@@ -16,7 +16,7 @@ import pytest
 
 import pyrocell
 from pyrocell import design
-from pyrocell.cli import main
+from pyrocell.cli.main import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "design.md"
 PLAN = ["design", "--perturbations", "20", "--media", "baseline", "IFNG", "--lanes", "4"]

@@ -10,9 +10,9 @@ from accelerator import Accelerator, OnDevice, batch_to_device, to_device
 
 from pyrocell import Assume
 from pyrocell.distributions.counts import likelihood_path
-from pyrocell.objectives import DistributionObjective
-from pyrocell.training import ElboPlan, TrainingConfig
-from pyrocell.visited import visits_of
+from pyrocell.generative.population_objective import DistributionObjective
+from pyrocell.training.fit import ElboPlan, TrainingConfig
+from pyrocell.training.row_subsampling import visits_of
 
 TIMES = {"media": 1, "times": (1.0, 2.0)}
 STEADY = [Assume.steady("gene0"), Assume.steady("gene1", probability=0.5)]

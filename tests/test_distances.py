@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from torch.autograd import gradcheck
 
-from pyrocell.distances import (
+from pyrocell.metrics.distances import (
     METHODS,
     distance,
     energy_distance,

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrocell import TrainingConfig
-from pyrocell.batches import ShuffledBatches
-from pyrocell.distributed import requested
+from pyrocell.data.loader import ShuffledBatches
 from pyrocell.errors import NonFiniteError, ProcessError, ScreenError
-from pyrocell.training import held_out_elbo
+from pyrocell.training.distributed import requested
+from pyrocell.training.fit import held_out_elbo
 
 QUIET = {"accelerator": "cpu", "progress_bar": False}
 TWO = {"devices": 2, **QUIET}

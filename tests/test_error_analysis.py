@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import pyrocell
 from pyrocell.design import error_analysis
 from pyrocell.design.error_analysis import TERMS, carried_noise, error_terms
-from pyrocell.encoder import state_shift
 from pyrocell.errors import DesignError, ScreenWarning
+from pyrocell.guide.encoder import state_shift
 
 N, C, G = 3, 4, 7
 

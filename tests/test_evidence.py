@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
-from pyrocell import evidence
-from pyrocell.evidence import Noisy, log_size_evidence, log_slope_evidence, without_common
+from pyrocell.contrasts import evidence
+from pyrocell.contrasts.evidence import Noisy, log_size_evidence, log_slope_evidence, without_common
 
 SIZES = np.array([0.01, 0.05, 0.2, 0.8])
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from pyrocell.decoder import Curvature
 from pyrocell.errors import StiffFieldError
 from pyrocell.operators import (
     Production,
@@ -19,10 +18,11 @@ from pyrocell.operators import (
     inverse,
     respond,
 )
-from pyrocell.operators.field import deviate
+from pyrocell.operators.dynamics.node import deviate
 from pyrocell.operators.response import flow, let_wait
+from pyrocell.operators.state import State
 from pyrocell.operators.waiting import wait
-from pyrocell.state import State
+from pyrocell.views.decoder import Curvature
 
 K, J, D = 3, 1, 4
 GENOTYPE = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]]).double()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from anndata import AnnData
 
-import pyrocell.field_training as field_training
 from pyrocell import PyroCell, TrainingConfig
-from pyrocell.elbo import negative_elbo
 from pyrocell.errors import NonFiniteError, ScreenError
-from pyrocell.field_training import EncodedCells, negative_field_elbo, train_field
+from pyrocell.training import state_dynamics as field_training
+from pyrocell.training.elbo import negative_elbo
+from pyrocell.training.state_dynamics import EncodedCells, negative_field_elbo, train_field
 
 SETTINGS = {"max_epochs": 1, "progress_bar": False}
 STEPS = 20
@@ -133,7 +133,7 @@ def test_the_field_is_a_function_of_model_cells_and_seed(pair):
 
 def test_by_default_it_takes_half_as_many_steps_as_the_training(build, adata, monkeypatch):
     taken = []
-    monkeypatch.setattr("pyrocell.training.train_field", lambda *a: bool(taken.append(a[4])))
+    monkeypatch.setattr("pyrocell.training.fit.train_field", lambda *a: bool(taken.append(a[4])))
     model = trained(build, adata, "flow", None)
     n = len(model.train_indices_)
     assert taken == [n // TrainingConfig().minibatch(n) // 2]

@@ -16,17 +16,17 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import false_discovery_control, nbinom, norm
 
 from pyrocell import PyroCell
-from pyrocell.answers import labelled
-from pyrocell.best_epoch import KEPT, BestEpoch, mark
-from pyrocell.effect_checks import common_effect, disagreement, shuffled
-from pyrocell.effects import expected_false_signs
+from pyrocell.contrasts.levels import condition_levels
 from pyrocell.errors import ScreenError, ScreenWarning
-from pyrocell.gene_level import kernels
-from pyrocell.gene_level.fit import fit_gene_level
-from pyrocell.gene_level.overdispersion import pooled_overdispersion
-from pyrocell.gene_level.prior import SCALES, components, walk_root
-from pyrocell.levels import condition_levels
+from pyrocell.posterior.arviz import labelled
+from pyrocell.posterior.effect_checks import common_effect, disagreement, shuffled
+from pyrocell.posterior.effects import expected_false_signs
+from pyrocell.posterior.gene_level import kernels
+from pyrocell.posterior.gene_level.fit import fit_gene_level
+from pyrocell.posterior.gene_level.overdispersion import pooled_overdispersion
+from pyrocell.posterior.gene_level.prior import SCALES, components, walk_root
 from pyrocell.report import convergence
+from pyrocell.training.best_epoch import KEPT, BestEpoch, mark
 
 GENES = 60
 

@@ -7,8 +7,8 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 
-from pyrocell.layout import condition_cells
-from pyrocell.posterior import Posterior
+from pyrocell.noise.content import condition_cells
+from pyrocell.posterior.draws import Posterior
 
 SCREENS = {
     "everything": ({"media": 1, "times": (1.0, 2.0, 4.0), "combinations": True}, {}),

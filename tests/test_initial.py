@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import pyrocell
-from pyrocell import initial
+from pyrocell.generative import starting_values as initial
 from pyrocell.simulate import screen
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from pyrocell import PyroCell, simulate
+from pyrocell.contrasts.levels import condition_levels
 from pyrocell.errors import ScreenError, ScreenWarning, UnknownLabelError
-from pyrocell.levels import condition_levels
-from pyrocell.nesting import new_batch_moments
-from pyrocell.new_batches import NoiseOfRequest, content_of, shared_axes
-from pyrocell.requested import encode_noise
-from pyrocell.screen import Screen
+from pyrocell.noise.laboratories import new_batch_moments
+from pyrocell.posterior.new_batches import NoiseOfRequest, content_of, shared_axes
+from pyrocell.screen.requests import encode_noise
+from pyrocell.screen.screen import Screen
 from pyrocell.transfer import leave_one_laboratory_out
 
 GENES = [f"gene{g}" for g in range(4)]
@@ -134,7 +134,7 @@ def test_draws_of_new_batches_have_the_width_and_the_share_that_were_derived(nes
     asked = pd.DataFrame(
         {"perturbation": "control", "laboratory": ["u", "u", "v"], "batch": [*"abc"]}
     )
-    noise = NoiseOfRequest(model, encode_noise(screen, asked), content_of(screen, None))
+    noise = NoiseOfRequest(model, encode_noise(screen.vocabulary, asked), content_of(screen, None))
     values = nested.posterior.mean()
     n = 400
     draws = torch.stack([noise.draw(values, seed) for seed in range(n)]).detach()
@@ -156,7 +156,9 @@ def test_genes_of_a_new_batch_vary_together_as_they_did_between_measured_ones(ne
     axes = shared_axes(model, values | {"eta.free": twins * model.eta_scale(values)})
     total = axes.square().sum(0)
     assert (total <= 1).all() and (axes[:, 0] @ axes[:, 1]) > 0.3 > (axes[:, 7] @ axes[:, 8]).abs()
-    asked = encode_noise(screen, pd.DataFrame({"perturbation": "control", "batch": ["new"]}))
+    asked = encode_noise(
+        screen.vocabulary, pd.DataFrame({"perturbation": "control", "batch": ["new"]})
+    )
     draws = [
         torch.stack([NoiseOfRequest(model, asked, content_of(screen, None), s).draw(values, i)
                      for i in range(400)])[:, 0].detach()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from pyrocell.contrasts.levels import condition_levels
 from pyrocell.errors import UnknownLabelError
-from pyrocell.levels import condition_levels
 
 GENES, CONDITIONS = 300, 8
 

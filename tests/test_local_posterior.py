@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrocell.local_posterior import drawn_loading, resting_posterior
+from pyrocell.posterior.cell_state import drawn_loading, resting_posterior
 
 
 @pytest.fixture(scope="module", params=["curved", "linear"])

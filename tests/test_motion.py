@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.distributions import Normal
 from torchdiffeq import odeint
 
-from pyrocell import Media, Perturb, Protocol, Wait, simulated
-from pyrocell.distributions.moving import CarriedNormal, GaussianChain
+from pyrocell import Media, Perturb, Protocol, Wait
+from pyrocell.distributions.paths import CarriedNormal, GaussianChain
 from pyrocell.errors import ProtocolError, ScreenError, StiffFieldError
-from pyrocell.motion import Reversal, arrive, set_out, state_log_prob
+from pyrocell.generative.state_dynamics import Reversal, arrive, set_out, state_log_prob
 from pyrocell.operators import ResponseParameters, forward, inverse
-from pyrocell.operators.transport import (
+from pyrocell.operators.dynamics.flow import (
     NOISY_STEPS,
     Leg,
     StateField,
@@ -29,7 +29,8 @@ from pyrocell.operators.transport import (
     code_in_arm,
     diffuse,
 )
-from pyrocell.state import State
+from pyrocell.operators.state import State
+from pyrocell.posterior import simulate_cells as simulated
 
 D, M, H, K, J, N = 3, 2, 8, 3, 1, 5
 GENOTYPE = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 1]]).double()

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from pyrocell.nesting import Nesting, new_batch_moments
-from pyrocell.noise import contrast_matrix
+from pyrocell.noise.contrasts import contrast_matrix
+from pyrocell.noise.laboratories import Nesting, new_batch_moments
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) > 1)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from pyrocell.noise import (
+from pyrocell.noise.contrasts import (
     centre,
     content_effect,
     content_fractions,

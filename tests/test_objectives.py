@@ -12,8 +12,8 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 
 from pyrocell import PyroCell
-from pyrocell.distances import METHODS, energy_distance
-from pyrocell.objectives import DistributionObjective, inclusion_probability
+from pyrocell.generative.population_objective import DistributionObjective, inclusion_probability
+from pyrocell.metrics.distances import METHODS, energy_distance
 
 # 4 controls (-1), 3 cells of condition 0, 2 of condition 1.
 CONDITION = torch.tensor([-1, -1, -1, -1, 0, 0, 0, 1, 1])

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from pyrocell.errors import ConflictingTypesError
 from pyrocell.operators import expose, gain_limit, on_target_shift, perturb
-from pyrocell.state import State
+from pyrocell.operators.state import State
 
 FIELDS = ("y", "genotype", "dose", "exposure", "gain")
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pyrocell import parallel
-from pyrocell.calibration import simulation_based_calibration
+from pyrocell.diagnostics.calibration import simulation_based_calibration
 
 
 @pytest.fixture(scope="module")

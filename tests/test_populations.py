@@ -8,9 +8,9 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from pyrocell.distances import METHODS
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.metrics import distribution_distance
+from pyrocell.metrics.distances import METHODS
 
 SHIFT = {"control": 0.0, "KO": 1.5, "inert": 0.0}
 

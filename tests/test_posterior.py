@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyrocell.errors import ScreenError
-from pyrocell.posterior import Posterior, summarise
+from pyrocell.posterior.draws import Posterior, summarise
 
 N = 12
 

@@ -12,10 +12,11 @@ from accelerator import PRODUCTS, Accelerator, batch_to_device, to_device
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrocell import TrainingConfig, precision
+from pyrocell import TrainingConfig
 from pyrocell.errors import ScreenError
-from pyrocell.precision import ReducedProducts, is_tf32, too_far
-from pyrocell.training import ElboPlan
+from pyrocell.training import precision
+from pyrocell.training.fit import ElboPlan
+from pyrocell.training.precision import ReducedProducts, is_tf32, too_far
 
 QUIET = {"progress_bar": False, "max_epochs": 2}
 

@@ -8,7 +8,7 @@ import pytest
 
 from pyrocell import Media, Perturb, Protocol, Wait
 from pyrocell.errors import ProtocolError, ScreenError, UnknownLabelError
-from pyrocell.local_posterior import resting_posterior
+from pyrocell.posterior.cell_state import resting_posterior
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
 

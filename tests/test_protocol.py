@@ -27,7 +27,7 @@ from pyrocell.operators import (
     respond,
     run,
 )
-from pyrocell.state import State
+from pyrocell.operators.state import State
 
 GENES = {"A": 0, "B (CRISPRi)": 1, "B (knockout)": 2, "C": 3}
 MEDIA = {"m": 0, "n": 1}

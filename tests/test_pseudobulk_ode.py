@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 import pyrocell
 from pyrocell.errors import CountError, NonFiniteError, ScreenError, UnknownLabelError
-from pyrocell.path_loss import PathLoss
-from pyrocell.vector_field import VectorField, flow, initial_field, velocity
+from pyrocell.proof_of_principle.loss import PathLoss
+from pyrocell.proof_of_principle.vector_field import VectorField, flow, initial_field, velocity
 
 GENES = 6
 STEP = 0.25

@@ -13,8 +13,8 @@ import scipy.sparse as sp
 
 import pyrocell._compat as compat
 from pyrocell import PyroCell
+from pyrocell.data.registration import ScreenManager, cell_tensors, register
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.registration import ScreenManager, build_screen, cell_tensors, register
 
 pytestmark = pytest.mark.filterwarnings("error::pyrocell.errors.ScreenWarning")
 
@@ -47,7 +47,7 @@ def test_only_scvi_s_own_entries_are_written(tiny_adata):
 
 def test_the_screen_has_the_conditions_of_the_cells(tiny_adata):
     manager = register(None, tiny_adata, media_key="media", guide_key="guide")
-    screen = build_screen(manager)
+    screen = manager.screen
     assert screen.perturbations == ("IRF1", "JAK2", "STAT1")
     assert screen.target.tolist() == [2, 1, 0]
     assert screen.media == ("IFNG",) and screen.batches == ("lane1", "lane2")
@@ -103,12 +103,12 @@ def test_covariates_are_standardised_or_one_column_per_level(tiny_adata):
 
 def test_cell_names_need_not_be_unique(tiny_adata):
     tiny_adata.obs_names = ["cell"] * 120
-    assert build_screen(register(None, tiny_adata)).n_cells == 120
+    assert register(None, tiny_adata).screen.n_cells == 120
 
 
 def test_a_view_becomes_an_anndata_of_its_own_and_its_parent_stays(tiny_adata):
     parent_obs, view = tiny_adata.obs.copy(), tiny_adata[20:]
-    assert build_screen(register(None, view)).n_cells == 100
+    assert register(None, view).screen.n_cells == 100
     assert not view.is_view and "_scvi_batch" in view.obs
     pd.testing.assert_frame_equal(tiny_adata.obs, parent_obs)
     assert not tiny_adata.uns
@@ -130,7 +130,7 @@ def test_more_cells_may_have_combinations_that_are_new(tiny_adata):
     manager = register(None, tiny_adata, media_key="media")
     more = tiny_adata[:4].copy()
     more.obs["perturbation"] = ["STAT1+JAK2", "STAT1", "control", "IRF1+JAK2"]
-    other = build_screen(manager.transfer_fields(more))
+    other = manager.transfer_fields(more).screen
     assert other.perturbations == ("IRF1", "JAK2", "STAT1")
     assert other.genotype[other.cell_condition].tolist() == [
         [0, 1, 1],
@@ -139,7 +139,7 @@ def test_more_cells_may_have_combinations_that_are_new(tiny_adata):
         [1, 1, 0],
     ]
     again = register(None, more.copy(), media_key="media", source_registry=manager.registry)
-    assert build_screen(again).conditions.equals(other.conditions)
+    assert again.screen.conditions.equals(other.conditions)
 
 
 @pytest.mark.parametrize("column", ["perturbation", "media", "batch"])

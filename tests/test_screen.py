@@ -11,13 +11,8 @@ import pandas as pd
 import pytest
 from layouts import GENES, crossed, screen_of
 
-from pyrocell.errors import (
-    ConflictingTypesError,
-    ScreenError,
-    ScreenWarning,
-    UnknownLabelError,
-)
-from pyrocell.screen import Screen
+from pyrocell.errors import ConflictingTypesError, ScreenError, ScreenWarning, UnknownLabelError
+from pyrocell.screen.screen import Screen
 
 # ---------------------------------------------------------------- conditions
 
@@ -82,11 +77,11 @@ def test_a_gene_with_two_types_gives_two_perturbations():
     assert screen.perturbations == ("A (CRISPRa)", "A (CRISPRi)", "B")
     assert screen.perturbation_genes == ("A", "A", "B")
     assert screen.perturbation_types == ("CRISPRa", "CRISPRi", "CRISPRa")
-    assert screen.parse("A (CRISPRi)+B").tolist() == [0.0, 1.0, 1.0]
+    assert screen.indices("A (CRISPRi)+B") == [1, 2]
     with pytest.raises(UnknownLabelError, match='say "A \\(CRISPRa\\)", "A \\(CRISPRi\\)"'):
-        screen.parse("A")
+        screen.indices("A")
     with pytest.raises(ConflictingTypesError, match='gene "A" two types'):
-        screen.parse("A (CRISPRi)+A (CRISPRa)")
+        screen.indices("A (CRISPRi)+A (CRISPRa)")
 
 
 def test_types_of_a_combination_follow_the_order_of_its_genes():
@@ -128,14 +123,14 @@ def test_unused_categories_and_narrow_codes_do_not_matter():
 # ---------------------------------------------------------------- asking for conditions
 
 
-def test_parse_names_what_is_near():
+def test_an_unknown_label_is_answered_with_what_is_near():
     screen = screen_of(crossed(perturbation=["control", "STAT1", "JAK2"]))
-    assert screen.parse("JAK2+STAT1").tolist() == [1.0, 1.0]
-    assert screen.parse("control").tolist() == [0.0, 0.0]
+    assert screen.indices("JAK2+STAT1") == [0, 1]
+    assert screen.indices("control") == []
     with pytest.raises(UnknownLabelError, match='"STAT2" in "JAK2\\+STAT2".*did you mean "STAT1"'):
-        screen.parse("JAK2+STAT2")
+        screen.indices("JAK2+STAT2")
     with pytest.raises(UnknownLabelError, match="empty part"):
-        screen.parse("JAK2+")
+        screen.indices("JAK2+")
 
 
 def test_a_condition_that_was_not_measured_is_said_to_be_so():

@@ -10,12 +10,14 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from pyrocell import Priors, assumptions, evidence
-from pyrocell.cellwise import CellModel, size_of
+from pyrocell import Priors
+from pyrocell.assumptions import table as assumptions
+from pyrocell.contrasts import evidence
+from pyrocell.contrasts.levels import condition_levels
+from pyrocell.diagnostics.nuts_check import check_assumption, second_opinion
+from pyrocell.diagnostics.nuts_model import CellModel, size_of
 from pyrocell.errors import ScreenError, ScreenWarning
-from pyrocell.levels import condition_levels
-from pyrocell.screen import Screen
-from pyrocell.second_opinion import check_assumption, second_opinion
+from pyrocell.screen.screen import Screen
 
 REGION, THETA = 0.05, 4.0
 QUICK = {"n_factors": 0, "num_samples": 200, "warmup_steps": 100, "n_chains": 1}

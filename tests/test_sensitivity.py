@@ -8,7 +8,7 @@ import torch
 
 from pyrocell import design, pl
 from pyrocell.errors import DesignError, ScreenWarning
-from pyrocell.undetermined import redraw
+from pyrocell.posterior.unidentified import redraw
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
 KEYS = ["contrast", "perturbation", "media"]

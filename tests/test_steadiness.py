@@ -12,8 +12,8 @@ from pyro.infer import Predictive
 
 import pyrocell
 from pyrocell import Assume
+from pyrocell.assumptions.mixture import _log_det_less_form
 from pyrocell.errors import ScreenError
-from pyrocell.steadiness import _log_det_less_form
 
 HELD = [
     Assume.steady(probability=0.5),

@@ -9,10 +9,10 @@ import pytest
 import torch
 from pyro import poutine
 
+from pyrocell._core.threading import few_threads
 from pyrocell.distributions.counts import likelihood_path
-from pyrocell.encoder import fisher_weight
-from pyrocell.threads import few_threads
-from pyrocell.training import ElboPlan, TrainingConfig
+from pyrocell.guide.encoder import fisher_weight
+from pyrocell.training.fit import ElboPlan, TrainingConfig
 
 SEED = 5
 SCREENS = {

@@ -242,7 +242,7 @@ def test_settings_that_are_no_settings_are_refused(copied, cells, body):
 
 def test_a_model_of_another_version_says_so(fitted, saved, cells, tmp_path, monkeypatch):
     """A file that is whole, but whose tensors or settings this version does not have."""
-    from pyrocell.storage import read_model, write_model
+    from pyrocell.data.model_files import read_model, write_model
 
     state, settings, history = read_model(saved)
     settings.pop("format"), settings.pop("version")

@@ -14,10 +14,14 @@ from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrocell import criticism, on_disk, queries, simulated, streaming
 from pyrocell.errors import DiskError, ScreenError
-from pyrocell.posterior import summarise
-from pyrocell.running import RunningSummary, bytes_per_number, memory_bytes
+from pyrocell.posterior import predictive_check as criticism
+from pyrocell.posterior import queries
+from pyrocell.posterior import simulate_cells as simulated
+from pyrocell.posterior import summaries as streaming
+from pyrocell.posterior import zarr_store as on_disk
+from pyrocell.posterior.draws import summarise
+from pyrocell.posterior.streaming_quantiles import RunningSummary, bytes_per_number, memory_bytes
 
 N = 12
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pyrocell.expected import resting_cells, resting_states
-from pyrocell.streams import generator, seeded, stream
+from pyrocell._core.random import generator, seeded, stream
+from pyrocell.posterior.populations import resting_cells, resting_states
 
 CPU = torch.device("cpu")
 

@@ -16,9 +16,11 @@ from layouts import screen_of
 from scipy.linalg import null_space
 
 import pyrocell
-from pyrocell.screen import Screen
-from pyrocell.testability import comparisons
-from pyrocell.testability import testability as table_of  # pytest collects names in test…
+from pyrocell.assumptions.testability import comparisons
+from pyrocell.assumptions.testability import (
+    testability as table_of,  # pytest collects names in test…
+)
+from pyrocell.screen.screen import Screen
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 KEYS = ["assumption", "perturbation", "media"]

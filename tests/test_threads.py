@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyrocell.gene_level.states import Columns, GeneLevel
-from pyrocell.threads import few_threads
+from pyrocell._core.threading import few_threads
+from pyrocell.posterior.gene_level.states import Columns, GeneLevel
 
 ANSWERS = {
     "perturbation_effects": {"n_samples": 2},

@@ -14,7 +14,7 @@ import torch
 
 from pyrocell import TrainingConfig
 from pyrocell.errors import NonFiniteError, ScreenError
-from pyrocell.training import ElboPlan, held_out_elbo
+from pyrocell.training.fit import ElboPlan, held_out_elbo
 
 QUIET = {"progress_bar": False}
 

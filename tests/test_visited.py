@@ -8,9 +8,8 @@ import pyro
 import pytest
 import torch
 
-from pyrocell import Assume, TrainingConfig, screen_tensors, visited
-from pyrocell.batches import ShuffledBatches
-from pyrocell.cell_shifts import shifts_shared
+from pyrocell import Assume, TrainingConfig
+from pyrocell.data.loader import ShuffledBatches
 from pyrocell.distributions import (
     GaussianWalk,
     MarkovLowRankNormal,
@@ -19,12 +18,15 @@ from pyrocell.distributions import (
     WideNormal,
     log_prob_by_row,
 )
-from pyrocell.elbo import negative_elbo
+from pyrocell.distributions.kernels.compensation import given_back
 from pyrocell.errors import ScreenError
-from pyrocell.given_back import given_back
-from pyrocell.row_adam import RowAdam, visited_rows
-from pyrocell.training import train
-from pyrocell.visited import _DRIVERS, _GUIDE, _MODEL, Visits, visits_of
+from pyrocell.generative import screen_tensors
+from pyrocell.generative.cell_shift import shifts_shared
+from pyrocell.training import row_subsampling as visited
+from pyrocell.training.elbo import negative_elbo
+from pyrocell.training.fit import train
+from pyrocell.training.row_adam import RowAdam, visited_rows
+from pyrocell.training.row_subsampling import _DRIVERS, _GUIDE, _MODEL, Visits, visits_of
 
 K, BATCH = 7, 4  # perturbations, and cells of a minibatch
 SCREENS = {

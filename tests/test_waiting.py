@@ -21,8 +21,8 @@ from pyrocell.operators import (
     unwait,
     wait,
 )
+from pyrocell.operators.state import State
 from pyrocell.operators.waiting import average_decay
-from pyrocell.state import State
 
 DURATIONS = st.floats(0, 20)
 

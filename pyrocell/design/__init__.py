@@ -15,12 +15,7 @@ from pyrocell.design.inflation import aliasing
 from pyrocell.design.layouts import Layout
 from pyrocell.design.noise import Noise
 from pyrocell.design.plan import Plan
-from pyrocell.design.planner import (
-    Recommendation,
-    controls_in_one_lane,
-    random_layout,
-    recommend,
-)
+from pyrocell.design.planner import Recommendation, controls_in_one_lane, random_layout, recommend
 from pyrocell.design.questions import KINDS, Arm
 from pyrocell.design.scoring import Score, compare, score
 from pyrocell.design.sensitivity import noise_sensitivity

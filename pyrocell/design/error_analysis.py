@@ -30,11 +30,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyrocell.encoder import state_shift
 from pyrocell.errors import DesignError, warn
-from pyrocell.expected import resting_cells, resting_states
-from pyrocell.noise import centre
-from pyrocell.posterior import summarise
+from pyrocell.guide.encoder import state_shift
+from pyrocell.noise.contrasts import centre
+from pyrocell.posterior.draws import summarise
+from pyrocell.posterior.populations import resting_cells, resting_states
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell

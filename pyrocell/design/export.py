@@ -9,10 +9,10 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from pyrocell._core.messages import listed, suggestion
 from pyrocell.design.layouts import Layout
 from pyrocell.design.plan import Plan
 from pyrocell.errors import DesignError
-from pyrocell.labels import listed, suggestion
 
 __all__ = ["lane_map", "plate_map", "read_lane_map", "whole"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from pyrocell.contrasts.pseudobulk import Cells, Variance, rates
 from pyrocell.errors import DesignError
-from pyrocell.pseudobulk import Cells, Variance, rates
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from pyrocell.answers import levels
+from pyrocell._core.messages import listed
 from pyrocell.design.layouts import Layout
-from pyrocell.labels import listed
-from pyrocell.screen import Screen
+from pyrocell.posterior.arviz import levels
+from pyrocell.screen.screen import Screen
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell

@@ -10,11 +10,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from pyrocell.aliasing import LayoutComponent, layout_components
+from pyrocell._core.messages import listed, suggestion
 from pyrocell.design.questions import Arm, Kind, kinds_of
 from pyrocell.errors import DesignError, ScreenWarning
-from pyrocell.labels import listed, suggestion
-from pyrocell.screen import Screen
+from pyrocell.screen.aliasing import LayoutComponent, layout_components
+from pyrocell.screen.screen import Screen
 
 __all__ = ["Layout"]
 

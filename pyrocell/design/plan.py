@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from pyrocell._core.messages import listed, suggestion
 from pyrocell.design.layouts import LIBRARY, Layout
 from pyrocell.design.questions import Arm
 from pyrocell.errors import DesignError
-from pyrocell.labels import listed, suggestion
 
 __all__ = ["Plan"]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyrocell._core.messages import suggestion
 from pyrocell.errors import DesignError
-from pyrocell.labels import suggestion
 
 __all__ = ["KINDS", "Arm", "Kind", "kinds_of", "target_weights"]
 

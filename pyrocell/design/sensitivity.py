@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from pyrocell.answers import levels
 from pyrocell.design.inflation import condition_rows, contrast_weights, inflation
 from pyrocell.design.layouts import Layout
 from pyrocell.errors import DesignError
+from pyrocell.posterior.arviz import levels
 
 if TYPE_CHECKING:
-    from pyrocell.levels import ConditionLevels
+    from pyrocell.contrasts.levels import ConditionLevels
     from pyrocell.model import PyroCell
 
 __all__ = ["noise_sensitivity"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from pyrocell.assumptions.testability import testability
 from pyrocell.design.inflation import aliasing
 from pyrocell.design.layouts import Layout
 from pyrocell.design.planner import Recommendation
-from pyrocell.testability import testability
 
 __all__ = ["summary", "testable"]
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pyrocell.distributions.counts import NegativeBinomial, ZeroInflatedNegativeBinomial
+from pyrocell.distributions.event_normal import (
+    WideLogNormal,
+    WideMultivariateNormal,
+    WideNormal,
+    log_prob_by_row,
+)
 from pyrocell.distributions.gaussian import (
     GaussianWalk,
     LowRankNormal,
     LowRankRow,
     MarkovLowRankNormal,
-)
-from pyrocell.distributions.wide import (
-    WideLogNormal,
-    WideMultivariateNormal,
-    WideNormal,
-    log_prob_by_row,
 )
 
 __all__ = [

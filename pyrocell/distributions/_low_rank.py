@@ -48,7 +48,7 @@ def _weigh(deviation: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Precision P and P x, (..., G), and the log density without axes, (...,)."""
     constant = 0.5 * scale.shape[-1] * _LOG_2PI
     if _in_one_pass(deviation, scale):
-        from pyrocell.distributions import _low_rank_rows as rows  # loads numba
+        from pyrocell.distributions.kernels import low_rank as rows  # loads numba
 
         precision, weighted, value = rows.weigh(deviation, scale)
         return precision, weighted, value - constant
@@ -138,7 +138,7 @@ def _slopes(
 ) -> tuple[Tensor, Tensor]:
     """Gradient for deviation and scale from A' M A P x and the diagonal of A' M A, (..., G)."""
     if _in_one_pass(scale, moved, weight):
-        from pyrocell.distributions import _low_rank_rows as rows  # loads numba
+        from pyrocell.distributions.kernels import low_rank as rows  # loads numba
 
         return rows.slopes(terms.precision, terms.weighted, scale, moved, spread, weight)
     row = weight[..., None]

@@ -14,20 +14,15 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyrocell.distributions._analytic import (
+from pyrocell.distributions._backends import automatic, chosen, compiled_likelihood, likelihood_path
+from pyrocell.distributions.event_normal import broadcast
+from pyrocell.distributions.kernels.counts_torch import (
     EntryLogProb,
     gate_curve,
     log_mean,
     log_zero_probability,
     reference_log_prob,
 )
-from pyrocell.distributions._paths import (
-    automatic,
-    chosen,
-    compiled_likelihood,
-    likelihood_path,
-)
-from pyrocell.distributions.wide import broadcast
 
 __all__ = [
     "NegativeBinomial",
@@ -196,7 +191,7 @@ class _Counts(TorchDistribution):
 
     def _by_rows(self, value: Tensor, shape: torch.Size) -> Tensor:
         """The kernel over CSR rows, once for every leading sample dimension."""
-        from pyrocell.distributions._row_log_prob import RowLogProb  # loads numba
+        from pyrocell.distributions.kernels.counts_autograd import RowLogProb  # loads numba
 
         matrix = torch.Size((1, *shape)[-2:])
         lead = shape[:-2]

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocell.distributions._low_rank import low_rank_log_prob
-from pyrocell.distributions.wide import Drawn, normal_log_prob
+from pyrocell.distributions.event_normal import Drawn, normal_log_prob
 
 __all__ = ["GaussianWalk", "LowRankNormal", "LowRankRow", "MarkovLowRankNormal"]
 

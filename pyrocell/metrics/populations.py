@@ -13,11 +13,12 @@ import torch
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
-from pyrocell.counts import count_matrix
-from pyrocell.distances import default_entropy, distance, median_bandwidth
+from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.threading import few_threads
+from pyrocell.data.validation import count_matrix
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.labels import control_suggestion, factorise, listed, suggestion
-from pyrocell.threads import few_threads
+from pyrocell.metrics.distances import default_entropy, distance, median_bandwidth
+from pyrocell.screen.labels import control_suggestion, factorise
 
 __all__ = ["distribution_distance"]
 

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from pyrocell.operators.arms import respond_in_order
-from pyrocell.operators.field import Production, bounded_weight
+from pyrocell.operators.dynamics.node import Production, bounded_weight
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import on_target_shift, perturb
-from pyrocell.operators.protocol import (
-    Media,
-    Perturb,
-    Protocol,
-    Wait,
-    run,
-)
+from pyrocell.operators.protocol import Media, Perturb, Protocol, Wait, run
 from pyrocell.operators.response import (
     ResponseParameters,
     bounded_rate,

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
 from pyrocell.operators.response import ResponseParameters, let_wait, respond
-from pyrocell.state import State
+from pyrocell.operators.state import State
 
 __all__ = ["respond_in_order"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyrocell.state import State
+from pyrocell.operators.state import State
 
 __all__ = ["expose", "gain_limit"]
 

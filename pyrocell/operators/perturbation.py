@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrocell.errors import ConflictingTypesError
-from pyrocell.state import State
+from pyrocell.operators.state import State
 
 __all__ = ["on_target_shift", "perturb"]
 

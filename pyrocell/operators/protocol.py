@@ -10,17 +10,13 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from pyrocell.errors import (
-    ConflictingTypesError,
-    ProtocolError,
-    ScreenError,
-    UnknownLabelError,
-)
-from pyrocell.labels import perturbation_type, split_label, suggestion
+from pyrocell._core.messages import suggestion
+from pyrocell.errors import ConflictingTypesError, ProtocolError, ScreenError, UnknownLabelError
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
 from pyrocell.operators.response import ResponseParameters, let_wait
-from pyrocell.state import State
+from pyrocell.operators.state import State
+from pyrocell.screen.labels import perturbation_type, split_label
 
 __all__ = ["Media", "Perturb", "Protocol", "Step", "Wait", "run"]
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from pyrocell.errors import ProtocolError
-from pyrocell.operators.field import Production, deviate, step_times
+from pyrocell.operators.dynamics.flow import NOISY_STEPS, Leg, StateField, carry, code_of, diffuse
+from pyrocell.operators.dynamics.node import Production, deviate, step_times
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
-from pyrocell.operators.transport import NOISY_STEPS, Leg, StateField, carry, code_of, diffuse
+from pyrocell.operators.state import State
 from pyrocell.operators.waiting import (
     driven,
     onset_curve,
@@ -34,7 +35,6 @@ from pyrocell.operators.waiting import (
     relax,
     wait,
 )
-from pyrocell.state import State
 
 __all__ = [
     "ResponseParameters",

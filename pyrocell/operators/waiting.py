@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyrocell.state import State
+from pyrocell.operators.state import State
 
 __all__ = [
     "average_decay",

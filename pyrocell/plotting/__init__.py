@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from pyrocell.plotting.assumptions import (
-    assumption_map,
-    prior_posterior,
-    response_curves,
-)
+from pyrocell.plotting.assumptions import assumption_map, prior_posterior, response_curves
 from pyrocell.plotting.calibration import ecdf_difference, rank_histogram, reliability
 from pyrocell.plotting.checks import history, predictive_check
 from pyrocell.plotting.design import cost_curve, lane_map, layout_graph

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, TwoSlopeNorm
 
+from pyrocell._core.messages import suggestion
 from pyrocell.errors import UnknownLabelError
-from pyrocell.labels import suggestion
 
 BLUE, ORANGE, GREY = "#3b6fb6", "#d1622b", "#8a8a8a"
 DIVERGING, SEQUENTIAL = "RdBu_r", "Blues"

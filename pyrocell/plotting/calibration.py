@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy.stats import binom
 
-from pyrocell.calibration import ecdf_difference as difference_table
+from pyrocell.diagnostics.calibration import ecdf_difference as difference_table
 from pyrocell.errors import ScreenError
 from pyrocell.plotting._style import BLUE, GREY, ORANGE, chosen, new_axes
 

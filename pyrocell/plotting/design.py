@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from pyrocell.design.export import lane_map as lane_table
 from pyrocell.design.layouts import Layout
 from pyrocell.plotting._style import BLUE, GREY, ORANGE, new_axes
-from pyrocell.screen import Screen
+from pyrocell.screen.screen import Screen
 
 __all__ = ["cost_curve", "lane_map", "layout_graph"]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from pyrocell._core.messages import listed
 from pyrocell.design.error_analysis import ALL
 from pyrocell.errors import DesignError
-from pyrocell.labels import listed
 from pyrocell.plotting._style import BLUE, GREY, ORANGE, forest, name_ticks, new_axes, rows_height
 
 __all__ = ["error_analysis", "noise_sensitivity"]

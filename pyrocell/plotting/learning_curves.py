@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 
+from pyrocell._core.messages import suggestion
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.labels import suggestion
 from pyrocell.plotting._style import BLUE, GREY, ORANGE, new_axes
 
 __all__ = ["learning_curves"]

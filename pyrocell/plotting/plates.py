@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, TwoSlopeNorm
 from matplotlib.patches import Patch
 
-from pyrocell.arrayed import locate
+from pyrocell._core.messages import listed, suggestion
+from pyrocell.arrayed.edge_effects import locate
+from pyrocell.arrayed.plates import PLATES
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.labels import listed, suggestion
-from pyrocell.plates import PLATES
 from pyrocell.plotting._style import BLUE, DIVERGING, GREY, LFC, forest, new_axes
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 
+from pyrocell._core.messages import suggestion
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.labels import suggestion
 from pyrocell.plotting._style import COLUMN, name_ticks, new_axes
 
 __all__ = ["prediction"]

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from pyrocell._core.messages import suggestion
 from pyrocell.errors import UnknownLabelError
-from pyrocell.labels import suggestion
 from pyrocell.plotting._style import COLUMN, MAX_TICKS, heat_map, new_axes, rows_height
-from pyrocell.screen import Screen
+from pyrocell.screen.screen import Screen
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell

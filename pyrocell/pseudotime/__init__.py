@@ -7,11 +7,7 @@ cells of a perturbation spread along the trajectory, and how many remain in earl
 from __future__ import annotations
 
 from pyrocell.pseudotime.assignment import assign_pseudotime, pseudotime_stages
-from pyrocell.pseudotime.populations import (
-    retention,
-    trajectory_distribution,
-    trajectory_quantiles,
-)
+from pyrocell.pseudotime.populations import retention, trajectory_distribution, trajectory_quantiles
 
 __all__ = [
     "assign_pseudotime",

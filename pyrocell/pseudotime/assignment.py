@@ -11,9 +11,10 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from pyrocell.counts import check_counts, count_matrix
+from pyrocell._core.messages import suggestion
+from pyrocell.data.validation import check_counts, count_matrix
 from pyrocell.errors import ScreenError, UnknownLabelError, warn
-from pyrocell.labels import control_suggestion, factorise, suggestion
+from pyrocell.screen.labels import control_suggestion, factorise
 
 __all__ = ["assign_pseudotime", "pseudotime_stages"]
 

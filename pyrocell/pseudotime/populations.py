@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from pyrocell._core.messages import suggestion
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.labels import suggestion
 from pyrocell.pseudotime.assignment import pseudotime_of
 from pyrocell.pseudotime.shares import Cells, cells_of
 

@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from pyrocell._core.messages import listed, suggestion
 from pyrocell.errors import ScreenError, UnknownLabelError, warn
-from pyrocell.labels import control_suggestion, factorise, listed, suggestion
+from pyrocell.screen.labels import control_suggestion, factorise
 
 __all__ = ["Cells", "cells_of"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pyrocell.best_epoch import KEPT
+from pyrocell.training.best_epoch import KEPT
 
 __all__ = ["Convergence", "convergence", "share_inside", "strongest"]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from pyrocell.effect_checks import effect_checks
+from pyrocell._core.messages import listed
 from pyrocell.errors import PyrocellError
-from pyrocell.labels import listed
+from pyrocell.posterior.effect_checks import effect_checks
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
@@ -67,7 +67,9 @@ def collect(
         tables["media_gains"] = model.media_gains(n_samples=n_samples)
     say("posterior predictive check")
     tables["predictive_check"] = model.posterior_predictive_check()
-    tables["effect_checks"] = effect_checks(model, tables["perturbation_effects"])
+    tables["effect_checks"] = effect_checks(
+        model.perturbation_effects, model.screen, tables["perturbation_effects"]
+    )
     if model.shuffle_check_ is not None:
         tables["shuffle_check"] = model.shuffle_check_
     tables["conditions"] = screen.conditions

@@ -16,13 +16,7 @@ from anndata import AnnData
 from pyrocell.errors import ModelFileError
 from pyrocell.report.figures import FIGURES, write_figures
 from pyrocell.report.summary import quality_table, summary_text
-from pyrocell.report.tables import (
-    FORMATS,
-    TABLES,
-    check_format,
-    collect,
-    write_tables,
-)
+from pyrocell.report.tables import FORMATS, TABLES, check_format, collect, write_tables
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell

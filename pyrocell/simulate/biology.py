@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pyrocell.noise import centre
+from pyrocell.noise.contrasts import centre
 from pyrocell.operators import ResponseParameters, on_target_shift, relative_curve, respond
 from pyrocell.simulate.settings import ScreenSettings
 

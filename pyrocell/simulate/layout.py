@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from pyrocell.noise import content_effect, content_fractions, sum_to_zero
+from pyrocell.noise.contrasts import content_effect, content_fractions, sum_to_zero
 from pyrocell.simulate.biology import Genes
 from pyrocell.simulate.settings import ScreenSettings
 

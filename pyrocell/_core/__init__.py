@@ -1,0 +1,1 @@
+"""The few helpers that all rooms use: seeds, threads, progress, messages."""

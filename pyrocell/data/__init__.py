@@ -1,0 +1,1 @@
+"""Raw counts of a screen: checked, registered, read from files, summed, cut into minibatches."""

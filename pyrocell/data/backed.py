@@ -1,0 +1,238 @@
+"""Counts on disk: rows read when asked for, in blocks, one ahead of what is being worked on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import zarr
+from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
+from anndata.io import read_elem, sparse_dataset
+
+from pyrocell._core.messages import listed
+from pyrocell.errors import CountError, UnknownLabelError
+
+__all__ = [
+    "HeldRows",
+    "StoredCounts",
+    "check_stored",
+    "count_blocks",
+    "gene_totals",
+    "is_stored",
+    "read_ahead",
+    "read_backed",
+]
+
+_VALUES = 1 << 24  # cells times genes of a block
+_GAP = 256  # rows between two wanted ones that are read rather than jumped over
+
+Item, Read = TypeVar("Item"), TypeVar("Read")
+
+
+def is_stored(matrix: Any) -> bool:
+    """Whether a matrix is a dataset in a file, of a kind that `StoredCounts` reads or refuses."""
+    return isinstance(matrix, CSRDataset | CSCDataset | h5py.Dataset) or _is_zarr_array(matrix)
+
+
+def _is_zarr_array(matrix: Any) -> bool:
+    return isinstance(matrix, zarr.Array) and len(matrix.shape) == 2
+
+
+def check_stored(matrix: Any, where: str) -> None:
+    """Raise CountError if rows of a dataset cannot be read, or are not numbers."""
+    if isinstance(matrix, CSCDataset):
+        raise CountError(
+            f"{where} is stored by genes (CSC), so no cell can be read without reading all; write "
+            "it as CSR, for example adata = adata.to_memory(); adata.X = adata.X.tocsr(); "
+            "adata.write_h5ad(path)"
+        )
+    if matrix.dtype.kind not in "uibf":
+        raise CountError(f"{where} holds {matrix.dtype} values; raw counts are numbers")
+
+
+class StoredCounts:
+    """Counts in a file; `counts[rows]` reads those rows as float32 CSR in canonical form.
+
+    Parameters
+    ----------
+    matrix
+        CSR dataset of anndata (HDF5 or zarr), or a dense dataset.
+    where
+        How errors call it.
+
+    Attributes
+    ----------
+    shape
+        Cells, genes.
+
+    Raises
+    ------
+    CountError
+        If it is stored by genes, or a read fails.
+    """
+
+    def __init__(self, matrix: Any, where: str = "adata.X"):
+        check_stored(matrix, where)
+        self.shape: tuple[int, int] = tuple(int(n) for n in matrix.shape)
+        self._where, self._indptr, self._process = where, None, os.getpid()
+        stored = matrix.group if isinstance(matrix, CSRDataset) else matrix
+        in_hdf5 = isinstance(stored, h5py.Group | h5py.Dataset)
+        self._hdf5 = (stored.file.filename, stored.name) if in_hdf5 else None
+        if isinstance(matrix, CSRDataset):
+            self._indptr = np.asarray(stored["indptr"][...], dtype=np.int64)
+        self._arrays = self._parts(stored)
+
+    def _parts(self, stored: Any) -> tuple[Any, ...]:
+        return (stored,) if self._indptr is None else (stored["data"], stored["indices"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Handles of HDF5 belong to a process; those of zarr are paths.
+        ours = {"_arrays": None, "_process": None} if self._hdf5 else {}
+        return self.__dict__ | ours
+
+    def _open(self) -> tuple[Any, ...]:
+        """Arrays to read, opened again in a process that was started or forked since."""
+        if self._hdf5 and self._process != os.getpid():
+            path, name = self._hdf5
+            self._arrays, self._process = self._parts(h5py.File(path, "r")[name]), os.getpid()
+        return self._arrays
+
+    def __getitem__(self, rows: np.ndarray | slice) -> sp.csr_matrix:
+        """Rows by slice, mask or position, in the order given."""
+        n = self.shape[0]
+        if isinstance(rows, slice):
+            rows = np.arange(n)[rows]
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        if not len(rows):
+            return sp.csr_matrix((0, self.shape[1]), dtype=np.float32)
+        in_order = bool((np.diff(rows) >= 0).all())
+        wanted = rows if in_order else np.sort(rows)
+        parts = []
+        for run in self._runs(wanted):
+            start, stop = int(run[0]), int(run[-1]) + 1
+            part = self._read(start, stop)
+            parts.append(part if len(run) == stop - start else part[run - start])
+        found = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
+        return found if in_order else found[np.argsort(np.argsort(rows, kind="stable"))]
+
+    def _runs(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
+        """Sorted rows in pieces of neighbours, none spanning more than a block."""
+        most = _block_rows(self.shape[1])
+        for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > _GAP) + 1):
+            piece = (run - run[0]) // most
+            yield from np.split(run, np.flatnonzero(np.diff(piece)) + 1)
+
+    def _read(self, start: int, stop: int) -> sp.csr_matrix:
+        shape = (stop - start, self.shape[1])
+        try:
+            arrays = self._open()
+            if self._indptr is None:
+                return sp.csr_matrix(np.asarray(arrays[0][start:stop], dtype=np.float32))
+            ends = self._indptr[start : stop + 1]
+            stored = slice(int(ends[0]), int(ends[-1]))
+            values = np.asarray(arrays[0][stored]).astype(np.float32, copy=False)
+            indices = np.asarray(arrays[1][stored]).astype(np.int32, copy=False)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise CountError(
+                f"cells {start} to {stop - 1} of {self._where} could not be read ({error}); the "
+                "file must stay open and where it is as long as the model is used"
+            ) from error
+        found = sp.csr_matrix((values, indices, ends - ends[0]), shape=shape)
+        found.sum_duplicates()
+        found.eliminate_zeros()
+        return found
+
+
+class HeldRows:
+    """Some rows of counts in memory, asked for by their positions among all of them."""
+
+    def __init__(self, counts: StoredCounts, rows: np.ndarray):
+        self.shape, self._rows, self._counts = counts.shape, rows, counts[rows]
+
+    def __getitem__(self, rows: np.ndarray) -> sp.csr_matrix:
+        return self._counts[np.searchsorted(self._rows, rows)]
+
+
+def read_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[tuple[Item, Read]]:
+    """Items and what a thread read for them, the next one while this one is worked on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="pyrocell-read") as reader:
+        before = None
+        for item in items:
+            pending = item, reader.submit(read, item)
+            if before is not None:
+                yield before[0], before[1].result()
+            before = pending
+        if before is not None:
+            yield before[0], before[1].result()
+
+
+def _block_rows(n_genes: int) -> int:
+    return max(1, _VALUES // max(n_genes, 1))
+
+
+def count_blocks(counts: Any) -> Iterator[tuple[slice, sp.csr_matrix]]:
+    """All rows in blocks whose size depends on the number of genes alone, with their positions."""
+    n, n_genes = counts.shape
+    step = _block_rows(n_genes)
+    blocks = (slice(start, min(start + step, n)) for start in range(0, n, step))
+    if isinstance(counts, StoredCounts):
+        yield from read_ahead(counts.__getitem__, blocks)
+    else:
+        yield from ((rows, counts[rows]) for rows in blocks)
+
+
+def gene_totals(counts: Any) -> np.ndarray:
+    """(G,) float64 sums over all cells."""
+    total = np.zeros(counts.shape[1])
+    for _, block in count_blocks(counts):
+        total += np.asarray(block.sum(axis=0, dtype=np.float64)).ravel()
+    return total
+
+
+def read_backed(path: str | Path) -> AnnData:
+    """Open an .h5ad or .zarr file and leave its counts there.
+
+    Columns of cells and genes are read; `.X` and layers stay in the file, and a model of the
+    AnnData reads them as it needs them. The file must stay where it is for as long.
+
+    Parameters
+    ----------
+    path
+        File or directory written by ``adata.write_h5ad`` or ``adata.write_zarr``.
+
+    Returns
+    -------
+    AnnData with `.obs` and `.var` in memory.
+
+    Raises
+    ------
+    UnknownLabelError
+        If there is no such file, or it is not an AnnData.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UnknownLabelError(f'there is no file "{path}"')
+    if path.is_dir():
+        file = zarr.open_group(path, mode="r")
+    else:
+        file = h5py.File(path, "r")
+    missing = [part for part in ("obs", "var") if part not in file]
+    if missing:
+        raise UnknownLabelError(f'"{path}" has no {listed(missing)}: it was not written by anndata')
+    obs, var = (pd.DataFrame(read_elem(file[part])) for part in ("obs", "var"))
+    layers = {name: _dataset(file["layers"][name]) for name in file.get("layers", ())}
+    return AnnData(_dataset(file["X"]) if "X" in file else None, obs, var, layers=layers)
+
+
+def _dataset(element: Any) -> Any:
+    """A dense dataset as it is, a group as anndata's sparse dataset."""
+    return element if len(getattr(element, "shape", ())) == 2 else sparse_dataset(element)

@@ -1,0 +1,393 @@
+"""An AnnData registered as a screen, through scvi-tools' manager and fields."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from pyrocell._compat import (
+    MODEL_NAME,
+    REGISTRY_KEYS,
+    SETUP_ARGS,
+    SETUP_METHOD,
+    AnnDataManager,
+    fields,
+    managers_of,
+    materialise_view,
+    own_identity,
+)
+from pyrocell._core.messages import listed, suggestion
+from pyrocell.data.backed import StoredCounts, is_stored
+from pyrocell.data.statistics import CountSums, count_sums
+from pyrocell.data.validation import (
+    as_csr,
+    batch_totals,
+    check_counts,
+    check_totals,
+    check_values,
+    count_matrix,
+    location,
+    warn_of_absent_genes,
+)
+from pyrocell.errors import ScreenError, UnknownLabelError
+from pyrocell.screen.labels import factorise
+from pyrocell.screen.screen import Screen
+
+__all__ = ["CellTensors", "ScreenManager", "cell_tensors", "register"]
+
+_ROLES = (
+    "perturbation batch media time guide perturbation_type perturbation_time media_time laboratory"
+).split()
+_REGISTRY_ENTRY = "pyrocell"  # beside scvi-tools' own entries in the manager's registry
+
+
+class CellTensors(NamedTuple):
+    """What the model sees of each cell beside its labels.
+
+    Attributes
+    ----------
+    counts
+        (N, G) float32 CSR, in memory or stored.
+    log_size_factor
+        (N,) float32 natural logarithm of depth.
+    covariates
+        (N, n_cov) float32: continuous ones standardised, categorical ones as 0/1 per level after
+        the first.
+    covariate_names
+        (n_cov,) "age" or "donor[d2]".
+    sums
+        What starting values need of all counts.
+    """
+
+    counts: sp.csr_matrix | StoredCounts
+    log_size_factor: np.ndarray
+    covariates: np.ndarray
+    covariate_names: tuple[str, ...]
+    sums: CountSums
+
+
+class ScreenManager(AnnDataManager):
+    """An AnnDataManager that checks everything before it touches the AnnData.
+
+    Attributes
+    ----------
+    screen
+        The registered cells as a `Screen`; after a transfer, in terms of the source's labels.
+    source, others
+        Registry entry of the screen that these are more cells of; managers by their AnnData's uuid.
+    """
+
+    screen: Screen
+    source: Mapping[str, Any] | None
+    others: Mapping[str, AnnDataManager] | None = None
+
+    @property
+    def covariate_names(self) -> tuple[str, ...]:
+        """Columns of the covariates: "age" or "donor[d2]"."""
+        return _covariate_names(self.registry[_REGISTRY_ENTRY]["covariates"])
+
+    def register_fields(
+        self, adata: AnnData, source_registry: dict | None = None, **transfer_kwargs: Any
+    ) -> None:
+        """Check and register an AnnData; with `source_registry`, as more cells of that screen."""
+        args = self.registry[SETUP_ARGS]
+        source = (source_registry or {}).get(_REGISTRY_ENTRY)
+        screen = _read_screen(adata, args, source)
+        levels = _read_covariates(adata, args) if source is None else source["covariates"]
+        _encode_covariates(adata, levels)
+        materialise_view(adata)
+        own_identity(adata, self.others or {})
+        if source_registry is not None and "field_registries" not in source_registry:
+            source_registry = None  # read from a model's file, which keeps the screen alone
+        if source_registry is not None:
+            # Combinations of known perturbations may be new; all else was checked above.
+            transfer_kwargs["extend_categories"] = True
+        with warnings.catch_warnings():
+            # Says a category code; the screen has named the perturbation already.
+            warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
+            super().register_fields(adata, source_registry, **transfer_kwargs)
+        self.screen, self.source = screen, source
+        self.registry[_REGISTRY_ENTRY] = {
+            "screen": screen.to_dict() if source is None else source["screen"],
+            "covariates": levels,
+        }
+
+
+def _column(adata: AnnData, key: str, argument: str, optional: bool = True) -> pd.Series:
+    """Return a column of `.obs`, or raise UnknownLabelError with close matches."""
+    if key not in adata.obs:
+        optional = optional and not argument.endswith("_keys")  # covariates have no default
+        without = f"; {argument}=None if there is none" if optional else ""
+        raise UnknownLabelError(
+            f'{argument}="{key}" is not a column of adata.obs'
+            f"{suggestion(key, adata.obs.columns)}{without}"
+        )
+    column = adata.obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise ScreenError(
+            f'{argument}="{key}" names {column.shape[1]} columns of adata.obs; keep one'
+        )
+    return column
+
+
+def _check_object(adata: Any) -> None:
+    """Raise unless `adata` is an AnnData in memory with cells, genes and unique gene names."""
+    if not isinstance(adata, AnnData):
+        hint = '; pass one modality, mdata.mod["rna"]' if hasattr(adata, "mod") else ""
+        raise ScreenError(f"adata is a {type(adata).__name__}, not an AnnData{hint}")
+    if adata.isbacked and adata.is_view:
+        raise ScreenError(
+            f'adata is a view of the file "{adata.filename}"; load its cells first: '
+            "adata = adata.to_memory()"
+        )
+    if not adata.n_obs or not adata.n_vars:
+        raise ScreenError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; nothing to fit")
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        raise ScreenError(
+            f"adata.var_names has {len(twice)} gene names more than once ({listed(twice)}); make "
+            "them unique with adata.var_names_make_unique(), or add up their counts"
+        )
+
+
+def _check_genes(adata: AnnData, genes: Sequence[str]) -> None:
+    """Raise unless the genes are the ones the model was fitted on, in the same order."""
+    here = pd.Index(adata.var_names, dtype=object)
+    there = pd.Index(genes, dtype=object)
+    if here.equals(there):
+        return
+    missing, extra = there.difference(here), here.difference(there)
+    if len(missing):
+        raise UnknownLabelError(
+            f"adata lacks {len(missing)} of the {len(there)} genes of the model "
+            f"({listed(missing)}){suggestion(missing[0], extra) if len(extra) else ''}"
+        )
+    what = f"{len(extra)} genes that the model does not have" if len(extra) else "another order"
+    raise ScreenError(f"adata.var_names has {what}; pass adata[:, model.adata.var_names].copy()")
+
+
+def _numbers(adata: AnnData, key: str, argument: str) -> np.ndarray:
+    """Return a column of finite numbers as (N,) float64, or raise ScreenError."""
+    column = _column(adata, key, argument)
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        raise ScreenError(
+            f'{argument}="{key}" holds {column.dtype} values such as "{column.iloc[0]}"; numbers '
+            f'are needed: adata.obs["{key}"] = adata.obs["{key}"].astype(float)'
+        )
+    values = column.to_numpy(dtype=np.float64)
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise ScreenError(
+            f'{argument}="{key}" has {bad} of {len(values)} cells with NaN or infinite values; '
+            "fill them in, or leave those cells out"
+        )
+    return values
+
+
+def _check_size_factor(adata: AnnData, key: str | None) -> None:
+    """Raise unless the size factors are numbers above zero."""
+    if key is None:
+        return
+    values = _numbers(adata, key, "size_factor_key")
+    if (values <= 0).any():
+        raise ScreenError(
+            f'size_factor_key="{key}" has {int((values <= 0).sum())} cells with values ≤ 0, the '
+            f"lowest {values.min():g}; a size factor is the depth of a cell, such as its total "
+            "counts, not a logarithm"
+        )
+
+
+def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None) -> Screen:
+    """Check an AnnData against the arguments of the setup and read its labels."""
+    _check_object(adata)
+    like = None if source is None else Screen.from_dict(source["screen"])
+    if like is not None:
+        _check_genes(adata, like.genes)
+    columns, values = {}, {}
+    for role in _ROLES:
+        argument, key = f"{role}_key", args.get(f"{role}_key")
+        columns[role] = argument if key is None else f'{argument}="{key}"'
+        if role == "perturbation" and key is None:
+            raise ScreenError(
+                "perturbation_key=None; name the column of adata.obs that has the "
+                "perturbation of each cell"
+            )
+        found = key is not None
+        values[role] = _column(adata, key, argument, role != "perturbation") if found else None
+    _check_size_factor(adata, args["size_factor_key"])
+    counts = count_matrix(adata, args["layer"], stored=True)
+    if not is_stored(counts):  # those in a file are checked when they are first read
+        check_counts(adata, args["layer"], **_count_options(args, like))
+    if values["perturbation_type"] is None:
+        values["perturbation_type"] = args["perturbation_type"]
+        columns["perturbation_type"] = "perturbation_type"
+    screen = Screen.from_labels(
+        adata.var_names,
+        **values,
+        control=args["control"],
+        baseline_media=args["baseline_media"] if like is None else like.baseline_media,
+        columns=columns,
+        like=like,
+    )
+    if like is None and not is_stored(counts):
+        totals = batch_totals(counts, screen.cell_batch, len(screen.batches))
+        warn_of_absent_genes(totals, screen.batches, adata.var_names)
+    return screen
+
+
+def _count_options(args: Mapping[str, Any], like: Any) -> dict[str, bool]:
+    """What `check_counts` is to be told; genes are judged when a screen is first seen."""
+    return {"has_size_factor": args["size_factor_key"] is not None, "warn_of_genes": like is None}
+
+
+def _read_covariates(adata: AnnData, args: Mapping[str, Any]) -> dict[str, dict[str, list]]:
+    """Levels of each categorical covariate, mean and sd of each continuous one."""
+    categorical, continuous = {}, {}
+    for key in args["categorical_covariate_keys"] or ():
+        argument = "categorical_covariate_keys"
+        categorical[key] = factorise(_column(adata, key, argument), f'{argument}="{key}"')[1]
+    for key in args["continuous_covariate_keys"] or ():
+        values = _numbers(adata, key, "continuous_covariate_keys")
+        continuous[key] = [float(values.mean()), float(values.std()) or 1.0]
+    return {"categorical": categorical, "continuous": continuous}
+
+
+def _encode_covariates(adata: AnnData, levels: Mapping[str, Mapping[str, list]]) -> np.ndarray:
+    """Covariates (N, n_cov) float32, in terms of the levels first registered."""
+    blocks = [np.zeros((adata.n_obs, 0))]
+    for key, known in levels["categorical"].items():
+        where = f'categorical_covariate_keys="{key}"'
+        codes, labels = factorise(_column(adata, key, "categorical_covariate_keys"), where)
+        unknown = [label for label in labels if label not in known]
+        if unknown:
+            raise UnknownLabelError(
+                f'{where} has the value "{unknown[0]}", which the model never saw'
+                f"{suggestion(unknown[0], known)}"
+            )
+        position = np.array([known.index(label) for label in labels])[codes]
+        blocks.append(np.eye(len(known))[position][:, 1:])
+    for key, (mean, sd) in levels["continuous"].items():
+        values = _numbers(adata, key, "continuous_covariate_keys")
+        blocks.append(((values - mean) / sd)[:, None])
+    return np.hstack(blocks).astype(np.float32)
+
+
+def _covariate_names(levels: Mapping[str, Mapping[str, list]]) -> tuple[str, ...]:
+    names = [f"{key}[{v}]" for key, known in levels["categorical"].items() for v in known[1:]]
+    return (*names, *levels["continuous"])
+
+
+def _keys(keys: str | Sequence[str] | None) -> list[str] | None:
+    return [keys] if isinstance(keys, str) else None if keys is None else list(keys)
+
+
+def register(
+    cls: type | None,
+    adata: AnnData,
+    layer: str | None = None,
+    batch_key: str | None = "batch",
+    perturbation_key: str = "perturbation",
+    control: str = "control",
+    perturbation_type: str = "knockout",
+    perturbation_type_key: str | None = None,
+    media_key: str | None = None,
+    baseline_media: str = "baseline",
+    time_key: str | None = None,
+    perturbation_time_key: str | None = None,
+    media_time_key: str | None = None,
+    guide_key: str | None = None,
+    laboratory_key: str | None = None,
+    size_factor_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
+    source_registry: dict | None = None,
+) -> ScreenManager:
+    """Check an AnnData and register it for a model class, whose name goes into the registry.
+
+    The other arguments, errors and warnings are those of :meth:`pyrocell.PyroCell.setup_anndata`.
+    """
+    args = {
+        "layer": layer,
+        "batch_key": batch_key,
+        "perturbation_key": perturbation_key,
+        "control": control,
+        "perturbation_type": perturbation_type,
+        "perturbation_type_key": perturbation_type_key,
+        "media_key": media_key,
+        "baseline_media": baseline_media,
+        "time_key": time_key,
+        "perturbation_time_key": perturbation_time_key,
+        "media_time_key": media_time_key,
+        "guide_key": guide_key,
+        "laboratory_key": laboratory_key,
+        "size_factor_key": size_factor_key,
+        "categorical_covariate_keys": _keys(categorical_covariate_keys),
+        "continuous_covariate_keys": _keys(continuous_covariate_keys),
+    }
+    setup = {
+        MODEL_NAME: getattr(cls, "__name__", "PyroCell"),
+        SETUP_METHOD: "setup_anndata",
+        SETUP_ARGS: args,
+    }
+    manager = ScreenManager(fields=_fields(args), setup_method_args=setup)
+    manager.others = managers_of(cls)
+    manager.register_fields(adata, source_registry)
+    return manager
+
+
+def _fields(args: Mapping[str, Any]) -> list[Any]:
+    """Fields of scvi-tools for the columns it knows; the others are read by the screen."""
+    keys = REGISTRY_KEYS
+    return [
+        # Its own test of counts looks at 20 values, and draws them from numpy's global generator.
+        fields.LayerField(keys.X_KEY, args["layer"], is_count_data=False),
+        fields.CategoricalObsField(keys.BATCH_KEY, args["batch_key"]),
+        fields.CategoricalObsField(keys.LABELS_KEY, args["perturbation_key"]),
+        fields.NumericalObsField(keys.SIZE_FACTOR_KEY, args["size_factor_key"], required=False),
+        fields.CategoricalJointObsField(keys.CAT_COVS_KEY, args["categorical_covariate_keys"]),
+        fields.NumericalJointObsField(keys.CONT_COVS_KEY, args["continuous_covariate_keys"]),
+    ]
+
+
+def cell_tensors(manager: ScreenManager) -> CellTensors:
+    """Return counts, depth and covariates of the registered cells; all counts are read once.
+
+    CountError if what a file holds are not counts; those in memory were checked at registration.
+    """
+    args, adata = manager.registry[SETUP_ARGS], manager.adata
+    log_size = None
+    if args["size_factor_key"] is not None:
+        size = _numbers(adata, args["size_factor_key"], "size_factor_key")
+        log_size = np.log(size).astype(np.float32)
+    matrix = count_matrix(adata, args["layer"], stored=True)
+    if is_stored(matrix):
+        counts = StoredCounts(matrix, location(args["layer"]))
+        sums = _checked_sums(manager, counts, log_size)
+    else:
+        counts = as_csr(matrix)
+        sums = count_sums(counts, manager.screen, log_size)
+    covariates = _encode_covariates(adata, manager.registry[_REGISTRY_ENTRY]["covariates"])
+    return CellTensors(counts, sums.log_size, covariates, manager.covariate_names, sums)
+
+
+def _checked_sums(
+    manager: ScreenManager, counts: StoredCounts, log_size: np.ndarray | None
+) -> CountSums:
+    """Sums of counts in a file, and what `register` says of counts in memory."""
+    args, adata, screen = manager.registry[SETUP_ARGS], manager.adata, manager.screen
+
+    def look(block: sp.csr_matrix, first_cell: int) -> None:
+        check_values(adata, block, args["layer"], first_cell)
+
+    sums = count_sums(counts, screen, log_size, look)
+    options = _count_options(args, manager.source)
+    check_totals(adata, args["layer"], sums.total, sums.batch.sum(0), **options)
+    if manager.source is None:
+        warn_of_absent_genes(sums.batch, screen.batches, adata.var_names)
+    return sums

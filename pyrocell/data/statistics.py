@@ -1,0 +1,96 @@
+"""What is needed of all counts before training: sums, from one pass in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from pyrocell.data.backed import count_blocks
+from pyrocell.screen.screen import Screen
+
+__all__ = ["CountSums", "add_by_group", "count_sums"]
+
+_SAMPLED = 5000
+
+
+@dataclass(frozen=True)
+class CountSums:
+    """Sums over the cells of a screen; those of counts are exact, whatever the blocks.
+
+    Attributes
+    ----------
+    log_size
+        (N,) float32 natural logarithm of depth.
+    total
+        (N,) counts of each cell.
+    condition, batch
+        (C, G) and (B, G) counts of each condition and batch.
+    scaled, scaled_squares
+        (G,) sums of counts over depth, and of their squares.
+    rows, sample
+        (n,) positions of some cells, in order, and their counts, (n, G) CSR.
+    """
+
+    log_size: np.ndarray
+    total: np.ndarray
+    condition: np.ndarray
+    batch: np.ndarray
+    scaled: np.ndarray
+    scaled_squares: np.ndarray
+    rows: np.ndarray
+    sample: sp.csr_matrix
+
+
+def count_sums(
+    counts: Any,
+    screen: Screen,
+    log_size: np.ndarray | None = None,
+    look: Callable[[sp.csr_matrix, int], None] | None = None,
+) -> CountSums:
+    """Read all counts once.
+
+    Parameters
+    ----------
+    counts
+        (N, G) CSR, in memory or stored.
+    screen
+        Conditions and batches of the cells.
+    log_size
+        (N,) log size factors; default: of the cells' own totals.
+    look
+        Called with every block and the position of its first cell, to raise if it is not counts.
+    """
+    n, n_genes = counts.shape
+    total, given = np.zeros(n), log_size
+    log_size = np.zeros(n, np.float32) if given is None else np.asarray(given, np.float32)
+    condition = np.zeros((len(screen.conditions), n_genes))
+    batch = np.zeros((len(screen.batches), n_genes))
+    scaled, squares = np.zeros((2, n_genes))
+    rows = np.sort(np.random.default_rng(0).permutation(n)[:_SAMPLED])
+    sample = []
+    for part, block in count_blocks(counts):
+        if look is not None:
+            look(block, part.start)
+        total[part] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+        if given is None:  # an empty cell is refused once all of them are known
+            log_size[part] = np.log(np.maximum(total[part], 1.0))
+        add_by_group(condition, screen.cell_condition[part], block)
+        add_by_group(batch, screen.cell_batch[part], block)
+        relative = sp.diags(1 / np.exp(log_size[part]).astype(np.float64)) @ block
+        scaled += np.asarray(relative.sum(axis=0)).ravel()
+        squares += np.asarray(relative.multiply(relative).sum(axis=0)).ravel()
+        sample.append(block[rows[(rows >= part.start) & (rows < part.stop)] - part.start])
+    sampled = sp.vstack(sample, format="csr")
+    return CountSums(log_size, total, condition, batch, scaled, squares, rows, sampled)
+
+
+def add_by_group(out: np.ndarray, group: np.ndarray, values: sp.csr_matrix) -> None:
+    """Add the rows of values (n, G) to those rows of `out` (M, G) that their groups (n,) say."""
+    n = len(group)
+    member = sp.csr_matrix((np.ones(n), (group, np.arange(n))), shape=(len(out), n))
+    part = (member @ values).tocoo()
+    out[part.row, part.col] += part.data

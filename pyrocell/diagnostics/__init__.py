@@ -1,0 +1,1 @@
+"""Is the posterior right: simulation-based calibration, and NUTS on the same model."""

@@ -1,0 +1,218 @@
+"""Starting values read off the counts in one pass: controls' mean, axes of cell state, responses.
+
+A slow decoder bias gives every perturbation the same false effect; starting at the
+controls' mean and at the pseudobulk responses removes the cause.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import svds
+from torch import Tensor
+
+from pyrocell.data.statistics import CountSums
+from pyrocell.generative.config import ModelConfig
+from pyrocell.screen.screen import Screen
+
+__all__ = ["ScreenStatistics", "starting_values"]
+
+_PSEUDO_COUNT = 0.5
+_MAX_DENSE = 500  # perturbations and media, or genes, up to which all singular vectors are found
+
+
+class ScreenStatistics(NamedTuple):
+    """Starting values read off the counts, one pass."""
+
+    baseline: Tensor  # (G,) log relative expression of controls
+    baseline_scale: Tensor  # (G,) its standard error
+    mean: Tensor  # (G,) mean count
+    relative_variance: Tensor  # (G,) Var(x / size) / mean(x / size)²
+    log_dispersion: Tensor  # (G,) log θ by moments
+    loading: Tensor  # (d, G) axes on which resting cells differ
+    response: Tensor  # (r, G) axes of the pseudobulk responses, unit RMS
+    effect: Tensor  # (K, d + r)
+    media_effect: Tensor  # (J, d + r)
+
+
+def starting_values(
+    sums: CountSums, screen: Screen, config: ModelConfig, seed: int = 0
+) -> ScreenStatistics:
+    """Read starting values for the model from sums of raw counts.
+
+    Parameters
+    ----------
+    sums
+        Of the screen's cells.
+    screen, config
+        The screen and the model's shape.
+    seed
+        Seed of the axes that the counts leave free.
+    """
+    size = np.exp(sums.log_size).astype(np.float64)
+    totals = sums.condition  # (C, G)
+    sizes = np.bincount(screen.cell_condition, size, len(totals))
+    n_cells, summed = len(size), totals.sum(0)
+    pooled = summed + 1e-3
+    rate = pooled / size.sum()  # (G,)
+    control = screen.is_control & (screen.exposure.sum(1) == 0)
+    if not control.any():
+        control = screen.is_control
+    control_total, control_size = totals[control].sum(0), sizes[control].sum()
+    baseline = _log_level(control_total[None], np.array([control_size]), rate)[0]
+    relative_variance = _relative_variance(sums, n_cells)
+    n_control = int(np.isin(screen.cell_condition, np.flatnonzero(control)).sum())
+    effects, media = _responses(totals, sizes, rate, screen)
+    loading = _resting_axes(sums, size, screen, config.n_latent, seed)
+    response, effect, media_effect = _own_axes(effects, media, config.n_response, seed)
+    along = _along_resting_axes(loading, media - media_effect @ response, pooled)
+    effect = np.concatenate([np.zeros((len(effect), config.n_latent)), effect], 1)
+    media_effect = np.concatenate([along, media_effect], 1)
+    as_tensor = lambda a: torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32)  # noqa: E731
+    return ScreenStatistics(
+        baseline=as_tensor(baseline),
+        baseline_scale=as_tensor(np.sqrt(np.minimum(relative_variance / max(n_control, 1), 1.0))),
+        mean=as_tensor(summed / n_cells),
+        relative_variance=as_tensor(relative_variance),
+        log_dispersion=as_tensor(_log_dispersion(relative_variance, rate, size)),
+        loading=as_tensor(loading),
+        response=as_tensor(response),
+        effect=as_tensor(effect),
+        media_effect=as_tensor(media_effect),
+    )
+
+
+def _log_level(totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """log of the rate per unit size, shrunk by half a count towards the pooled rate."""
+    return np.log((totals + _PSEUDO_COUNT) / (sizes[:, None] + _PSEUDO_COUNT / rate))
+
+
+def _relative_variance(sums: CountSums, n_cells: int) -> np.ndarray:
+    mean, square = sums.scaled / n_cells, sums.scaled_squares / n_cells
+    return np.clip((square - mean**2) / np.maximum(mean, 1e-12) ** 2, 1e-4, 1e6)
+
+
+def _log_dispersion(relative: np.ndarray, rate: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """log θ by moments: what counting noise does not explain of the relative variance, (G,)."""
+    excess = relative - (1 / size).mean() / rate
+    return -np.log(np.clip(excess, 0.02, 20.0))
+
+
+def _responses(
+    totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray, screen: Screen
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shrunken pseudobulk log-fold changes of perturbations (K, G) and media (J, G)."""
+    exposure, none = screen.exposure, screen.is_control
+
+    def contrast_of(a: np.ndarray, b: np.ndarray, size: np.ndarray) -> np.ndarray:
+        level = _log_level(np.stack([a, b]), size, rate)
+        change, noise = level[0] - level[1], 1 / (a + 1) + 1 / (b + 1)
+        signal = max(float(np.median(np.maximum(change**2 - noise, 0))), 1e-4)
+        return change * signal / (signal + noise)
+
+    def pooled(rows: np.ndarray) -> tuple[np.ndarray, float]:
+        return totals[rows].sum(0), sizes[rows].sum()
+
+    def number(*columns: str) -> np.ndarray:
+        return screen.conditions.groupby(list(columns), dropna=False).ngroup().to_numpy()
+
+    arm, by_perturbation = number("media", "time"), screen.membership.tocsc()
+    drivers, references = np.diff(screen.membership.indptr), {}
+    effects = np.zeros((screen.membership.shape[1], totals.shape[1]))
+    for k in range(len(effects)):
+        rows = by_perturbation.indices[slice(*by_perturbation.indptr[k : k + 2])]
+        alone = rows[drivers[rows] == 1]
+        rows = alone if len(alone) else rows
+        arms = frozenset(arm[rows].tolist())
+        if arms not in references:
+            reference = none & np.isin(arm, list(arms))
+            references[arms] = pooled(reference if reference.any() else none)
+        (a, size), (b, other) = pooled(rows), references[arms]
+        effects[k] = contrast_of(a, b, np.array([size, other])) / drivers[rows].mean()
+    media = np.zeros((exposure.shape[1], totals.shape[1]))
+    for j in range(len(media)):
+        met, unmet = exposure[:, j] > 0, exposure.sum(1) == 0
+        pairs = _matched(number("perturbation", "time"), sizes, met, unmet)
+        if pairs.any():
+            media[j] = contrast_of(pairs[0] @ totals, pairs[1] @ totals, pairs @ sizes)
+        elif unmet.any():
+            (a, size), (b, other) = pooled(met), pooled(unmet)
+            media[j] = contrast_of(a, b, np.array([size, other]))
+    return effects, media
+
+
+def _matched(key: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndarray) -> np.ndarray:
+    """Weights of conditions with and without a medium, of equal keys in both, (2, C).
+
+    Most knockouts leave a response as it is, and a screen has few controls: all cells say where a
+    response starts, each genotype, at each time, by the harmonic mean of its two arms.
+    """
+    out = np.zeros((2, len(sizes)))
+    for k in np.unique(key[met]):
+        arms = met & (key == k), unmet & (key == k)
+        total = [sizes[arm].sum() for arm in arms]
+        if min(total) > 0:
+            harmonic = 2 / (1 / total[0] + 1 / total[1])
+            for row, arm, size in zip(out, arms, total):
+                row[arm] = harmonic / size
+    return out
+
+
+def _resting_axes(
+    sums: CountSums, size: np.ndarray, screen: Screen, rank: int, seed: int
+) -> np.ndarray:
+    """Leading axes on which cells of one condition and batch differ, log scale, (d, G)."""
+    rng, rows, n_genes = np.random.default_rng(seed), sums.rows, sums.sample.shape[1]
+    group = np.unique(
+        screen.cell_condition[rows] * len(screen.batches) + screen.cell_batch[rows],
+        return_inverse=True,
+    )[1]
+    level = sums.sample.toarray() / size[rows, None] * np.median(size)
+    mean = level.mean(0)
+    logged = torch.as_tensor(np.log1p(level), dtype=torch.float32)
+    groups = torch.as_tensor(group)
+    sums = torch.zeros(int(groups.max()) + 1, logged.shape[1]).index_add_(0, groups, logged)
+    centred = logged - (sums / torch.bincount(groups)[:, None])[groups]
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    _, scale, axes = torch.svd_lowrank(centred, q=min(rank, min(centred.shape)), niter=4)
+    torch.random.set_rng_state(generator_state)
+    to_log = np.minimum((1 + mean) / np.maximum(mean, 1e-6), 3.0)
+    found = (axes * scale / len(rows) ** 0.5).T.numpy() * to_log * 0.5
+    out = rng.normal(0, 0.01, (rank, n_genes))
+    out[: len(found)] = found
+    return out
+
+
+def _along_resting_axes(loading: np.ndarray, change: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Coordinates of log-fold changes (J, G) on the axes of cell state, weighted by expression."""
+    weighted = loading * (weight / weight.sum())
+    ridge = 0.01 * np.trace(weighted @ loading.T) / len(loading) * np.eye(len(loading))
+    return np.linalg.solve(weighted @ loading.T + ridge, weighted @ change.T).T
+
+
+def _leading(table: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular vectors and values, the greatest first; of a large table the leading ones alone."""
+    if min(table.shape) <= max(_MAX_DENSE, 2 * rank):
+        return np.linalg.svd(table, full_matrices=False)
+    start = np.random.default_rng(seed).normal(size=min(table.shape))
+    left, scale, right = svds(table, k=rank, v0=start)
+    return left[:, ::-1], scale[::-1], right[::-1]
+
+
+def _own_axes(
+    effects: np.ndarray, media: np.ndarray, rank: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Own axes of the response (r, G), unit RMS, and coordinates of perturbations and media."""
+    n_genes = effects.shape[1]
+    axes = np.random.default_rng(seed).normal(size=(rank, n_genes))
+    stacked = np.concatenate([effects, media])
+    coordinates = np.zeros((len(stacked), rank))
+    if rank and len(stacked):
+        left, scale, right = _leading(stacked, rank, seed)
+        keep = min(rank, len(scale))
+        axes[:keep] = right[:keep] * n_genes**0.5
+        coordinates[:, :keep] = left[:, :keep] * scale[:keep] / n_genes**0.5
+    return axes, coordinates[: len(effects)], coordinates[len(effects) :]

@@ -1,0 +1,196 @@
+"""Do effects hold on this screen: against the counts alone, against controls, with labels shuffled.
+
+Three standing checks of a fit. What the posterior says of well-counted genes has to lie within
+what the counts alone allow. What all perturbations do alike may be the controls' own difference
+(handled, sampled or labelled otherwise). And labels that mean nothing must have no effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.stats import norm
+
+from pyrocell.errors import UnknownLabelError
+from pyrocell.screen.screen import Screen
+
+__all__ = [
+    "common_effect",
+    "disagreement",
+    "effect_checks",
+    "shuffle_table",
+    "shuffled",
+    "shuffled_cells",
+]
+
+Ask = Callable[..., pd.DataFrame]  # `PyroCell.perturbation_effects` of a fitted model
+
+_WELL_COUNTED = 50  # counts in both groups of cells
+_GENES = 400  # best counted, in which a common effect is judged
+_OUTSIDE = 0.99  # mass of the counts' own interval
+_MOST_OUTSIDE = 0.03
+_MOST_COMMON = 0.05  # natural-log fold change
+_MOST_EXCLUDING, _MOST_LISTED = 0.1, 0.002
+_FEW_PAIRS = 3  # that may be listed by chance in a small table
+_LIST = 0.1  # expected share of wrong signs in a list
+
+
+def disagreement(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> float:
+    """Share of well-counted pairs whose posterior mean is outside the counts' own 99% interval.
+
+    Parameters
+    ----------
+    effects, counts_alone
+        Tables of :meth:`pyrocell.PyroCell.perturbation_effects`, shrunken and not; NaN if no
+        perturbation and gene with 50 counts in both groups of cells is in both.
+    """
+    keys = ["perturbation", "media", "time", "gene"]
+    both = effects.merge(counts_alone, on=keys, suffixes=("", "_alone"))
+    well = (both["count"] >= _WELL_COUNTED) & (both["count_control"] >= _WELL_COUNTED)
+    both = both[well]
+    # counts are set against those of all genes, effects against untouched ones
+    shift = (both["mean"] - both["mean_alone"]).groupby(both["perturbation"]).transform("median")
+    away = (both["mean"] - both["mean_alone"] - shift).abs()
+    width = norm.ppf(0.5 + _OUTSIDE / 2) * np.hypot(both["sd_alone"], 0.02)
+    return float((away > width).mean()) if len(both) else np.nan
+
+
+def common_effect(effects: pd.DataFrame) -> float:
+    """Root mean square, over the best-counted genes, of the median effect of all perturbations.
+
+    The median, since what a few perturbations do is not what all of them do.
+    """
+    counted = effects.groupby("gene", observed=True)["count_control"].first()
+    counted = counted + effects.groupby("gene", observed=True)["count"].sum()
+    best = counted.nlargest(_GENES).index
+    middle = effects.groupby("gene", observed=True)["mean"].median()[best]
+    return float(np.sqrt((middle**2).mean()))
+
+
+def effect_checks(ask: Ask, screen: Screen, effects: pd.DataFrame | None = None) -> pd.DataFrame:
+    """See :meth:`pyrocell.PyroCell.effect_checks`; `effects` of a report, if there are any."""
+    baseline = screen.baseline_media
+    if effects is None:
+        effects = ask(n_samples=50)
+    here = effects[effects["media"] == baseline]
+    rows = []
+    try:
+        alone = ask(shrunken=False, time=None if not screen.times else here["time"].iloc[0])
+        outside = disagreement(here, alone)
+    except UnknownLabelError:  # no perturbation was measured alone in the baseline medium
+        outside = np.nan
+    if not np.isnan(outside):
+        good = outside <= _MOST_OUTSIDE
+        rows.append(
+            (
+                "effects outside what counts alone allow",
+                outside,
+                "good" if good else "poor",
+                "share of well-counted genes whose posterior mean is outside the 99% interval of "
+                "shrunken=False",
+            )
+        )
+    if here["perturbation"].nunique() > 1:
+        common = common_effect(here)
+        rows.append(
+            (
+                "effect common to all perturbations",
+                common,
+                "good" if common <= _MOST_COMMON else "controls differ",
+                "root mean square, natural log, of the median over perturbations in the best "
+                "counted genes; where it is large ask whether controls were handled as others were",
+            )
+        )
+    return pd.DataFrame(rows, columns=["check", "value", "verdict", "reason"])
+
+
+# ---------------------------------------------------------------------- shuffled labels
+def shuffled(adata: AnnData, arguments: dict[str, Any], seed: int) -> AnnData:
+    """The cells with their labels permuted within batch, medium and time: every effect is zero.
+
+    Parameters
+    ----------
+    arguments
+        Those of `setup_anndata`.
+    """
+    named = lambda *keys: [arguments[k] for k in keys if arguments.get(k)]  # noqa: E731
+    within = [
+        column
+        for column in named("batch_key", "media_key", "time_key", "laboratory_key")
+        if column in adata.obs
+    ]
+    labels = named(
+        *("perturbation_key", "perturbation_type_key", "guide_key"),
+        *("perturbation_time_key", "media_time_key"),
+    )
+    rng, order = np.random.default_rng(seed), np.arange(adata.n_obs)
+    codes = [pd.factorize(adata.obs[column])[0] for column in within]
+    groups = pd.DataFrame(dict(enumerate(codes)), index=order) if codes else None
+    for rows in groups.groupby(list(groups)).indices.values() if codes else (order.copy(),):
+        order[rows] = rng.permutation(rows)
+    for column in labels:
+        adata.obs[column] = adata.obs[column].to_numpy()[order]
+    return adata
+
+
+def shuffled_cells(adata: AnnData, arguments: dict[str, Any], n_cells: int, seed: int) -> AnnData:
+    """Some of the cells in memory, their counts and the columns that were registered, shuffled.
+
+    Parameters
+    ----------
+    arguments
+        Those of `setup_anndata`.
+    n_cells
+        At most; drawn at random.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(adata.n_obs)[:n_cells])
+    some = adata[rows].to_memory() if adata.isbacked else adata[rows].copy()
+    layer = arguments.get("layer")
+    counts = some.layers[layer] if layer else some.X
+    columns = [v for k, v in arguments.items() if k.endswith("_key") and v in some.obs]
+    columns += [c for k, v in arguments.items() if k.endswith("_keys") for c in v or ()]
+    plain = AnnData(counts, obs=some.obs[list(dict.fromkeys(columns))].copy(), var=some.var[[]])
+    return shuffled(plain, arguments, seed)
+
+
+def shuffle_table(ask: Ask, screen: Screen, n_samples: int) -> pd.DataFrame:
+    """What a model of shuffled cells says; see :meth:`pyrocell.PyroCell.shuffle_check`."""
+    found = []
+    for media in (screen.baseline_media, *screen.media):
+        for time in screen.times or (None,):
+            if not (screen.conditions["media"] == media).any():
+                continue
+            table = ask(media=media, time=time, n_samples=n_samples)
+            excluding = float(((table["lower"] > 0) | (table["upper"] < 0)).mean())
+            listed = float((table["fdr"] <= _LIST).mean())
+            common = common_effect(table)
+            few = listed <= max(_MOST_LISTED, _FEW_PAIRS / len(table))
+            good = excluding <= _MOST_EXCLUDING and few
+            good = good and common <= _MOST_COMMON
+            found.append(
+                {
+                    "media": media,
+                    "time": np.nan if time is None else float(time),
+                    "excluding_zero": excluding,
+                    "listed": listed,
+                    "common": common,
+                    "p_below_5": _share_of_small_p(ask, media, time),
+                    "verdict": "good" if good else "poor",
+                }
+            )
+    return pd.DataFrame(found)
+
+
+def _share_of_small_p(ask: Ask, media: str, time: float | None) -> float:
+    """Share of p below .05 in the counts alone, among genes with counts enough to tell."""
+    try:
+        table = ask(media=media, time=time, shrunken=False)
+    except UnknownLabelError:  # no controls, or no perturbation alone, there and then
+        return np.nan
+    seen = table["count"] + table["count_control"] >= _WELL_COUNTED
+    return float((table["p"] < 0.05)[seen].mean()) if seen.any() else np.nan

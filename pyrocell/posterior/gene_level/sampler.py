@@ -1,0 +1,727 @@
+"""Gibbs sampler of everything that moves the levels of genes, given the counts of every condition.
+
+    x_cg = s_tg + w_c R_mtg + Σ_{k in c} (onset_ck y_k λ_g + e_kcg) + o_c + ζ_c D_g        (levels)
+
+s is the level of the average perturbed cell in the baseline medium at a time, so that the error of
+the few controls is part of every effect and not of any one; controls lack what all perturbations
+do, x = s − u. R is the response to a medium at a time, zero or of one of several sizes (were it
+free, gains w could shrink at no cost while it grows), w what the condition's perturbations leave of
+it. λ and y are sparse programs, e what single genes do beyond them (`prior`), o a shift that a
+condition has in all genes alike (a share of expression is lost by all when one gains it), ζ the
+state in which the sampled cells of a condition happened to be, along the loading D on which cells
+differ: errors of genes are correlated.
+
+A sweep draws batch noise, then the effects of every block from the exact likelihood (quadrature),
+then the other parts with the blocks' effects integrated out, given each block's component, from the
+likelihood's normal approximation at the levels drawn last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import scipy.sparse as sp
+
+from pyrocell._core.threading import in_threads
+from pyrocell.posterior.gene_level import kernels
+from pyrocell.posterior.gene_level.blocks import Blocks
+from pyrocell.posterior.gene_level.counts import LevelCounts
+from pyrocell.posterior.gene_level.overdispersion import draw_log_theta
+from pyrocell.posterior.gene_level.prior import SCALES
+
+__all__ = [
+    "LEAST_OWN",
+    "Contexts",
+    "GainPrior",
+    "Sampler",
+    "State",
+    "gain_of_conditions",
+    "own_weights",
+]
+
+_AT_ONCE = 128  # genes of a task
+_SPIKES = 0.2  # genes, as a share of all, that are counted as unmoved before any is looked at
+_FAVOUR = 2.0  # power of the share of genes that do not move, by which `_SPIKES` is multiplied
+_COMMON_SPIKES = 1.0  # the same for what all perturbations do
+_LOADING_SPIKES = 1.0  # the same for the loading of a program
+_ALIKE = 20.0  # genes that the weights of all drivers count as, in those of one
+_LOADING_SCALES = np.array([0.2, 0.4, 0.8, 1.6])
+_RESPONSE_SCALES = np.array([0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
+_THETA_EVERY = 4  # sweeps between draws of θ, which the cells decide more than the levels do
+LEAST_OWN = 0.4  # of a gene's noise that is its own and not the cells' state
+_OFFSET_SD, _OFFSET_FREEDOM = 0.02, 4.0
+_LARGEST_STEP = 2.0
+_OWN_SPIKE = 0.2  # weight of "does not change" for the transcript of the perturbed gene
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Media and times in which cells were measured.
+
+    Attributes
+    ----------
+    of_condition
+        (C,) context of each condition.
+    medium, node
+        (Q,) medium, -1 for the baseline, and measured time.
+    rest
+        (Q,) context of the baseline medium at the same time, -1 where there is none.
+    """
+
+    of_condition: np.ndarray
+    medium: np.ndarray
+    node: np.ndarray
+    rest: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.medium)
+
+    @property
+    def is_response(self) -> np.ndarray:
+        """(Q,) contexts whose level is that of `rest` and a response to the medium."""
+        return (self.medium >= 0) & (self.rest >= 0)
+
+
+@dataclass(frozen=True)
+class GainPrior:
+    """Mixture of normals: what a perturbation leaves of the response to a medium."""
+
+    weights: np.ndarray
+    locs: np.ndarray
+    scales: np.ndarray
+
+
+@dataclass(frozen=True)
+class State:
+    """One joint draw, but for the blocks' effects, which follow from it; see the module.
+
+    Attributes
+    ----------
+    seed
+        Of the draw of the blocks that was made in the sampler.
+    level
+        (Q, G) s of contexts, R of those that respond to a medium, see `Contexts.is_response`.
+    offset, state
+        (C,) o and (C, d) ζ.
+    loading, activity
+        (G, r) λ and (K, r) y.
+    eta
+        (H, G) batch noise of groups.
+    log_theta
+        (G,) overdispersion between cells.
+    gain
+        (K, J).
+    log_weights
+        (blocks, components).
+    common
+        (G,) u, what all perturbations do.
+    kept
+        (coefficients, G) of the blocks that are kept, see `Blocks.stored_coefficients`.
+    """
+
+    seed: int
+    level: np.ndarray
+    offset: np.ndarray
+    state: np.ndarray
+    loading: np.ndarray
+    activity: np.ndarray
+    eta: np.ndarray
+    log_theta: np.ndarray
+    gain: np.ndarray
+    log_weights: np.ndarray
+    common: np.ndarray
+    kept: np.ndarray
+
+
+class Sampler:
+    """Sampler for one screen.
+
+    Parameters
+    ----------
+    counts
+        The likelihood.
+    blocks, contexts
+        The layout.
+    onset
+        (C, K) sparse, see `Clock`.
+    noise_loading
+        (d, G) axes D on which cells of a condition differ, of a standard normal state.
+    rank
+        Number of programs.
+    offsets
+        Whether conditions have a shift in all genes alike: depths that are sums over these genes.
+    gain_prior
+        Prior of gains; None where they are 1.
+    genotype
+        (C, K) sparse 0/1.
+    n_media
+        J.
+    seed
+        Of everything random.
+    """
+
+    def __init__(
+        self,
+        counts: LevelCounts,
+        blocks: Blocks,
+        contexts: Contexts,
+        onset,
+        genotype,
+        noise_loading: np.ndarray,
+        rank: int = 0,
+        offsets: bool = True,
+        gain_prior: GainPrior | None = None,
+        n_media: int = 0,
+        seed: int = 0,
+    ):
+        self.counts, self.blocks, self.contexts = counts, blocks, contexts
+        self.onset, self.genotype = onset.tocsr(), genotype.tocsr()
+        self.by_driver = onset.tocsc()
+        self.rank, self.offsets, self.gain_prior = rank, offsets, gain_prior
+        self.rng, self.seed = np.random.default_rng(seed), seed
+        n_conditions, n_genes = counts.total.shape
+        self.n_conditions, self.n_genes = n_conditions, n_genes
+        self.n_perturbations, self.n_media = blocks.n_perturbations, n_media
+        self.rate = np.log(counts.rate).astype(np.float32)
+        self._split_noise(noise_loading)
+        self.perturbed = np.asarray(self.genotype.sum(1)).ravel() > 0
+        self._start()
+        edges = np.arange(0, n_genes + _AT_ONCE, _AT_ONCE).clip(max=n_genes)
+        self.parts = [(a, b) for a, b in pairwise(edges) if b > a]
+        rows = np.arange(0, n_conditions + 16, 16).clip(max=n_conditions)
+        self.row_parts = [(a, b) for a, b in pairwise(rows) if b > a]
+        self.all_genes = np.arange(n_genes)
+
+    # ------------------------------------------------------------------ start
+    def _split_noise(self, loading: np.ndarray) -> None:
+        """The part of the loading that the noise of genes has room for."""
+        spread = self.counts.spread(np.log(self.counts.noise.theta))
+        shared = self.counts.per_cell[:, None] * (loading**2).sum(0)
+        room = ((1 - LEAST_OWN) * spread / np.maximum(shared, 1e-12)).min(0)
+        self.noise_loading = (loading * np.sqrt(np.minimum(1.0, room))).astype(np.float32)
+        self.log_theta = np.log(self.counts.noise.theta)
+        self._set_spread()
+
+    def _set_spread(self) -> None:
+        """What is the genes' own of their noise, beside the state of the cells."""
+        whole = self.counts.spread(self.log_theta)
+        shared = self.counts.per_cell[:, None] * (self.noise_loading**2).sum(0)
+        self.spread = np.maximum(whole - shared, LEAST_OWN * whole).astype(np.float32)
+
+    def _draw_overdispersion(self) -> None:
+        """θ given the levels, which a burst may have moved or not."""
+        counts = self.counts
+        self.log_theta = draw_log_theta(
+            counts.noise.log_weight, counts.total, self.depth, counts.within, counts.between,
+            self.x, counts.reference - self.rate, self.rng,
+        )  # fmt: skip
+        self._set_spread()
+
+    def _start(self) -> None:
+        blocks, n_conditions, n_genes = self.blocks, self.n_conditions, self.n_genes
+        n_contexts = len(self.contexts)
+        zeros = lambda *shape: np.zeros(shape, np.float32)  # noqa: E731
+        self.x, self.effect = zeros(n_conditions, n_genes), zeros(len(blocks.rows), n_genes)
+        self.precision = zeros(int(blocks.precision_start[-1]), n_genes)
+        self.response = zeros(n_conditions, n_genes)
+        self.level = np.zeros((n_contexts, n_genes))
+        self.offset, self.offset_sd = np.zeros(n_conditions), 0.3
+        self.state = np.zeros((n_conditions, len(self.noise_loading)))
+        self.loading = np.zeros((n_genes, self.rank))
+        self.activity = np.zeros((self.n_perturbations, self.rank))
+        self.active_share = np.full(self.rank, 0.3)
+        self.loading_weights = np.tile(
+            [0.8, *[0.2 / len(_LOADING_SCALES)] * len(_LOADING_SCALES)], (self.rank, 1)
+        )
+        self.gain = np.ones((self.n_perturbations, self.n_media))
+        self.eta = self.counts.eta.copy()
+        self.weights = blocks.starting_weights()
+        depth = np.log(self.counts.depth) + self.rate  # at the pooled rate: levels start at zero
+        self.log_depth = depth.astype(np.float32)
+        self.depth = np.exp(self.log_depth)
+        pooled = np.zeros((n_contexts, n_genes))
+        for q in range(n_contexts):  # each context at its own pooled level
+            mine = self.contexts.of_condition == q
+            total, deep = self.counts.total[mine].sum(0), self.depth[mine].sum(0)
+            pooled[q] = np.log((total + 0.5) / (deep + 0.5))
+            self.x[mine] = pooled[q]
+        responds = self.contexts.is_response
+        self.level = pooled.copy()
+        self.level[responds] -= pooled[self.contexts.rest[responds]]
+        n = len(_RESPONSE_SCALES)
+        self.response_weights = np.tile([0.5, *[0.5 / n] * n], (n_contexts, 1))
+        self.own_weights = own_weights(blocks)
+        programs = zeros(self.n_perturbations if self.rank else 0, n_genes)
+        self._summed = [0, zeros(int(blocks.coefficient_start[-1]), n_genes), programs]
+        self.design = self._design()
+
+    def _design(self) -> np.ndarray:
+        """(C, Q) how levels and responses of contexts make up the level of each condition."""
+        contexts = self.contexts
+        out = np.zeros((self.n_conditions, len(contexts)))
+        c = np.arange(self.n_conditions)
+        q = contexts.of_condition
+        out[c, q] = gain_of_conditions(contexts, self.genotype, self.gain)
+        responds = np.flatnonzero(contexts.is_response[q])
+        out[responds, contexts.rest[q[responds]]] = 1.0
+        return out
+
+    # ------------------------------------------------------------------ sweeps
+    def run(
+        self, sweeps: int, burn_in: int, bar: Callable[..., Iterator] = iter
+    ) -> Iterator[State]:
+        """Sweep, and yield the state of every sweep after the first `burn_in`."""
+        for sweep in bar(range(sweeps)):
+            self._draw_noise()
+            if sweep % _THETA_EVERY == 0:
+                self._draw_overdispersion()
+            state = self._state(sweep) if sweep >= burn_in else None
+            share = self._draw_blocks(self.seed * 1_000_003 + sweep)
+            if state is not None:
+                self._sum_up()
+                yield self._with_effects(state)
+            self._draw_weights(share)
+            self._draw_levels()
+            if self.offsets:
+                self._draw_offsets()
+            if len(self.noise_loading):
+                self._draw_states()
+            if self.gain_prior is not None:
+                self._draw_gains()
+            if self.rank:
+                if sweep == max(5, burn_in // 4):
+                    self._start_programs()
+                if sweep >= max(5, burn_in // 4):
+                    for axis in range(self.rank):
+                        self._draw_loading(axis)
+                        self._draw_activity(axis)
+
+    def _state(self, sweep: int) -> State:
+        return State(
+            seed=self.seed * 1_000_003 + sweep,
+            level=self.level.astype(np.float32),
+            offset=self.offset.copy(),
+            state=self.state.astype(np.float32),
+            loading=self.loading.astype(np.float32),
+            activity=self.activity.astype(np.float32),
+            eta=self.eta.astype(np.float32),
+            log_theta=self.log_theta.astype(np.float32),
+            gain=self.gain.copy(),
+            log_weights=np.log(self.weights + 1e-30),
+            common=np.zeros(0, np.float32),
+            kept=np.zeros((0, self.n_genes), np.float32),
+        )
+
+    def _sum_up(self) -> None:
+        self._summed[0] += 1
+        self._summed[1] += self.coefficients
+        if self.rank:
+            self._summed[2] += (self.activity @ self.loading.T).astype(np.float32)
+
+    def means(self) -> dict[str, np.ndarray]:
+        """Means over sweeps: of coefficients, and of what programs do, (K, G) or (0, G)."""
+        n, coefficients, program = self._summed
+        return {"mean_coefficients": coefficients / n, "mean_program": program / n}
+
+    def _with_effects(self, state: State) -> State:
+        found = self.coefficients
+        return replace(state, common=found[0].copy(), kept=found[self.blocks.stored_coefficients])
+
+    def _draw_noise(self) -> None:
+        """Batch noise from its posterior with levels free; levels of contexts move along."""
+        counts = self.counts
+        if len(counts.eta) == 1:
+            return
+        normal = self.rng.standard_normal((self.n_genes, len(counts.eta)))
+        eta = counts.eta + np.einsum("ghk,gk->hg", counts.eta_root, normal)
+        self.eta = eta
+        moved = counts.share @ (eta - counts.eta)  # (C, G), of log depths
+        log_depth = (np.log(counts.depth) + self.rate + moved).astype(np.float32)
+        change = log_depth - self.log_depth
+        self.log_depth, self.depth = log_depth, np.exp(log_depth)
+        mean = np.zeros((len(self.contexts), self.n_genes))
+        for q in range(len(self.contexts)):
+            mine = self.contexts.of_condition == q
+            weight = counts.total[mine].sum(1)
+            mean[q] = (weight @ change[mine]) / max(weight.sum(), 1e-12)
+        responds = self.contexts.is_response
+        self.level -= mean
+        self.level[responds] += mean[self.contexts.rest[responds]]
+        self._relevel()
+
+    def _relevel(self) -> None:
+        """Levels of conditions from the parts, after a part has moved."""
+        blocks = self.blocks
+        x = self.design @ self.level
+        if self.offsets:
+            x += self.offset[:, None]
+        if len(self.noise_loading):
+            x += self.state @ self.noise_loading
+        if self.rank:
+            x += (self.onset @ self.activity) @ self.loading.T
+        self.x = x.astype(np.float32)
+        np.add.at(self.x, blocks.rows, self.effect)
+
+    def _draw_blocks(self, seed: int) -> np.ndarray:
+        blocks = self.blocks
+        share = np.zeros((len(self.parts), *self.weights.shape))
+        coefficients = np.zeros((int(blocks.coefficient_start[-1]), self.n_genes), np.float32)
+        arguments = self._arguments(np.log(self.weights + 1e-30))
+        table, center = np.zeros((0, 4, self.n_genes)), np.zeros((0, self.n_genes))
+        chosen = np.arange(len(blocks))
+
+        def draw(i: int) -> None:
+            kernels.draw_blocks(
+                *self.parts[i], np.array([seed]), chosen, *arguments, self.x, self.effect, share[i],
+                blocks.precision_start, self.precision, self.response, coefficients[None],
+                table, center,
+            )  # fmt: skip
+
+        in_threads(draw, len(self.parts))
+        self.coefficients = coefficients
+        return share.sum(0)
+
+    def _arguments(self, log_weights: np.ndarray) -> tuple:
+        blocks, counts = self.blocks, self.counts
+        return (
+            np.arange(len(blocks)), blocks.row_start, blocks.rows, blocks.owned,
+            blocks.mixture_start, blocks.span,
+            blocks.dims, blocks.mixtures, blocks.coefficient_start, blocks.factor_start,
+            blocks.factors, log_weights, self.own_weights, blocks.target,
+            counts.total, self.depth, self.spread,
+        )  # fmt: skip
+
+    def _draw_weights(self, share: np.ndarray) -> None:
+        """Weights of components: each block's around those of all blocks of its kind."""
+        blocks, rng = self.blocks, self.rng
+        share = share.copy()
+        # where few genes move, small sizes could take in many that do not, so the spike is
+        # favoured; where most move there is less to take in
+        unmoved = share[1:, 0].mean() / self.n_genes if len(share) > 1 else 1.0
+        share[:, 0] += _SPIKES * unmoved**_FAVOUR * self.n_genes
+        share[0, 0] += _COMMON_SPIKES * self.n_genes
+        for kind, n in enumerate(blocks.kinds):
+            mine = np.flatnonzero(blocks.kind == kind)
+            if n == 1:
+                continue
+            common = rng.dirichlet(share[mine, :n].sum(0) + 1)
+            for b in mine:
+                self.weights[b, :n] = rng.dirichlet(share[b, :n] + _ALIKE * common + 1e-3)
+
+    def _sums(self, kernel: Callable, *arguments) -> None:
+        blocks = self.blocks
+        layout = (blocks.owned_start, blocks.owned_rows, blocks.precision_start)
+        fields = (self.precision, self.response)
+
+        def work(i: int) -> None:
+            kernel(*self.parts[i], arguments[0], *layout, *fields, *arguments[1:])
+
+        in_threads(work, len(self.parts))
+
+    def _move(self, rows: np.ndarray, change: np.ndarray) -> None:
+        """Add rows (C,) × change (G,) to the levels."""
+        change = change.astype(np.float32)
+
+        def work(i: int) -> None:
+            kernels.move_genes(*self.parts[i], rows, change, self.x, self.response)
+
+        in_threads(work, len(self.parts))
+
+    def _move_rows(self, change: np.ndarray) -> None:
+        """Add change (C, G) to the levels."""
+        change = change.astype(np.float32)
+        self.x += change
+        self.response -= change
+
+    def _draw_levels(self) -> None:
+        """Levels under a flat prior, and responses to media under a mixture of scales."""
+        n_contexts, rng = len(self.contexts), self.rng
+        curvature = np.zeros((self.n_genes, n_contexts, n_contexts))
+        gradient = np.zeros((self.n_genes, n_contexts))
+        self._sums(kernels.frame_sums, self.design, curvature, gradient)
+        known = np.full((self.n_genes, n_contexts), 1e-6)  # prior precision
+        for q in np.flatnonzero(self.contexts.is_response):
+            known[:, q] = self._scale_of_response(q, curvature[:, q, q], gradient[:, q])
+            gradient[:, q] -= known[:, q] * self.level[q]
+        curvature += known[:, :, None] * np.eye(n_contexts)
+        root = np.linalg.cholesky(curvature)
+        mean = np.linalg.solve(curvature, gradient[..., None])[..., 0]
+        normal = rng.standard_normal((self.n_genes, n_contexts, 1))
+        noise = np.linalg.solve(np.swapaxes(root, 1, 2), normal)[..., 0]
+        change = np.clip(mean + noise, -_LARGEST_STEP, _LARGEST_STEP).T
+        self.level += change
+        for q in range(n_contexts):
+            self._move(self.design[:, q].copy(), change[q])
+
+    def _scale_of_response(self, q: int, curvature: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """Draw the size that each gene's response has, and give its prior precision, (G,)."""
+        pull = gradient + curvature * self.level[q]
+        share = _scale_shares(self.response_weights[q], _RESPONSE_SCALES, curvature, pull)
+        self.response_weights[q] = self.rng.dirichlet(share.sum(1) + 1)
+        chosen = _choose(share, self.rng)
+        return np.where(chosen > 0, _RESPONSE_SCALES[np.maximum(chosen - 1, 0)] ** -2, 1e8)
+
+    def _row_sums(self, value: np.ndarray, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Σ_g v² P and Σ_g v P r of every condition, (C,) each."""
+        blocks = self.blocks
+        curvature, gradient = np.zeros(self.n_conditions), np.zeros(self.n_conditions)
+
+        def work(i: int) -> None:
+            kernels.row_sums(
+                *self.row_parts[i], genes, *blocks.owner, blocks.owned_start, blocks.owned_rows,
+                blocks.precision_start, self.precision, self.response, value, curvature, gradient,
+            )  # fmt: skip
+
+        in_threads(work, len(self.row_parts))
+        return curvature, gradient
+
+    def _draw_offsets(self) -> None:
+        """Shifts of conditions in all genes alike; controls have none."""
+        rng, moved = self.rng, self.perturbed
+        curvature, gradient = self._row_sums(np.ones((1, self.n_genes), np.float32), self.all_genes)
+        precision = curvature + self.offset_sd**-2
+        mean = (gradient - self.offset * self.offset_sd**-2) / precision
+        change = mean + rng.standard_normal(self.n_conditions) / np.sqrt(precision)
+        change = np.where(moved, np.clip(change, -_LARGEST_STEP, _LARGEST_STEP), 0.0)
+        self.offset += change
+        self._move_rows(np.broadcast_to(change[:, None], self.x.shape))
+        square = _OFFSET_FREEDOM * _OFFSET_SD**2 + (self.offset[moved] ** 2).sum()
+        self.offset_sd = float(np.sqrt(square / rng.chisquare(moved.sum() + _OFFSET_FREEDOM)))
+
+    def _draw_states(self) -> None:
+        """Where the cells of each condition happened to be, along the axes of cell state."""
+        rng, axes, blocks = self.rng, self.noise_loading, self.blocks
+        block, place = blocks.owner
+        eye = np.eye(len(axes))
+
+        def work(i: int) -> None:
+            for c in range(*self.row_parts[i]):
+                b, j = block[c], place[c]
+                start, stop = blocks.owned_start[b], blocks.owned_start[b + 1]
+                n = stop - start
+                at = blocks.precision_start[b] + j * n
+                known = self.precision[at : at + n]
+                weight = known[j]
+                pull = (known * self.response[blocks.owned_rows[start:stop]]).sum(0)
+                a = (axes * weight) @ axes.T
+                precision = a + eye / self.counts.per_cell[c]
+                mean = np.linalg.solve(precision, axes @ pull + a @ self.state[c])
+                root = np.linalg.cholesky(precision)
+                new = mean + np.linalg.solve(root.T, normal[c])
+                change = ((new - self.state[c]) @ axes).astype(np.float32)
+                self.state[c] = new
+                self.x[c] += change
+                self.response[c] -= change
+
+        normal = rng.standard_normal(self.state.shape)
+        for i in range(len(self.row_parts)):  # BLAS has the threads
+            work(i)
+
+    def _draw_gains(self) -> None:
+        """What each perturbation leaves of the response to each medium."""
+        prior, contexts = self.gain_prior, self.contexts
+        if not self.gain_rows:
+            return
+        q, genotype = contexts.of_condition, self.genotype
+        for k, rows, medium in self.gain_rows:
+            response = np.empty((len(rows), self.n_genes), np.float32)
+            for value, c in zip(response, rows, strict=True):
+                present = genotype.indices[genotype.indptr[c] : genotype.indptr[c + 1]]
+                value[:] = self.gain[present[present != k], medium].prod() * self.level[q[c]]
+            curvature, gradient = self._sums_of_rows(rows, response)
+            old = self.gain[k, medium]
+            pull = gradient + curvature * old
+            variance = prior.scales**2
+            log = np.log(prior.weights) - 0.5 * np.log1p(variance * curvature)
+            log += 0.5 * (
+                (pull + prior.locs / variance) ** 2 / (curvature + 1 / variance)
+                - prior.locs**2 / variance
+            )
+            share = np.exp(log - log.max())
+            j = self.rng.choice(len(share), p=share / share.sum())
+            precision = curvature + 1 / variance[j]
+            mean = (pull + prior.locs[j] / variance[j]) / precision
+            new = float(np.clip(mean + self.rng.standard_normal() / np.sqrt(precision), -1.0, 4.0))
+            self.gain[k, medium] = new
+            change = np.float32(new - old) * response
+            self.x[rows] += change
+            self.response[rows] -= change
+        self.design = self._design()
+
+    @cached_property
+    def gain_rows(self) -> list[tuple[int, np.ndarray, int]]:
+        """Each gain that something was measured of: perturbation, conditions, medium."""
+        columns, contexts = self.genotype.tocsc(), self.contexts
+        q = contexts.of_condition
+        can, medium = contexts.is_response[q], contexts.medium[q]
+        found = []
+        for k in range(self.n_perturbations):
+            mine = columns.indices[columns.indptr[k] : columns.indptr[k + 1]]
+            mine = mine[can[mine]]
+            found += [(k, mine[medium[mine] == m], int(m)) for m in np.unique(medium[mine])]
+        return found
+
+    def _sums_of_rows(self, rows: np.ndarray, value: np.ndarray) -> tuple[float, float]:
+        """Σ v'Pv and Σ v'Pr over blocks, v zero but for some rows, where it is `value`."""
+        blocks = self.blocks
+        block, place = blocks.owner
+        of_row = dict(zip(rows.tolist(), value, strict=True))
+        curvature, gradient = 0.0, 0.0
+        for c, own in of_row.items():
+            b = block[c]
+            mine = blocks.owned_rows[blocks.owned_start[b] : blocks.owned_start[b + 1]]
+            at = blocks.precision_start[b] + place[c] * len(mine)
+            for i, r in enumerate(mine.tolist()):
+                known = self.precision[at + i] * own
+                gradient += float(known @ self.response[r])
+                if r in of_row:
+                    curvature += float(known @ of_row[r])
+        return curvature, gradient
+
+    # ------------------------------------------------------------------ programs
+    def _start_programs(self) -> None:
+        """Activities from the leading directions of the effects drawn, turned to be sparse."""
+        found = np.zeros((self.n_perturbations, self.n_genes))
+        weight = np.zeros((self.n_perturbations, 1))
+        blocks = self.blocks
+        for b in range(1, 1 + self.n_perturbations):
+            span = slice(blocks.row_start[b], blocks.row_start[b + 1])
+            found[b - 1] = self.effect[span].sum(0)
+            weight[b - 1] = span.stop - span.start
+        found /= np.maximum(weight, 1)
+        left, size, right = np.linalg.svd(found, full_matrices=False)
+        r = min(self.rank, len(size))
+        turn = _varimax(right[:r].T * size[:r])
+        activity = left[:, :r] @ turn
+        activity /= np.maximum(activity.std(0), 1e-9)
+        self.activity[:, :r] = np.where(np.abs(activity) > 0.3, activity, 0.0)
+
+    def _draw_loading(self, axis: int) -> None:
+        rng = self.rng
+        rows = np.asarray(self.onset @ self.activity[:, axis])
+        curvature, gradient = np.zeros(self.n_genes), np.zeros(self.n_genes)
+        if rows.any():
+            self._sums(kernels.coefficient_sums, rows, curvature, gradient)
+        old = self.loading[:, axis].copy()
+        pull = gradient + curvature * old
+        scales = _LOADING_SCALES
+        share = _scale_shares(self.loading_weights[axis], scales, curvature, pull)
+        chosen = _choose(share, rng)
+        precision = curvature + scales[np.maximum(chosen - 1, 0)] ** -2
+        drawn = pull / precision + rng.standard_normal(self.n_genes) / np.sqrt(precision)
+        new = np.where(chosen > 0, drawn, 0.0)
+        prior = 10 * np.array([0.8, *[0.2 / len(scales)] * len(scales)])
+        prior[0] += _LOADING_SPIKES * self.n_genes
+        self.loading_weights[axis] = rng.dirichlet(share.sum(1) + prior)
+        self.loading[:, axis] = new
+        if rows.any():
+            self._move(rows, new - old)
+
+    def _draw_activity(self, axis: int) -> None:
+        rng = self.rng
+        loading = self.loading[:, axis]
+        genes = np.flatnonzero(loading)
+        n, share = self.n_perturbations, self.active_share[axis]
+        curvature, gradient = np.zeros(n), np.zeros(n)
+        old = self.activity[:, axis].copy()
+        if len(genes):
+            curvature, gradient = self._sums_of_drivers(loading, genes)
+        pull = gradient + curvature * old
+        odds = np.log(share / (1 - share)) - 0.5 * np.log1p(curvature)
+        odds += 0.5 * pull**2 / (curvature + 1)
+        on = rng.random(n) < 1 / (1 + np.exp(-np.clip(odds, -50, 50)))
+        drawn = (pull + np.sqrt(curvature + 1) * rng.standard_normal(n)) / (curvature + 1)
+        self.activity[:, axis] = np.where(on, drawn, 0.0)
+        spikes = _SPIKES * n
+        share = rng.beta(on.sum() + 0.5, n - on.sum() + 0.5 + spikes)
+        self.active_share[axis] = np.clip(share, 0.5 / n, 1 - 0.5 / n)
+        if len(genes):
+            rows = self.onset @ (self.activity[:, axis] - old)
+            self._move_rows(np.outer(rows, loading))
+
+    def _sums_of_drivers(
+        self, loading: np.ndarray, genes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Curvature and gradient of every activity, (K,) each, the others held."""
+        blocks = self.blocks
+        block, place = blocks.owner
+        own, pull = self._row_sums(loading[None].astype(np.float32), genes)
+        pull = self.by_driver.T @ pull
+        curvature = self.by_driver.power(2).T @ own
+        several = np.diff(blocks.owned_start) > 1
+        square = (loading[genes] ** 2).astype(np.float32)
+        columns = self.by_driver
+        for k in range(self.n_perturbations):
+            mine = columns.indices[columns.indptr[k] : columns.indptr[k + 1]]
+            value = columns.data[columns.indptr[k] : columns.indptr[k + 1]]
+            if not several[block[mine]].any():
+                continue
+            for i, c in enumerate(mine):
+                n = blocks.owned_start[block[c] + 1] - blocks.owned_start[block[c]]
+                at = blocks.precision_start[block[c]] + place[c] * n
+                for j, d in enumerate(mine):
+                    if j != i and block[d] == block[c]:
+                        between = self.precision[at + place[d], genes] @ square
+                        curvature[k] += value[i] * value[j] * between
+        return np.asarray(curvature).ravel(), np.asarray(pull).ravel()
+
+
+def gain_of_conditions(contexts: Contexts, genotype: sp.csr_array, gain: np.ndarray) -> np.ndarray:
+    """(C,) product of the gains (K, J) of a condition's perturbations on its medium's response."""
+    q = contexts.of_condition
+    medium, out = contexts.medium[q], np.ones(len(q))
+    for c in np.flatnonzero(contexts.is_response[q]) if gain.size else ():
+        mine = genotype.indices[genotype.indptr[c] : genotype.indptr[c + 1]]
+        out[c] = gain[mine, medium[c]].prod()
+    return out
+
+
+def _scale_shares(
+    weights: np.ndarray, scales: np.ndarray, curvature: np.ndarray, pull: np.ndarray
+) -> np.ndarray:
+    """Probabilities of a spike and of normals of given scales, (1 + n, G), for normal likelihoods.
+
+    The log likelihood of a coefficient b is pull b − curvature b² / 2; weights (1 + n,).
+    """
+    variance = scales[:, None] ** 2
+    log = np.log(weights[1:] + 1e-30)[:, None] - 0.5 * np.log1p(variance * curvature)
+    log = log + 0.5 * pull**2 / (curvature + 1 / variance)
+    log = np.concatenate([np.full((1, len(pull)), np.log(weights[0] + 1e-30)), log])
+    share = np.exp(log - log.max(0))
+    return share / share.sum(0)
+
+
+def _choose(share: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw a row for every column of probabilities."""
+    return (rng.random(share.shape[1]) > share.cumsum(0)).sum(0).clip(max=len(share) - 1)
+
+
+def own_weights(blocks: Blocks) -> np.ndarray:
+    """(blocks, components) log weights for the gene that a perturbation is aimed at.
+
+    Its transcript changes or does not, and stays so: the components after the spike are constant in
+    time and alike in all media.
+    """
+    out = np.full((len(blocks), blocks.most_components), -50.0)
+    for b, (low, high) in enumerate(blocks.span):
+        n = min(high - low, 1 + len(SCALES))
+        out[b, 0] = np.log(_OWN_SPIKE if n > 1 else 1.0)
+        if n > 1:
+            out[b, 1:n] = np.log((1 - _OWN_SPIKE) / (n - 1))
+    return out
+
+
+def _varimax(loading: np.ndarray, rounds: int = 60) -> np.ndarray:
+    """Rotation (r, r) that makes loadings (G, r) simple (Kaiser 1958)."""
+    turn = np.eye(loading.shape[1])
+    for _ in range(rounds):
+        turned = loading @ turn
+        left, _, right = np.linalg.svd(
+            loading.T @ (turned**3 - turned * (turned**2).mean(0)), full_matrices=False
+        )
+        turn = left @ right
+    return turn

@@ -1,0 +1,121 @@
+"""Model, guide and screen together, as scvi-tools expects a module; everything the file needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyrocell.data.statistics import CountSums
+from pyrocell.generative.config import ModelConfig
+from pyrocell.generative.model import GenerativeModel
+from pyrocell.generative.starting_values import ScreenStatistics, starting_values
+from pyrocell.guide.guide import Guide
+from pyrocell.posterior.draws import Posterior
+from pyrocell.posterior.gene_level.fit import arms_of, layout_of
+from pyrocell.posterior.gene_level.sites import GeneLevelSites
+from pyrocell.posterior.gene_level.states import GeneLevel
+from pyrocell.priors import Priors
+from pyrocell.screen.screen import Screen
+
+__all__ = ["ScreenModule"]
+
+_KEPT = "gene_level."  # names of its tensors in a file
+
+
+class ScreenModule(nn.Module):
+    """The generative model and its guide for one screen.
+
+    Attributes
+    ----------
+    model, guide
+        Plain Pyro callables with the arguments of `GenerativeModel.forward`.
+    """
+
+    def __init__(
+        self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
+    ):
+        super().__init__()
+        self.config, self.priors = config, priors
+        self.model = GenerativeModel(screen, config, priors, statistics)
+        with torch.random.fork_rng([]):  # the same counts give the same start
+            torch.manual_seed(0)
+            self.guide = Guide(self.model, screen, statistics)
+        self.gene_level: GeneLevel | None = None  # no parameters: not part of the state dict
+
+    @classmethod
+    def from_sums(
+        cls, sums: CountSums, screen: Screen, config: ModelConfig, priors: Priors
+    ) -> ScreenModule:
+        """Build with starting values read off the counts."""
+        return cls(screen, config, priors, starting_values(sums, screen, config))
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, Tensor], screen: Screen, config: ModelConfig, priors: Priors
+    ) -> ScreenModule:
+        """Build from saved tensors and a screen without cells (its layout says how many).
+
+        Raises
+        ------
+        RuntimeError
+            If the tensors do not fit the screen and the settings.
+        """
+        numbers = screen.layout.to_numpy(dtype=np.int64)
+        condition, batch = (
+            np.repeat(i.ravel(), numbers.ravel()) for i in np.indices(numbers.shape)
+        )
+        screen = replace(screen, cell_condition=condition, cell_batch=batch)
+        module = cls(screen, config, priors, _blank_statistics(screen, config))
+        kept = {name: state.pop(name) for name in list(state) if name.startswith(_KEPT)}
+        module.load_state_dict(state)
+        if kept:
+            module.gene_level = GeneLevel({n.removeprefix(_KEPT): v for n, v in kept.items()})
+            module.join(screen)
+        return module
+
+    def join(self, screen: Screen) -> None:
+        """Tell the gene-level posterior what of the screen it refers to."""
+        values = Posterior(self.model, self.guide).mean()
+        layout = layout_of(self.model, screen, values)
+        self.gene_level.join(layout, arms_of(self.model, screen))
+
+    def saved_state(self) -> dict[str, Tensor]:
+        """Everything that a file holds, by name."""
+        kept = {} if self.gene_level is None else self.gene_level.tensors
+        return self.state_dict() | {f"{_KEPT}{name}": value for name, value in kept.items()}
+
+    def posterior(self, seed: int) -> Posterior:
+        """Joint draws of the global sites."""
+        if self.gene_level is None:
+            return Posterior(self.model, self.guide, seed)
+        kept = GeneLevelSites(self.model, self.gene_level)
+        return Posterior(self.model, self.guide, seed, kept)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.model.loading.device
+
+    def settings(self) -> dict:
+        """Config and priors, JSON-safe."""
+        return {"config": asdict(self.config), "priors": asdict(self.priors)}
+
+
+def _blank_statistics(screen: Screen, config: ModelConfig) -> ScreenStatistics:
+    """Starting values of the right shapes, to be replaced by what was saved."""
+    g, d, r = len(screen.genes), config.n_latent, config.n_response
+    zeros, ones = torch.zeros(g), torch.ones(g)
+    return ScreenStatistics(
+        baseline=zeros,
+        baseline_scale=ones,
+        mean=ones,
+        relative_variance=ones,
+        log_dispersion=zeros,
+        loading=torch.zeros(d, g),
+        response=torch.ones(r, g),
+        effect=torch.zeros(len(screen.perturbations), d + r),
+        media_effect=torch.zeros(len(screen.media), d + r),
+    )
