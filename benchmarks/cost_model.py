@@ -48,7 +48,7 @@ GIB, HOUR = 2**30, 3600.0
 CONTROLS = 500
 # of pyrocell.visited: residuals from which on a step draws the perturbations of its minibatch
 # alone, and how many cells of one travel together
-BY_MINIBATCH = find_spec("pyrocell.visited") is not None
+BY_MINIBATCH = find_spec("pyrocell.training.row_subsampling") is not None
 MANY, PACK = 2**20, 4
 
 

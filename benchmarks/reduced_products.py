@@ -1,7 +1,7 @@
 """What products of fewer bits do to loss and gradients, emulated on the CPU: needs no GPU.
 
-The accuracy test of `pyrocell.precision` before training, with factors of every float32 matrix
-product rounded to the nearest, or cut: 11 bits are those of TF32, 8 those of bfloat16 (whose
+The accuracy test of `pyrocell.training.precision` before training, with factors of every float32
+matrix product rounded to the nearest, or cut: 11 bits are those of TF32, 8 those of bfloat16 (whose
 products would be rounded as well). Units of what 3,000 steps can tell: above 1 the test fails. The
 anchor, 24 bits, is what another order of summation does.
 

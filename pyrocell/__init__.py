@@ -18,12 +18,14 @@ from pyrocell.assumptions.spec import ASSUMPTIONS, Assume
 from pyrocell.data.backed import read_backed
 from pyrocell.diagnostics import calibration
 from pyrocell.diagnostics import nuts_check as second_opinion
+from pyrocell.generative.population_objective import DistributionObjective
 from pyrocell.model import PyroCell
 from pyrocell.operators import Media, Perturb, Protocol, Wait
 from pyrocell.priors import Priors
 from pyrocell.proof_of_principle.pseudobulk_ode import PseudobulkODE
 from pyrocell.screen import Screen
 from pyrocell.training import TrainingConfig
+from pyrocell.training.checkpoints import read_checkpoint
 
 __version__ = version("pyrocell")
 # `from pyrocell.pl import effects` works as in scanpy, and so for the others
@@ -42,6 +44,7 @@ def __getattr__(name: str) -> ModuleType:
 __all__ = [
     "ASSUMPTIONS",
     "Assume",
+    "DistributionObjective",
     "Media",
     "Perturb",
     "Priors",
@@ -59,6 +62,7 @@ __all__ = [
     "pl",
     "pseudotime",
     "read_backed",
+    "read_checkpoint",
     "report",
     "second_opinion",
     "simulate",

@@ -461,7 +461,7 @@ class PyroCell(BaseModelClass):
         Returns
         -------
         DataFrame with assumption, perturbation, media, testable, reason; see
-        `pyrocell.testability`.
+        `pyrocell.assumptions.testability`.
         """
         return testability(self.screen)
 
@@ -802,8 +802,8 @@ class PyroCell(BaseModelClass):
     ) -> pd.DataFrame:
         """How far each condition moves between consecutive times, from the counts alone (App. E).
 
-        Needs no training. See :func:`pyrocell.steady_screen.steady_state_screen` for the estimator
-        and the columns.
+        Needs no training. See :func:`pyrocell.assumptions.steady_state.steady_state_screen` for the
+        estimator and the columns.
 
         Parameters
         ----------

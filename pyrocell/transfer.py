@@ -212,10 +212,10 @@ def transfer_effects(
     Notes
     -----
     Effects (a, b) of a perturbation on a gene in the two media are taken to have mean zero and the
-    covariance T; counts tell both with errors of known variance (`pyrocell.levels`). T is found by
-    moments from perturbations measured in both; its off-diagonal is shrunk by the positive part of
-    1 - (se / T_ab)², se its standard error over perturbations. Then the best linear predictor is
-    E[b] = T_ab / (T_aa + v_a) â, with variance T_bb - T_ab² / (T_aa + v_a).
+    covariance T; counts tell both with errors of known variance (`pyrocell.contrasts.levels`). T is
+    found by moments from perturbations measured in both; its off-diagonal is shrunk by the positive
+    part of 1 - (se / T_ab)², se its standard error over perturbations. Then the best linear
+    predictor is E[b] = T_ab / (T_aa + v_a) â, with variance T_bb - T_ab² / (T_aa + v_a).
     """
     screen = model.screen
     source = screen.baseline_media if source is None else source

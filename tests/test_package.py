@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
+import pytest
+
 import pyrocell
+from pyrocell._core.aliases import MOVED
 
 ROOT = Path(__file__).resolve().parents[1]
 # Import name, where it is not the name on the index.
@@ -64,3 +69,46 @@ def test_every_dependency_has_a_reason_in_the_docs():
         name for name in required | optional if f"`{index_name.get(name, name)}`" not in page
     }
     assert not missing, f"not in docs/dependencies.md: {missing}"
+
+
+def documented() -> set[str]:
+    """Paths that the API page lists, and those that pages and the README name in backticks."""
+    api = (ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(r"^   ([A-Za-z_]+(?:\.[A-Za-z_]+)*)$", api, flags=re.MULTILINE)
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    named = {
+        path
+        for page in pages
+        if page.name != "changelog.md"
+        for path in re.findall(r"`pyrocell\.([A-Za-z_]+(?:\.[A-Za-z_]+)*)", page.read_text())
+    }
+    return set(listed) | named
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning:pyrocell")
+@pytest.mark.parametrize("path", sorted(documented()))
+def test_a_path_that_the_docs_name_exists_after_one_import(path):
+    found = pyrocell
+    for part in path.split("."):
+        found = getattr(found, part)
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_an_import_path_of_an_earlier_version_works_and_says_where_it_went(old):
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {MOVED[old]}"):
+        module = importlib.import_module(old)
+    new = importlib.import_module(MOVED[old])
+    for name in new.__all__:
+        assert getattr(module, name) is getattr(new, name)
+
+
+def test_the_package_itself_uses_no_old_path():
+    code = "import pyrocell, pyrocell.cli, pyrocell.report"
+    strict = ["-W", "error::DeprecationWarning:pyrocell"]
+    subprocess.run([sys.executable, *strict, "-c", code], check=True)
+
+
+def test_few_modules_lie_beside_the_rooms():
+    beside = {path.stem for path in (ROOT / "pyrocell").glob("*.py")}
+    assert beside == {"__init__", "_compat", "errors", "model", "parallel", "priors", "transfer"}

@@ -75,8 +75,8 @@ def noise_sensitivity(
     Notes
     -----
     The sd of effects is that of all contrasts of a kind, estimable ones where there are any: their
-    mean square beyond the errors of the fit. Levels are those of `pyrocell.levels`, which no prior
-    of effects shrinks; the fit itself is not repeated.
+    mean square beyond the errors of the fit. Levels are those of `pyrocell.contrasts.levels`, which
+    no prior of effects shrinks; the fit itself is not repeated.
     """
     screen = model.screen
     if len(screen.batches) == 1:

@@ -33,8 +33,8 @@ class DistributionObjective:
     Parameters
     ----------
     method
-        A name of `pyrocell.distances.METHODS`. All but "sinkhorn" are unbiased, so that a step on a
-        minibatch is an unbiased step on the screen.
+        A name of `pyrocell.metrics.distances.METHODS`. All but "sinkhorn" are unbiased, so that a
+        step on a minibatch is an unbiased step on the screen.
     weight
         ω, nats per cell of a condition and unit of the distance; 0 leaves the posterior as it is.
     n_cells

@@ -58,7 +58,7 @@ def distribution_distance(
         Columns of both `.obs` that make a condition, the perturbation first; controls are those
         that agree in the others.
     method
-        "energy", "mmd", "sinkhorn", "moments" or "matched": see `pyrocell.distances`.
+        "energy", "mmd", "sinkhorn", "moments" or "matched": see `pyrocell.metrics.distances`.
     control
         Label of unperturbed cells.
     layer, use_rep

@@ -73,7 +73,8 @@ class TrainingConfig:
         where that fails, a warning says so and it is computed as without. Changes nothing on the
         CPU, whose own kernel over rows is faster than what torch compiles.
     precision
-        None: products in TF32 on a GPU where a test passes (`pyrocell.precision`); "full": never.
+        None: products in TF32 on a GPU where a test passes (`pyrocell.training.precision`); "full":
+        never.
     """
 
     steps: int = 3000
