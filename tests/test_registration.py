@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 
@@ -13,7 +14,9 @@ import scipy.sparse as sp
 
 import pyrocell._compat as compat
 from pyrocell import PyroCell
+from pyrocell.cli.main import _parser as main_parser
 from pyrocell.data.registration import ScreenManager, cell_tensors, register
+from pyrocell.data.setup import COLUMNS
 from pyrocell.errors import ScreenError, UnknownLabelError
 
 pytestmark = pytest.mark.filterwarnings("error::pyrocell.errors.ScreenWarning")
@@ -219,3 +222,13 @@ def test_private_names_of_scvi_are_where_compat_expects_them(tiny_adata):
     view = tiny_adata[:5]
     compat.materialise_view(view)
     assert not view.is_view and view.n_obs == 5 and tiny_adata.n_obs == 120
+
+
+def test_arguments_are_those_declared_for_class_registration_and_shell():
+    asked = inspect.signature(PyroCell.setup_anndata).parameters
+    declared = {column.name: column.default for column in COLUMNS}
+    assert {
+        name: p.default for name, p in asked.items() if name not in ("adata", "source_registry")
+    } == declared
+    options = main_parser().parse_args(["fit", "cells.h5ad"])
+    assert {name: getattr(options, name) for name in declared} == declared

@@ -22,7 +22,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import pyrocell
 from pyrocell.cli.design import add_design
-from pyrocell.cli.options import natural, positive, read_cells, say
+from pyrocell.cli.options import add_column, natural, positive, read_cells, say
+from pyrocell.data.setup import COLUMNS
 from pyrocell.errors import PyrocellError, ScreenWarning
 
 __all__ = ["main"]
@@ -30,14 +31,7 @@ __all__ = ["main"]
 _DEMO_EPOCHS, _QUICK_EPOCHS = 120, 3
 _LINES = 10  # of progress where there is no terminal
 _REFRESH = 0.5  # seconds, of progress on a terminal
-_SETUP = (
-    "layer batch_key perturbation_key control perturbation_type perturbation_type_key media_key "
-    "baseline_media time_key guide_key laboratory_key size_factor_key"
-).split()
-_COVARIATES = ("categorical", "continuous")
-_ARGUMENT = re.compile(
-    rf'\b({"|".join(_SETUP)}|(?:{"|".join(_COVARIATES)})_covariate_keys)=(None\b|"|)'
-)
+_ARGUMENT = re.compile(rf'\b({"|".join(column.name for column in COLUMNS)})=(None\b|"|)')
 _CONTENTS = """\
   summary.md      this summary
   tables/         effects, batch effects, predictive check, layout, aliasing, ...
@@ -114,46 +108,8 @@ def _add_fit(commands: Any) -> None:
     )
 
     screen = fit.add_argument_group("the screen", "columns of .obs, and labels in them")
-    key = {"metavar": "COLUMN", "type": lambda name: name or None}
-    label = {"metavar": "LABEL"}
-    screen.add_argument(
-        "--layer", help="layer of the counts; .X if not given", **(key | {"metavar": "NAME"})
-    )
-    screen.add_argument(
-        "--batch-key", default="batch", help="'' where there is none (%(default)s)", **key
-    )
-    screen.add_argument(
-        "--perturbation-key",
-        default="perturbation",
-        help="genes, combinations joined by + (%(default)s)",
-        **key,
-    )
-    screen.add_argument(
-        "--control", default="control", help="of unperturbed cells (%(default)s)", **label
-    )
-    screen.add_argument(
-        "--perturbation-type", choices=("knockout", "CRISPRi", "CRISPRa"), default="knockout",
-        help="of all cells (%(default)s)",
-    )  # fmt: skip
-    screen.add_argument("--perturbation-type-key", help="type of each cell", **key)
-    screen.add_argument("--media-key", help="medium or stimulus", **key)
-    screen.add_argument(
-        "--baseline-media",
-        default="baseline",
-        help="of the medium without stimulus (%(default)s)",
-        **label,
-    )
-    screen.add_argument("--time-key", help="times as numbers", **key)
-    screen.add_argument("--guide-key", help="guide of each cell; not used by the model", **key)
-    screen.add_argument("--laboratory-key", help="laboratory that made each batch", **key)
-    screen.add_argument(
-        "--size-factor-key", help="depth of each cell; its total counts if not given", **key
-    )
-    for kind in _COVARIATES:
-        screen.add_argument(
-            f"--{kind}-covariate-key", action="append", metavar="COLUMN",
-            help=f"a {kind} covariate; may be repeated",
-        )  # fmt: skip
+    for column in COLUMNS:
+        add_column(screen, column)
 
     model = fit.add_argument_group("the model")
     number = {"metavar": "N"}
@@ -173,6 +129,17 @@ def _add_fit(commands: Any) -> None:
     )
     model.add_argument(
         "--likelihood", choices=("zinb", "nb"), default="zinb", help="of counts (%(default)s)"
+    )
+    model.add_argument(
+        "--dynamics",
+        choices=("relaxation", "node", "flow", "sde", "none"),
+        default="relaxation",
+        help="how a response unfolds in time (%(default)s)",
+    )
+    model.add_argument(
+        "--interactions",
+        action="store_true",
+        help="let combinations depart from the sum of their parts",
     )
     model.add_argument(
         "--max-epochs", type=positive, help="by the number of cells if not given", **number
@@ -198,11 +165,9 @@ def _fit(arguments: argparse.Namespace) -> None:
     pyrocell.report.check_target(arguments.output, arguments.force, arguments.tables)
     say(f"reading {arguments.file}")
     adata = read_cells(arguments.file)
-    setup = {name: getattr(arguments, name) for name in _SETUP}
-    for kind in _COVARIATES:
-        setup[f"{kind}_covariate_keys"] = getattr(arguments, f"{kind}_covariate_key")
+    setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
     pyrocell.PyroCell.setup_anndata(adata, **setup)
-    names = ("n_latent", "n_response", "likelihood")
+    names = ("n_latent", "n_response", "likelihood", "dynamics", "interactions")
     model = pyrocell.PyroCell(adata, **{name: getattr(arguments, name) for name in names})
     _train(model, arguments.max_epochs, arguments.accelerator, arguments.seed)
     if arguments.shuffle_check:
@@ -324,7 +289,3 @@ def _as_options(text: str) -> str:
         return f"--{name}" + {"None": " ''", '"': ' "', "": ""}[found[2]]
 
     return _ARGUMENT.sub(option, text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

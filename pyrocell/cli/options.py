@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import Field
 from pathlib import Path
 
 from anndata import AnnData, read_h5ad
 
 from pyrocell.errors import PyrocellError
 
-__all__ = ["natural", "positive", "read_cells", "say"]
+__all__ = ["add_column", "natural", "positive", "read_cells", "say"]
+
+
+def add_column(group: argparse._ArgumentGroup, column: Field) -> None:
+    """Add the option of an argument of `setup_anndata`; those that take several are repeated."""
+    said = column.metadata
+    option = "--" + column.name.removesuffix("s").replace("_", "-")
+    shown = said["help"] if column.default is None else f"{said['help']} (%(default)s)"
+    if column.name.endswith("_keys"):
+        more = {"action": "append", "metavar": said["metavar"]}
+    elif "choices" in said:
+        more = {"choices": said["choices"]}
+    elif said["metavar"] == "LABEL":
+        more = {"metavar": said["metavar"]}
+    else:  # an empty name says that there is no such column
+        more = {"metavar": said["metavar"], "type": lambda name: name or None}
+    group.add_argument(option, dest=column.name, default=column.default, help=shown, **more)
 
 
 def natural(text: str) -> int:

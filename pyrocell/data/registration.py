@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from pyrocell._compat import (
 )
 from pyrocell._core.messages import listed, suggestion
 from pyrocell.data.backed import StoredCounts, is_stored
+from pyrocell.data.setup import ScreenSetup
 from pyrocell.data.statistics import CountSums, count_sums
 from pyrocell.data.validation import (
     as_csr,
@@ -283,53 +285,14 @@ def _covariate_names(levels: Mapping[str, Mapping[str, list]]) -> tuple[str, ...
     return (*names, *levels["continuous"])
 
 
-def _keys(keys: str | Sequence[str] | None) -> list[str] | None:
-    return [keys] if isinstance(keys, str) else None if keys is None else list(keys)
-
-
 def register(
-    cls: type | None,
-    adata: AnnData,
-    layer: str | None = None,
-    batch_key: str | None = "batch",
-    perturbation_key: str = "perturbation",
-    control: str = "control",
-    perturbation_type: str = "knockout",
-    perturbation_type_key: str | None = None,
-    media_key: str | None = None,
-    baseline_media: str = "baseline",
-    time_key: str | None = None,
-    perturbation_time_key: str | None = None,
-    media_time_key: str | None = None,
-    guide_key: str | None = None,
-    laboratory_key: str | None = None,
-    size_factor_key: str | None = None,
-    categorical_covariate_keys: Sequence[str] | None = None,
-    continuous_covariate_keys: Sequence[str] | None = None,
-    source_registry: dict | None = None,
+    cls: type | None, adata: AnnData, source_registry: dict | None = None, **arguments: Any
 ) -> ScreenManager:
     """Check an AnnData and register it for a model class, whose name goes into the registry.
 
-    The other arguments, errors and warnings are those of :meth:`pyrocell.PyroCell.setup_anndata`.
+    Arguments, errors and warnings are those of :meth:`pyrocell.PyroCell.setup_anndata`.
     """
-    args = {
-        "layer": layer,
-        "batch_key": batch_key,
-        "perturbation_key": perturbation_key,
-        "control": control,
-        "perturbation_type": perturbation_type,
-        "perturbation_type_key": perturbation_type_key,
-        "media_key": media_key,
-        "baseline_media": baseline_media,
-        "time_key": time_key,
-        "perturbation_time_key": perturbation_time_key,
-        "media_time_key": media_time_key,
-        "guide_key": guide_key,
-        "laboratory_key": laboratory_key,
-        "size_factor_key": size_factor_key,
-        "categorical_covariate_keys": _keys(categorical_covariate_keys),
-        "continuous_covariate_keys": _keys(continuous_covariate_keys),
-    }
+    args = asdict(ScreenSetup(**arguments))
     setup = {
         MODEL_NAME: getattr(cls, "__name__", "PyroCell"),
         SETUP_METHOD: "setup_anndata",

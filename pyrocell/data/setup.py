@@ -1,0 +1,64 @@
+"""The arguments of `setup_anndata`, declared once for the class, the registration and the shell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from pyrocell.screen.labels import PERTURBATION_TYPES
+
+__all__ = ["COLUMNS", "ScreenSetup"]
+
+_COLUMN, _LABEL = "COLUMN", "LABEL"
+
+
+def _argument(default: Any, help: str, metavar: str = _COLUMN, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help, "metavar": metavar, **more})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenSetup:
+    """Columns of `.obs`, and labels in them; see :meth:`pyrocell.PyroCell.setup_anndata`.
+
+    The metadata of each field are the `help`, `metavar` and `choices` of its option in the shell.
+    """
+
+    layer: str | None = _argument(None, "layer of the counts; .X if not given", "NAME")
+    batch_key: str | None = _argument("batch", "'' where there is none")
+    perturbation_key: str = _argument("perturbation", "genes, combinations joined by +")
+    control: str = _argument("control", "of unperturbed cells", _LABEL)
+    perturbation_type: str = _argument(
+        "knockout", "of all cells", _LABEL, choices=PERTURBATION_TYPES
+    )
+    perturbation_type_key: str | None = _argument(None, "type of each cell")
+    media_key: str | None = _argument(None, "medium or stimulus")
+    baseline_media: str = _argument("baseline", "of the medium without stimulus", _LABEL)
+    time_key: str | None = _argument(None, "times as numbers")
+    perturbation_time_key: str | None = _argument(
+        None, "when each cell was perturbed, on the clock of the times"
+    )
+    media_time_key: str | None = _argument(
+        None, "when each cell met its medium, on the clock of the times"
+    )
+    guide_key: str | None = _argument(None, "guide of each cell; not used by the model")
+    laboratory_key: str | None = _argument(None, "laboratory that made each batch")
+    size_factor_key: str | None = _argument(
+        None, "depth of each cell; its total counts if not given"
+    )
+    categorical_covariate_keys: Sequence[str] | None = _argument(
+        None, "a categorical covariate; may be repeated"
+    )
+    continuous_covariate_keys: Sequence[str] | None = _argument(
+        None, "a continuous covariate; may be repeated"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
+            keys = getattr(self, name)
+            if keys is not None:
+                keys = [keys] if isinstance(keys, str) else list(keys)
+            object.__setattr__(self, name, keys)
+
+
+COLUMNS: tuple[Field, ...] = fields(ScreenSetup)
