@@ -45,6 +45,7 @@ from scipy.stats import norm
 
 import pyrocell
 from pyrocell.contrasts.levels import condition_levels
+from pyrocell.posterior.effects import effect_draws
 from pyrocell.transfer import transfer_effects
 
 # lanes per medium, seed
@@ -78,7 +79,7 @@ def lanes(per_medium: int, seed: int) -> dict:
     pyrocell.PyroCell.setup_anndata(adata, media_key="media")
     model = pyrocell.PyroCell(adata)
     model.train(progress_bar=False, seed=seed)
-    draws = model._queries.posterior.draws(400)
+    draws = model._fitted.posterior.draws(400)
     generative, n = model.module.model, per_medium
     response, noise = [], []
     for values in draws:
@@ -351,7 +352,7 @@ def lines(kind: str, seed: int) -> dict:
     true = every[k : k + held] if kind == "own" else every[:held]
     table = transfer_effects(model, "two", perturbations=names[:held])
     wide = lambda column: table[column].to_numpy().reshape(held, -1)  # noqa: E731
-    fit = gauge(model._queries.effect_draws(names[:held], "two", None, 200).mean(0), weights)
+    fit = gauge(effect_draws(model._fitted, names[:held], "two", None, 200).mean(0), weights)
     judged = np.isfinite(wide("mean"))
     error = lambda x: float(np.sqrt(np.mean((x - true)[judged] ** 2)))  # noqa: E731
     return {

@@ -31,6 +31,7 @@ from scipy.special import softmax
 
 import pyrocell
 from pyrocell.noise.contrasts import centre, contrast_matrix
+from pyrocell.posterior.effects import effect_draws
 
 CONTROLS = 1000
 
@@ -73,7 +74,7 @@ def recover_content(n_batches: int, omega_sd: float, seed: int, train_size: floa
         pyrocell.PyroCell.setup_anndata(data, batch_key=None if name == "known" else "batch")
         model = pyrocell.PyroCell(data, content_dependent_noise=name == "content")
         model.train(progress_bar=False, seed=seed, train_size=train_size)
-        draws = model._queries.effect_draws(names, model.screen.baseline_media, None, 400)
+        draws = effect_draws(model._fitted, names, model.screen.baseline_media, None, 400)
         draws = gauge(draws, weights)
         found[f"rmse_{name}"] = rms(draws.mean(0) - effect)
         lower, upper = np.percentile(draws, [5, 95], axis=0)
@@ -193,8 +194,8 @@ def recover(
     weights = weights / weights.sum()
     eta = model.batch_effects(400)
     eta_true = gauge(np.asarray(truth["eta"], dtype=float), weights).ravel()
-    draws = model._queries.effect_draws(
-        list(truth["effect"].index), model.screen.baseline_media, None, 400
+    draws = effect_draws(
+        model._fitted, list(truth["effect"].index), model.screen.baseline_media, None, 400
     )
     draws = gauge(draws, weights)
     lower, upper = np.percentile(draws, [5, 95], axis=0)

@@ -23,6 +23,7 @@ from batch_recovery import gauge, pseudobulk_effects, rms
 from common import covered, quiet, report
 
 from pyrocell import PyroCell, TrainingConfig, simulate
+from pyrocell.posterior.effects import effect_draws
 from pyrocell.training.fit import held_out_elbo
 
 SEEDS = (4100, 4101, 4102)
@@ -72,7 +73,7 @@ def score(adata: AnnData, by_minibatch: bool, steps: int) -> dict[str, float]:
     names, weight = list(truth["effect"].index), weights(truth)
     true = gauge(truth["effect"].to_numpy(float), weight)
     model, seconds = fit(adata.copy(), by_minibatch, steps)
-    draws = model._queries.effect_draws(names, model.screen.baseline_media, None, DRAWS)
+    draws = effect_draws(model._fitted, names, model.screen.baseline_media, None, DRAWS)
     draws = gauge(draws, weight)
     lower, upper = np.percentile(draws, [5, 95], axis=0)
     mean, silent = draws.mean(0), np.asarray(truth["silent"], bool)

@@ -30,11 +30,16 @@ from pyrocell.errors import ModelFileError, ScreenError
 from pyrocell.generative.config import ModelConfig, check_options
 from pyrocell.generative.population_objective import DistributionObjective
 from pyrocell.operators import Protocol
-from pyrocell.posterior import arviz as answers
-from pyrocell.posterior import effects
-from pyrocell.posterior import output as tables
+from pyrocell.posterior.arviz import labelled
+from pyrocell.posterior.batch_effects import batch_effects
+from pyrocell.posterior.cells import cells_by, latent, normalised
+from pyrocell.posterior.counterfactual import counterfactual
+from pyrocell.posterior.counts_alone import unshrunken_effects
 from pyrocell.posterior.draws import Posterior
 from pyrocell.posterior.effect_checks import effect_checks, shuffle_table, shuffled_cells
+from pyrocell.posterior.effects import perturbation_effects
+from pyrocell.posterior.fitted_screen import FittedScreen
+from pyrocell.posterior.gains import media_gains
 from pyrocell.posterior.gene_level.counts import LevelCounts
 from pyrocell.posterior.gene_level.fit import (
     Programs,
@@ -42,13 +47,15 @@ from pyrocell.posterior.gene_level.fit import (
     fit_gene_level,
     has_gene_level,
 )
+from pyrocell.posterior.levels import levels
 from pyrocell.posterior.module import ScreenModule
 from pyrocell.posterior.output import Keep
+from pyrocell.posterior.prediction import predict
 from pyrocell.posterior.predictive_check import (
     importance_log_likelihood,
     posterior_predictive_check,
 )
-from pyrocell.posterior.queries import Queries
+from pyrocell.posterior.requests import requested
 from pyrocell.posterior.simulate_cells import fate_proportions, simulate_cells
 from pyrocell.posterior.summaries import MEMORY_BUDGET
 from pyrocell.priors import Priors
@@ -259,7 +266,7 @@ class PyroCell(BaseModelClass):
         if (rows >= 0).all():
             return replace(data, condition=rows[data.condition])
         posterior = Posterior(self.module.model, self.module.guide)
-        table, _ = Queries(posterior, self.screen, data).conditions(here)
+        table, _ = FittedScreen(posterior, self.screen, data).conditions(here)
         return replace(data, conditions=table)
 
     def _cells_of(self, adata: AnnData | None) -> tuple[CellData, pd.DataFrame]:
@@ -452,8 +459,8 @@ class PyroCell(BaseModelClass):
         return self.module.posterior(self._seed)
 
     @property
-    def _queries(self) -> Queries:
-        return Queries(self.posterior, self.screen, self._cells, self.module.gene_level)
+    def _fitted(self) -> FittedScreen:
+        return FittedScreen(self.posterior, self.screen, self._cells, self.module.gene_level)
 
     def testability(self) -> pd.DataFrame:
         """Which assumptions the layout of the screen can test, and why; needs no training.
@@ -510,8 +517,8 @@ class PyroCell(BaseModelClass):
         given = [*(Assume(**a) for a in self.module.config.assume), *assume]
         return assumption_table(
             self.screen,
-            answers.levels(self._queries, n_samples),
-            self._queries.axes_of_state(),
+            levels(self._fitted, n_samples),
+            self._fitted.axes_of_state(),
             self.module.priors,
             region=region,
             prior=prior,
@@ -619,7 +626,7 @@ class PyroCell(BaseModelClass):
                     "path= is for summaries of draws; shrunken=False makes none, leave it out"
                 )
             asked = None if perturbations is None else names
-            return effects.unshrunken_effects(
+            return unshrunken_effects(
                 self.screen,
                 self._level_counts,
                 asked,
@@ -629,8 +636,8 @@ class PyroCell(BaseModelClass):
             )
         keep = Keep(memory_budget, path, overwrite)
         bar = progress(progress_bar)
-        return effects.perturbation_effects(
-            self._queries, names, media, time, n_samples, credible_level, bar, keep
+        return perturbation_effects(
+            self._fitted, names, media, time, n_samples, credible_level, bar, keep
         )
 
     @on_few_threads
@@ -719,7 +726,7 @@ class PyroCell(BaseModelClass):
             raise ScreenError(f'by="{by}" is neither "batch" nor "laboratory"')
         if by == "laboratory" and not self.screen.laboratories:
             raise ScreenError("the screen has no laboratories; register a laboratory_key")
-        return self._queries.batch_effects(n_samples, credible_level, by)
+        return batch_effects(self._fitted, n_samples, credible_level, by)
 
     @on_few_threads
     def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:
@@ -729,7 +736,7 @@ class PyroCell(BaseModelClass):
                 "the screen has one medium, so no gain can be asked for; register a media_key with "
                 "at least one medium beside the baseline"
             )
-        return self._queries.media_gains(n_samples, credible_level)
+        return media_gains(self._fitted, n_samples, credible_level)
 
     @on_few_threads
     def predict(
@@ -777,8 +784,8 @@ class PyroCell(BaseModelClass):
         """
         if size_factor is None:
             size_factor = float(np.exp(np.median(self._cells.log_size)))
-        return tables.predict(
-            self._queries,
+        return predict(
+            self._fitted,
             conditions,
             n_samples,
             size_factor,
@@ -863,9 +870,7 @@ class PyroCell(BaseModelClass):
         """
         covariates = self.adata_manager.covariate_names
         samples = self.posterior_samples(n, sites)
-        return inference_data(
-            *answers.labelled(samples, self.screen, self.module.model, covariates)
-        )
+        return inference_data(*labelled(samples, self.screen, self.module.model, covariates))
 
     # ------------------------------------------------------------------ questions about cells
     @on_few_threads
@@ -902,8 +907,8 @@ class PyroCell(BaseModelClass):
         if self.screen.times or time is not None:
             target["time"] = self.screen.times[-1] if time is None else time
         bar, keep = progress(progress_bar), Keep(memory_budget, path, overwrite)
-        return tables.counterfactual(
-            self._queries, cells, obs, target, n_samples, credible_level, bar, keep
+        return counterfactual(
+            self._fitted, cells, obs, target, n_samples, credible_level, bar, keep
         )
 
     @on_few_threads
@@ -921,11 +926,11 @@ class PyroCell(BaseModelClass):
         with `latent` (cell, axis).
         """
         cells, obs = self._cells_of(adata)
-        queries = self._queries
-        blocks = queries.latent(cells, batch_size)
-        axes = "axis", [f"z{i + 1}" for i in range(queries.model.config.n_latent)]
+        fit = self._fitted
+        blocks = latent(fit, cells, batch_size)
+        axes = "axis", [f"z{i + 1}" for i in range(fit.model.config.n_latent)]
         bar, keep = progress(progress_bar), Keep(MEMORY_BUDGET, path, overwrite)
-        return tables.cells_by(blocks, "latent", obs, axes, batch_size, bar, keep)
+        return cells_by(blocks, "latent", obs, axes, batch_size, bar, keep)
 
     @on_few_threads
     def get_normalized_expression(
@@ -944,10 +949,10 @@ class PyroCell(BaseModelClass):
         with `expression` (cell, gene).
         """
         cells, obs = self._cells_of(adata)
-        blocks = self._queries.normalised(cells, batch_size, library_size, batch_corrected)
+        blocks = normalised(self._fitted, cells, batch_size, library_size, batch_corrected)
         genes = "gene", self.screen.genes
         bar, keep = progress(progress_bar), Keep(MEMORY_BUDGET, path, overwrite)
-        values = tables.cells_by(blocks, "expression", obs, genes, batch_size, bar, keep)
+        values = cells_by(blocks, "expression", obs, genes, batch_size, bar, keep)
         if path is not None:
             return values
         return pd.DataFrame(values, index=obs.index, columns=self.screen.genes)
@@ -995,11 +1000,11 @@ class PyroCell(BaseModelClass):
         AnnData, simulated cells × genes: `.X` counts without batch noise, `.obs` the condition and
         the posterior `draw`, `.obsm["X_pyrocell"]` the cell's state.
         """
-        frame, order = answers.requested(conditions, self.screen)
+        frame, order = requested(conditions, self.screen)
         if size_factor is None:
             size_factor = float(np.exp(np.median(self._cells.log_size)))
         wanted = n_samples, n_cells, size_factor, path, overwrite
-        return simulate_cells(self._queries, frame, order, *wanted)
+        return simulate_cells(self._fitted, frame, order, *wanted)
 
     @on_few_threads
     def fate_proportions(
@@ -1040,10 +1045,10 @@ class PyroCell(BaseModelClass):
             raise ScreenError(
                 f'adata.obs has no column "{key}"; give the one that names the fate of each cell'
             )
-        frame, order = answers.requested(conditions, self.screen)
-        blocks = self._queries.normalised(self._cells, 2048, 1.0, True)
+        frame, order = requested(conditions, self.screen)
+        blocks = normalised(self._fitted, self._cells, 2048, 1.0, True)
         return fate_proportions(
-            self._queries,
+            self._fitted,
             frame,
             order,
             blocks,

@@ -20,7 +20,7 @@ from pyrocell._core.messages import listed
 from pyrocell.assumptions.spec import Assume
 from pyrocell.errors import ScreenError, ScreenWarning
 from pyrocell.metrics import coverage
-from pyrocell.posterior.arviz import levels
+from pyrocell.posterior.levels import levels
 from pyrocell.screen.requests import NEW
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def transfer_effects(
     screen = model.screen
     source = screen.baseline_media if source is None else source
     time = screen.times[-1] if time is None and screen.times else time
-    draws = levels(model._queries, n_samples)
+    draws = levels(model._fitted, n_samples)
     there = _measured(screen, source, time)
     here = _measured(screen, media, time)
     both = [k for k in there if k in here and k != screen.control]

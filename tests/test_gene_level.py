@@ -20,7 +20,7 @@ from pyrocell.contrasts.levels import condition_levels
 from pyrocell.errors import ScreenError, ScreenWarning
 from pyrocell.posterior.arviz import labelled
 from pyrocell.posterior.effect_checks import common_effect, disagreement, shuffled
-from pyrocell.posterior.effects import expected_false_signs
+from pyrocell.posterior.effects import effect_draws, expected_false_signs
 from pyrocell.posterior.gene_level import kernels
 from pyrocell.posterior.gene_level.fit import fit_gene_level
 from pyrocell.posterior.gene_level.overdispersion import pooled_overdispersion
@@ -261,8 +261,8 @@ def test_the_two_tables_agree_and_a_common_shift_is_seen(known):
 # ---------------------------------------------------------------------- one posterior
 def test_draws_of_the_table_are_those_of_the_sites(known):
     model = known.model
-    queries, names = model._queries, list(model.screen.perturbations)
-    table = queries.effect_draws(names, "baseline", None, 4)
+    fit, names = model._fitted, list(model.screen.perturbations)
+    table = effect_draws(fit, names, "baseline", None, 4)
     for i, values in enumerate(model.posterior.draws(4)):
         found = model.module.model.low_rank(values, "P")[:, 0] + values["P.residual"][:, 0]
         found = (found + values["P.common"]).detach().numpy()
@@ -431,7 +431,7 @@ def test_programs_are_axes_with_names_and_answers_are_joint_with_them(build):
     for site, names in dims.items():
         for name, size in zip(names, draws[site].shape[2:], strict=True):
             assert name not in coords or len(coords[name]) == size, site
-    table = model._queries.effect_draws(["P1"], "baseline", None, 3)[:, 0]
+    table = effect_draws(model._fitted, ["P1"], "baseline", None, 3)[:, 0]
     for i, values in enumerate(model.posterior.draws(3)):
         found = module.model.low_rank(values, "P")[:, 0] + values["P.residual"][:, 0]
         found = (found + values["P.common"]).detach().numpy()

@@ -97,13 +97,13 @@ def test_one_that_was_not_measured_is_drawn_from_that_prior(make_screen, build, 
     adata = make_screen(combinations=True, **times)
     _, second, third = sorted(name for name in singles_of(adata) if name != "control")
     model = build(adata, interactions=True)
-    queries, inner = model._queries, model.module.model
+    fit, inner = model._fitted, model.module.model
     row = {"perturbation": f"{second}+{third}"} | ({} if time is None else {"time": time})
-    rows, unseen = queries.conditions(pd.DataFrame([row]))
+    rows, unseen = fit.conditions(pd.DataFrame([row]))
     assert unseen.tolist() == [[1, 0]]
     values = {k: v.detach() for k, v in inner.globals().items()}
     n = 1000
-    drawn = torch.stack([queries.shift(values, rows, unseen, s)[0] for s in range(n)])
+    drawn = torch.stack([fit.shift(values, rows, unseen, s)[0] for s in range(n)])
     several = rows._replace(interaction=torch.zeros_like(rows.interaction))
     grown = inner.interaction_grown(values, several)
     width = grown * inner.interaction_scale(values, rows.genotype, rows.exposure)[0]

@@ -132,7 +132,7 @@ def test_a_receptor_lost_before_the_ligand_stops_the_cascade_lost_after_it_does_
     assert final([Media("m"), Perturb("A"), Wait(1)], params) == pytest.approx(1.0)
 
 
-def test_with_turnover_a_cascade_fades_once_its_receptor_is_lost():
+def testwith_turnover_a_cascade_fades_once_its_receptor_is_lost():
     late = [Media("m"), Perturb("A"), Wait(30)]
     assert final(late, blocking(turnover=1.0)) == pytest.approx(0.0, abs=1e-6)
     assert final(late, blocking(turnover=0.0)) == pytest.approx(1 / (1 - math.exp(-1)))

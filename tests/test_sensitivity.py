@@ -103,11 +103,11 @@ def test_draws_move_where_the_counts_are_blind_and_nowhere_else(lanes):
 
 def test_the_posterior_of_an_aliased_response_is_its_prior_given_the_sum(lanes):
     """Response and noise are anticorrelated; between them the sum is split as the priors say."""
-    queries = lanes._queries
+    fit = lanes._fitted
     model = lanes.module.model
     rows = [lanes.screen.condition_of("control", m) for m in ("baseline", "medium0")]
     response, noise, scale = [], [], []
-    for values in queries.posterior.draws(300):
+    for values in fit.posterior.draws(300):
         shift = model.shift(values, model.conditions)
         response.append((shift[rows[1]] - shift[rows[0]]).detach().numpy())
         eta = values["eta"].detach().numpy()

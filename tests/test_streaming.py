@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrocell.errors import DiskError, ScreenError
+from pyrocell.posterior import fitted_screen
 from pyrocell.posterior import predictive_check as criticism
-from pyrocell.posterior import queries
 from pyrocell.posterior import simulate_cells as simulated
 from pyrocell.posterior import summaries as streaming
 from pyrocell.posterior import zarr_store as on_disk
 from pyrocell.posterior.draws import summarise
+from pyrocell.posterior.effects import effect_draws
 from pyrocell.posterior.streaming_quantiles import RunningSummary, bytes_per_number, memory_bytes
 
 N = 12
@@ -29,7 +30,7 @@ N = 12
 @pytest.fixture
 def narrow(monkeypatch) -> str:
     """Two rows at a time, and a budget for two of them: every answer takes several passes."""
-    monkeypatch.setattr(queries, "_PART", 24)
+    monkeypatch.setattr(fitted_screen, "_PART", 24)
     monkeypatch.setattr(streaming, "_AT_WORK", 0)
     return str(24 * bytes_per_number(N, 0.9))
 
@@ -92,7 +93,7 @@ def test_effects_do_not_depend_on_the_budget(fitted, narrow):
         once = fitted.perturbation_effects(names, time=time, n_samples=N)
         often = fitted.perturbation_effects(names, time=time, n_samples=N, memory_budget=narrow)
         pd.testing.assert_frame_equal(once, often)
-    draws = fitted._queries.effect_draws(names, "baseline", 1.5, N)
+    draws = effect_draws(fitted._fitted, names, "baseline", 1.5, N)
     found = once.pivot(index="perturbation", columns="gene", values="mean")
     expected = pd.DataFrame(draws.mean(0), names, fitted.screen.genes)
     np.testing.assert_allclose(found.loc[names, expected.columns], expected, atol=1e-5)

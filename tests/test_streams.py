@@ -29,14 +29,14 @@ def test_a_block_leaves_the_global_generator_as_it_was():
 
 def test_states_of_cells_do_not_follow_the_globals_they_are_drawn_with(fitted):
     """With one seed for both, a state's noise was the very numbers of the draw's first site."""
-    queries = fitted._queries
-    cells = resting_cells(queries.data, queries.model, 0)
+    fit = fitted._fitted
+    cells = resting_cells(fit.data, fit.model, 0)
     noise, first = [], []
-    for s, values in enumerate(queries.posterior.draws(200)):
+    for s, values in enumerate(fit.posterior.draws(200)):
         with torch.no_grad():
             labels = (cells["condition"], cells["batch"])
-            loc, scale = queries.posterior.guide.encode(values, cells["x"], *labels)
-            z = resting_states(queries.posterior.guide, values, cells, s)
+            loc, scale = fit.posterior.guide.encode(values, cells["x"], *labels)
+            z = resting_states(fit.posterior.guide, values, cells, s)
         noise.append(float(((z - loc) / scale)[0, 0]))
         first.append(float(values["V.baseline"][0]))
     assert abs(np.corrcoef(noise, first)[0, 1]) < 4 / 200**0.5

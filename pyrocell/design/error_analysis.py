@@ -111,13 +111,13 @@ def error_analysis(
     held, source = _held(model)
     if n_states < 1 or not depth > 0:
         raise DesignError(f"n_states={n_states} must be at least 1, depth={depth} above 0")
-    queries, guide = model._queries, model.module.guide
-    population = resting_cells(queries.data, generative, queries.posterior.seed)
-    expected = queries.posterior.mean()["eta"] if remaining else 0.0
+    fit, guide = model._fitted, model.module.guide
+    population = resting_cells(fit.data, generative, fit.posterior.seed)
+    expected = fit.posterior.mean()["eta"] if remaining else 0.0
     draws = []
-    for s, values in enumerate(queries.posterior.draws(n_samples)):
+    for s, values in enumerate(fit.posterior.draws(n_samples)):
         with torch.no_grad():
-            z = resting_states(guide, values, population, s, queries.data.conditions)[:n_states]
+            z = resting_states(guide, values, population, s, fit.data.conditions)[:n_states]
             eta = values["eta"] - expected
             weights = values["V.baseline"].softmax(-1) if generative.config.composition else None
             if weights is not None:

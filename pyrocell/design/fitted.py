@@ -9,6 +9,7 @@ import pandas as pd
 
 from pyrocell.contrasts.pseudobulk import Cells, Variance, rates
 from pyrocell.errors import DesignError
+from pyrocell.posterior.effects import effect_draws
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +65,7 @@ def _eta_squares(model: PyroCell, n_samples: int) -> np.ndarray:
 
 def _effects(model: PyroCell, n_samples: int, rms: Callable) -> dict[str, object]:
     """Sizes of effects in baseline medium at the last time, and of what media and time change."""
-    screen, queries = model.screen, model._queries
+    screen, fit = model.screen, model._fitted
     last, first = (screen.times[-1], screen.times[0]) if screen.times else (None, None)
     arms = [(screen.baseline_media, last), *((m, last) for m in screen.media)]
     arms += [(screen.baseline_media, first)] if first != last else []
@@ -73,7 +74,7 @@ def _effects(model: PyroCell, n_samples: int, rms: Callable) -> dict[str, object
     total = np.zeros((n_samples, len(screen.genes)))
     for start in range(0, n, _AT_ONCE):
         names = list(screen.perturbations[start : start + _AT_ONCE])
-        draws = [queries.effect_draws(names, m, t, n_samples) for m, t in arms]  # joint
+        draws = [effect_draws(fit, names, m, t, n_samples) for m, t in arms]  # joint
         total += draws[0].sum(1)
         differences = [draws[0], *(other - draws[0] for other in draws[1:])]
         squares += np.stack([(d.astype(float) ** 2).mean(0).sum(0) / n for d in differences])

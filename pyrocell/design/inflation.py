@@ -20,7 +20,7 @@ import scipy.sparse as sp
 
 from pyrocell._core.messages import listed
 from pyrocell.design.layouts import Layout
-from pyrocell.posterior.arviz import levels
+from pyrocell.posterior.levels import levels
 from pyrocell.screen.screen import Screen
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _after_fit(
 ) -> pd.DataFrame:
     """Errors that batch noise and sampling leave, given the fitted width of batch noise."""
     position = condition_rows(model.screen, Layout.from_screen(model.screen))
-    draws = levels(model._queries, n_samples)
+    draws = levels(model._fitted, n_samples)
     columns = ("sampling_sd", "batch_sd", "inflation_fitted")
     out = np.full((weights.shape[0], 3), np.nan)
     for row in range(len(out)):

@@ -1,105 +1,16 @@
-"""What is asked and answered in names: conditions of protocols, levels, dimensions of sites."""
+"""Draws with the names of their dimensions, as ArviZ takes them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
-from pyrocell.contrasts.levels import ConditionLevels, condition_levels
-from pyrocell.errors import ProtocolError, ScreenError
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.noise.content import content_names
-from pyrocell.operators import Media, Perturb, Protocol, Wait
-from pyrocell.posterior.queries import Queries
 from pyrocell.screen.screen import Screen
 
-__all__ = ["labelled", "levels", "protocol_frame", "requested"]
-
-
-def protocol_frame(protocol: Protocol, screen: Screen) -> pd.DataFrame:
-    """The condition that a protocol ends in: perturbations, medium, and time waited in all.
-
-    Raises
-    ------
-    ProtocolError
-        If the protocol adds several media, which no condition of a screen has.
-    """
-    media = protocol.media
-    if len(media) > 1:
-        raise ProtocolError(
-            f"{protocol} adds {len(media)} media; the screen measured one at a time"
-        )
-    names = [
-        screen.perturbations[i]
-        for step in protocol.perturbations
-        for i in screen.indices(step.gene)
-    ]
-    row = {
-        "perturbation": "+".join(sorted(names)) or screen.control,
-        "media": media[0] if media else screen.baseline_media,
-    }
-    if screen.times:
-        row |= {"time": protocol.duration} | _event_times(protocol)
-    return pd.DataFrame([row])
-
-
-def _event_times(protocol: Protocol) -> dict[str, float]:
-    """When a protocol first perturbs, and first changes the medium, where not at its start."""
-    found: dict[str, float] = {}
-    clock = 0.0
-    for step in protocol.steps:
-        if isinstance(step, Wait):
-            clock += step.time
-        else:
-            found.setdefault("perturbed_at" if isinstance(step, Perturb) else "exposed_at", clock)
-    return {event: time for event, time in found.items() if time > 0}
-
-
-def _usual_order(protocol: Protocol) -> bool:
-    """Whether a protocol is the screen's own: perturb, then media, then wait (eq. 4)."""
-    order = [{Perturb: 0, Media: 1, Wait: 2}[type(step)] for step in protocol.steps]
-    return order == sorted(order)
-
-
-def requested(
-    conditions: Protocol | pd.DataFrame, screen: Screen
-) -> tuple[pd.DataFrame, Protocol | None]:
-    """A table of conditions, and the protocol where its order is not the screen's own."""
-    order = None
-    if isinstance(conditions, Protocol):
-        order = None if _usual_order(conditions) else conditions
-        conditions = protocol_frame(conditions, screen)
-    if not isinstance(conditions, pd.DataFrame) or conditions.empty:
-        what = "an empty one" if isinstance(conditions, pd.DataFrame) else repr(conditions)
-        raise ScreenError(
-            "conditions must be a Protocol, or a table with a row per condition and a column "
-            f'"perturbation", not {what}'
-        )
-    return conditions.reset_index(drop=True), order
-
-
-def levels(queries: Queries, n_samples: int, ratio: float = 1.0) -> list[ConditionLevels]:
-    """Levels of all conditions under draws of the scale of batch noise, times a ratio."""
-    data, screen = queries.data, queries.screen
-    if data.conditions is not None:
-        raise ScreenError("the cells have conditions that this model was not built for")
-    size = np.exp(data.log_size.astype(float))
-    scales = [(np.ones(len(screen.genes)),)]  # of no consequence in one batch
-    if len(screen.batches) > 1:
-        sites = ["eta.scale", *["eta.laboratory_scale"] * queries.model.has_laboratories]
-        draws = queries.posterior.samples(n_samples, sites)
-        scales = [
-            tuple(ratio * each.astype(float) for each in one)
-            for one in zip(*draws.values(), strict=True)
-        ]
-    nested = (screen.batch_laboratory,) if queries.model.has_laboratories else ()
-    return [
-        condition_levels(data.counts, size, data.condition, data.batch, own, *nested, *common)
-        for own, *common in scales
-    ]
-
+__all__ = ["labelled"]
 
 _DIMS = {
     "P.effect": ("perturbation", "axis"),

@@ -16,23 +16,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
+import torch
 import xarray as xr
-from scipy.special import digamma, polygamma
-from scipy.stats import f as f_distribution
+from torch import Tensor
 
-from pyrocell._core.messages import listed
 from pyrocell._core.threading import in_threads
-from pyrocell.errors import ScreenError, UnknownLabelError, warn
+from pyrocell.data.backed import count_blocks
+from pyrocell.data.statistics import add_by_group
+from pyrocell.errors import ScreenError
+from pyrocell.posterior.counts_alone import FEWEST_COUNTS, long_table
 from pyrocell.posterior.draws import check_draws, check_level
-from pyrocell.posterior.gene_level.counts import LevelCounts
+from pyrocell.posterior.fitted_screen import Draws, FittedScreen, Part, stacked
+from pyrocell.posterior.gene_level.states import Request
 from pyrocell.posterior.output import Keep
-from pyrocell.posterior.queries import Queries
+from pyrocell.posterior.populations import moments, resting_cells
 from pyrocell.posterior.summaries import summaries
-from pyrocell.screen.screen import Screen
 
-__all__ = ["expected_false_signs", "perturbation_effects", "unshrunken_effects"]
+__all__ = ["effect_draws", "expected_false_signs", "perturbation_effects"]
 
-FEWEST_COUNTS = 5  # below it in both groups of cells nothing is listed
 SUMMARIES = ("mean", "sd", "lower", "upper", "lfsr")
 COLUMNS = (
     *SUMMARIES,
@@ -62,7 +64,7 @@ def expected_false_signs(lfsr: np.ndarray, usable: np.ndarray) -> np.ndarray:
 
 
 def perturbation_effects(
-    queries: Queries,
+    fit: FittedScreen,
     perturbations: Sequence[str],
     media: str,
     time: float | None,
@@ -76,16 +78,16 @@ def perturbation_effects(
         raise ScreenError("perturbations=[] names none; leave it out for all of them")
     check_draws(n_samples)
     check_level(credible_level)
-    screen = queries.screen
-    kept = queries.request_of_states(perturbations, media, time)
+    screen = fit.screen
+    kept = request_of_states(fit, perturbations, media, time)
     if kept is None:
         where = perturbations, media, time
-        found = _from_draws(queries, *where, n_samples, credible_level, keep, progress)
+        found = _from_draws(fit, *where, n_samples, credible_level, keep, progress)
     else:
-        found = _from_states(queries, kept, n_samples, credible_level, progress)
+        found = _from_states(fit, kept, n_samples, credible_level, progress)
     when = np.nan if time is None else float(time)
     n, genes = len(perturbations), screen.genes
-    counts, control = queries.counts_of(perturbations, media, time)
+    counts, control = counts_of(fit, perturbations, media, time)
     blocks = _blocks(found, counts, control)
     if keep.path is not None:
         coords = {
@@ -105,7 +107,7 @@ def perturbation_effects(
     columns["few_counts"] = columns["few_counts"].astype(bool)
     for name in ("count", "count_control"):
         columns[name] = columns[name].astype(np.int64)
-    return _long(columns, list(perturbations), genes, media, when)
+    return long_table(columns, list(perturbations), genes, media, when)
 
 
 def _blocks(found: Found, counts: np.ndarray, control: np.ndarray) -> Found:
@@ -130,20 +132,6 @@ def _blocks(found: Found, counts: np.ndarray, control: np.ndarray) -> Found:
     yield slice(0, len(counts)), {"fdr": fdr.reshape(counts.shape)}
 
 
-def _long(
-    columns: dict[str, np.ndarray],
-    perturbations: list[str],
-    genes: pd.Index,
-    media: str,
-    time: float,
-) -> pd.DataFrame:
-    index = pd.MultiIndex.from_product([perturbations, genes], names=["perturbation", "gene"])
-    out = pd.DataFrame({k: np.ravel(v) for k, v in columns.items()}, index=index).reset_index()
-    out.insert(1, "media", media)
-    out.insert(2, "time", time)
-    return out
-
-
 def _interval(draws: np.ndarray, credible_level: float) -> np.ndarray:
     """Lower and upper end, (2, n, G), of draws (S, n, G); slices of the genes in threads."""
     tail = 50 * (1 - credible_level)
@@ -160,18 +148,18 @@ def _interval(draws: np.ndarray, credible_level: float) -> np.ndarray:
 
 
 def _from_states(
-    queries: Queries,
+    fit: FittedScreen,
     asked: Any,
     n_samples: int,
     credible_level: float,
     progress: Callable[..., Iterator],
 ) -> Found:
     """Summaries that are exact given each kept state; draws for the interval alone."""
-    n_genes = len(queries.screen.genes)
+    n_genes = len(fit.screen.genes)
     step = max(1, _HELD // (n_samples * n_genes))
     parts = [slice(a, min(a + step, len(asked.blocks))) for a in range(0, len(asked.blocks), step)]
     for part in progress(parts):
-        found = queries.gene_level.columns(asked.of_rows(part), n_samples)
+        found = fit.gene_level.columns(asked.of_rows(part), n_samples)
         lower, upper = _interval(found.draws, credible_level)
         sure = np.maximum(found.above, found.below)
         yield (
@@ -187,7 +175,7 @@ def _from_states(
 
 
 def _from_draws(
-    queries: Queries,
+    fit: FittedScreen,
     perturbations: Sequence[str],
     media: str,
     time: float | None,
@@ -197,11 +185,11 @@ def _from_draws(
     progress: Callable[..., Iterator],
 ) -> Found:
     """Summaries of joint draws, for conditions and models that the states do not speak of."""
-    parts = queries.parts(len(perturbations))
+    parts = fit.parts(len(perturbations))
     found = summaries(
-        lambda some: queries.effects(perturbations, media, time, n_samples, some),
+        lambda some: effects(fit, perturbations, media, time, n_samples, some),
         parts,
-        len(queries.screen.genes),
+        len(fit.screen.genes),
         n_samples,
         credible_level,
         keep.memory_budget,
@@ -211,109 +199,115 @@ def _from_draws(
         yield rows, {**values, "lfsr": 1 - values["prob_direction"]}
 
 
-# ---------------------------------------------------------------------- counts alone
-def unshrunken_effects(
-    screen: Screen,
-    counts: LevelCounts,
-    perturbations: Sequence[str] | None,
+# ---------------------------------------------------------------------- draws
+def effects(
+    fit: FittedScreen,
+    perturbations: Sequence[str],
     media: str,
     time: float | None,
-    credible_level: float,
-) -> pd.DataFrame:
-    """Effects as the counts alone tell them; see `PyroCell.perturbation_effects`.
+    n_samples: int,
+    parts: Sequence[slice],
+) -> Draws:
+    """Log-fold changes of perturbations against control, same medium and time, (rows, G)."""
+    check_draws(n_samples)
+    asked = []
+    for part in parts:
+        labels = [fit.screen.control, *perturbations[part]]
+        frame = pd.DataFrame({"perturbation": labels, "media": media, "time": time})
+        asked.append(fit.part(frame, part.start))
+    moves = fit.model.has_motion
+    cells = resting_cells(fit.data, fit.model, fit.posterior.seed) if moves else None
+    some = fit.asked_of(asked)
+    for s, values in enumerate(fit.posterior.draws(n_samples, perturbations=some)):
+        yield (_effect(fit, values, part, s, cells) for part in asked)
 
-    Under a flat prior on log levels the level of a condition is that of a gamma variable whose
-    relative variance is that of its counts: 1 / (T + ½) for counting, and what cells and replicates
-    vary. The ratio of two is then F, and so are interval and p-value, bounded where no count was
-    seen, and of the size stated where counts are few.
 
-    Parameters
-    ----------
-    counts
-        The likelihood of levels.
-    perturbations
-        Labels; None: every single perturbation that was measured there.
+@torch.no_grad()
+def _effect(
+    fit: FittedScreen,
+    values: dict[str, Tensor],
+    part: Part,
+    seed: int,
+    cells: dict[str, Tensor] | None,
+) -> np.ndarray:
+    conditions = part.conditions
+    shift = fit.shift(values, conditions, part.unseen, seed, first=part.first)
+    if cells is None:
+        return _normalise(fit, values, shift).cpu().numpy()
+    # an effect is then also where cells go, of which only means have a size
+    z = fit.states(values, cells, conditions, seed)
+    level = moments(fit.model, values, z, shift, 1.0)[0].log()
+    return (level[1:] - level[:1]).cpu().numpy()
 
-    Raises
-    ------
-    UnknownLabelError
-        If a perturbation that was named, or the control, was not measured there.
+
+def request_of_states(
+    fit: FittedScreen, perturbations: Sequence[str], media: str, time: float | None
+) -> Request | None:
+    """The conditions as the kept states know them; None where they do not speak of them."""
+    screen = fit.screen
+    sets = [tuple(screen.indices(name)) for name in perturbations]
+    medium = screen.media_index(media)
+    node = 0
+    if screen.times:
+        asked = screen.times[-1] if time is None else time
+        near = np.flatnonzero(np.isclose(screen.times, asked))
+        node = int(near[0]) if len(near) else -1
+    if fit.gene_level is None or node < 0 or not all(sets):
+        return None
+    if time is not None and not screen.times:
+        return None  # the draws will say what is wrong with it
+    return fit.gene_level.request(sets, medium, node)
+
+
+def counts_of(
+    fit: FittedScreen, perturbations: Sequence[str], media: str, time: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (n, G) of perturbed cells in a medium at a time, and (G,) of controls there.
+
+    Zero where none were measured.
     """
-    check_level(credible_level)
-    control = screen.condition_of(screen.control, media, time)
-    names, rows = _measured(screen, perturbations, media, time)
-    spread = counts.spread(np.log(counts.noise.theta))
+    screen = fit.screen
+    table = _total_counts(fit)
+    medium, now = str(media).strip(), screen.conditions
+    here = (now["media"] == medium).to_numpy()
+    if screen.times and time is not None:
+        here = here & np.isclose(now["time"].to_numpy(dtype=float), time)
+    labels = now["perturbation"].to_numpy()
 
-    def shape_and_level(c: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
-        total = counts.total[c].astype(float) + 0.5
-        return 1 / (1 / total + spread[c]), np.log(total / counts.depth[c])
+    def summed(label: str) -> np.ndarray:
+        return table[here & (labels == label)].sum(0)
 
-    own, other = shape_and_level(np.array(rows)), shape_and_level(control)
-    away = counts.share[rows] - counts.share[control]  # (n, H)
-    batch = np.einsum("nh,ghk->ngk", away, counts.eta_root)
-    own_shape = 1 / (1 / own[0] + (batch**2).sum(-1))
-    ratio = own[1] - other[1]  # (n, G) log
-    mean = ratio + (digamma(own_shape) - np.log(own_shape))
-    mean -= digamma(other[0]) - np.log(other[0])
-    sd = np.sqrt(polygamma(1, own_shape) + polygamma(1, other[0]))
-    tail = (1 - credible_level) / 2
-    law = f_distribution(2 * own_shape, 2 * np.broadcast_to(other[0], own_shape.shape))
-    lower, upper = (ratio + np.log(np.maximum(law.ppf(q), 1e-300)) for q in (tail, 1 - tail))
-    below = law.cdf(np.exp(-ratio))
-    p = np.clip(2 * np.minimum(below, 1 - below), 0, 1)
-    here, there = counts.raw[rows].astype(np.int64), counts.raw[control].astype(np.int64)
-    few = (here < FEWEST_COUNTS) & (there < FEWEST_COUNTS)
-    columns = {
-        "mean": mean,
-        "sd": sd,
-        "lower": lower,
-        "upper": upper,
-        "p": p,
-        "q": _adjusted(p.ravel(), ~few.ravel()).reshape(p.shape),
-        "log2fc": mean / np.log(2),
-        "prob_direction": np.maximum(below, 1 - below),
-        "count": here,
-        "count_control": np.broadcast_to(there, here.shape),
-        "few_counts": few,
-    }
-    when = np.nan if time is None else float(time)
-    return _long(columns, names, screen.genes, media, when)
+    names = [screen.label_of(screen.indices(name)) for name in perturbations]
+    return np.stack([summed(name) for name in names]), summed(screen.control)
 
 
-def _measured(
-    screen: Screen, perturbations: Sequence[str] | None, media: str, time: float | None
-) -> tuple[list[str], list[int]]:
-    """Labels and their conditions; by default those measured there, with a word on the others."""
-    if perturbations is not None:
-        if not len(perturbations):
-            raise ScreenError("perturbations=[] names none; leave it out for all of them")
-        return list(perturbations), [screen.condition_of(p, media, time) for p in perturbations]
-    names, rows, missing = [], [], []
-    for name in screen.perturbations:
-        try:
-            rows.append(screen.condition_of(name, media, time))
-            names.append(name)
-        except UnknownLabelError:
-            missing.append(name)
-    at = "" if time is None else f" at time {time:g}"
-    if not names:
-        raise UnknownLabelError(
-            f'no perturbation was measured alone in medium "{media}"{at}; name combinations with '
-            "perturbations=, or leave shrunken=False out"
-        )
-    if missing:
-        warn(
-            f'left out, since they were not measured alone in medium "{media}"{at}: '
-            f"{listed(missing)}"
-        )
-    return names, rows
-
-
-def _adjusted(p: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """Benjamini and Hochberg's adjusted p-values; 1 for what may not be listed."""
-    out = np.ones(len(p))
-    index = np.flatnonzero(usable)
-    order = index[np.argsort(-p[index], kind="stable")]
-    rank = np.arange(len(order), 0, -1)
-    out[order] = np.minimum.accumulate(p[order] * len(order) / rank).clip(max=1)
+def _total_counts(fit: FittedScreen) -> np.ndarray:
+    """(C, G) counts of the conditions that the model was fitted to, as they were measured."""
+    if fit.gene_level is not None:
+        return fit.gene_level.array("counts_raw")
+    out = np.zeros((len(fit.screen.conditions), len(fit.screen.genes)))
+    if fit.data.conditions is None:
+        for rows, block in count_blocks(fit.data.counts):
+            add_by_group(out, fit.data.condition[rows], sp.csr_matrix(block))
     return out
+
+
+def effect_draws(
+    fit: FittedScreen, perturbations: Sequence[str], media: str, time: float | None, n_samples: int
+) -> np.ndarray:
+    """Joint draws of log-fold changes against control, (S, perturbations, G)."""
+    if (asked := request_of_states(fit, perturbations, media, time)) is not None:
+        return fit.gene_level.columns(asked, n_samples).draws
+    parts = fit.parts(len(perturbations))
+    return stacked(effects(fit, perturbations, media, time, n_samples, parts), n_samples)
+
+
+def _normalise(fit: FittedScreen, values: dict[str, Tensor], shift: Tensor) -> Tensor:
+    """Shift against the first row, or where it has a gauge, against the average expression.
+
+    Kept states have one: genes that a condition does not touch have no shift.
+    """
+    if not fit.model.config.composition or fit.gene_level is not None:
+        return shift[1:] - shift[:1]
+    level = torch.log_softmax(values["V.baseline"] + shift, -1)
+    return level[1:] - level[:1]

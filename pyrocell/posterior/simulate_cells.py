@@ -19,8 +19,8 @@ from pyrocell._core.random import generator, seeded, stream
 from pyrocell.errors import ScreenError
 from pyrocell.operators import Protocol
 from pyrocell.posterior.draws import check_draws, summarise
+from pyrocell.posterior.fitted_screen import Blocks, FittedScreen
 from pyrocell.posterior.populations import resting_cells, starting_states
-from pyrocell.posterior.queries import Blocks, Queries
 from pyrocell.posterior.zarr_store import replaced
 
 __all__ = ["fate_proportions", "simulate_cells"]
@@ -33,7 +33,7 @@ _PENALTY = 0.1  # inverse strength of the classifier's ridge, on standardised lo
 
 
 def simulate_cells(
-    queries: Queries,
+    fit: FittedScreen,
     frame: pd.DataFrame,
     protocol: Protocol | None,
     n_samples: int,
@@ -43,11 +43,11 @@ def simulate_cells(
     overwrite: bool = False,
 ) -> AnnData:
     """Simulated cells as AnnData; see `PyroCell.simulate_cells`."""
-    found = _cells(queries, frame, protocol, n_samples, n_cells, size_factor)
+    found = _cells(fit, frame, protocol, n_samples, n_cells, size_factor)
     if path is None:
         parts = list(found)
         counts = sparse.vstack([part for part, _ in parts]).tocsr()
-        return _annotated(queries, frame, counts, [z for _, z in parts], n_cells, size_factor)
+        return _annotated(fit, frame, counts, [z for _, z in parts], n_cells, size_factor)
     with replaced(path, overwrite, 0) as new:
         states = []
         with h5py.File(new, "w") as file:
@@ -57,7 +57,7 @@ def simulate_cells(
                     sparse_dataset(file["X"]).append(part)
                 else:
                     write_elem(file, "X", part)
-            rest = _annotated(queries, frame, None, states, n_cells, size_factor)
+            rest = _annotated(fit, frame, None, states, n_cells, size_factor)
             for key in ("obs", "var"):
                 write_elem(file, key, getattr(rest, key))
             for key in ("obsm", "uns"):
@@ -67,7 +67,7 @@ def simulate_cells(
 
 
 def _cells(
-    queries: Queries,
+    fit: FittedScreen,
     frame: pd.DataFrame,
     protocol: Protocol | None,
     n_samples: int,
@@ -75,20 +75,20 @@ def _cells(
     size_factor: float,
 ) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
     """Counts and states of the cells of each draw and condition, some cells at a time."""
-    size = max(1, _AT_ONCE // len(queries.screen.genes))
-    for draw, (values, z, shift) in enumerate(_populations(queries, frame, protocol, n_samples)):
+    size = max(1, _AT_ONCE // len(fit.screen.genes))
+    for draw, (values, z, shift) in enumerate(_populations(fit, frame, protocol, n_samples)):
         stream = generator(z.device, "cells", draw)
         for row in range(len(frame)):
             pick = torch.randint(z.shape[1], (n_cells,), generator=stream, device=z.device)
             for part, rows in enumerate(pick.split(size)):
                 state = z[row, rows]
                 with seeded(z.device, "counts", draw, row, part):
-                    counts = _counts(queries, values, state, shift[row], size_factor)
+                    counts = _counts(fit, values, state, shift[row], size_factor)
                 yield counts, state.cpu().numpy()
 
 
 def _annotated(
-    queries: Queries,
+    fit: FittedScreen,
     frame: pd.DataFrame,
     counts: sparse.csr_matrix | None,
     states: list[np.ndarray],
@@ -101,14 +101,14 @@ def _annotated(
     table = frame.iloc[np.tile(np.arange(len(frame)).repeat(n_cells), n_samples)]
     table = table.assign(draw=np.arange(n_samples).repeat(len(frame) * n_cells))
     table.index = [f"simulated_{i}" for i in range(len(table))]
-    genes = pd.DataFrame(index=queries.screen.genes.astype(str))
+    genes = pd.DataFrame(index=fit.screen.genes.astype(str))
     out = AnnData(counts, obs=table, var=genes, obsm={"X_pyrocell": z})
     out.uns["size_factor"] = size_factor
     return out
 
 
 def fate_proportions(
-    queries: Queries,
+    fit: FittedScreen,
     frame: pd.DataFrame,
     protocol: Protocol | None,
     expression: Blocks,
@@ -121,7 +121,7 @@ def fate_proportions(
 
     Parameters
     ----------
-    queries, frame, protocol
+    fit, frame, protocol
         The fitted model and what is asked for.
     expression
         (N, G) expected expression of the cells measured, some cells at a time.
@@ -148,10 +148,10 @@ def fate_proportions(
     classifier = LogisticRegression(C=_PENALTY, max_iter=500)
     classifier.fit((level - centre) / width, names)
     draws = np.empty((n_samples, len(frame), len(classifier.classes_)))
-    populations = _populations(queries, frame, protocol, n_samples)
+    populations = _populations(fit, frame, protocol, n_samples)
     for s, (values, z, shift) in enumerate(progress(populations)):
         for row in range(len(frame)):
-            seen = _log_share(queries, values, z[row], shift[row]).cpu().numpy()
+            seen = _log_share(fit, values, z[row], shift[row]).cpu().numpy()
             found = classifier.predict((seen - centre) / width)
             draws[s, row] = [(found == fate).mean() for fate in classifier.classes_]
     summary = summarise(draws, credible_level)
@@ -177,40 +177,40 @@ def _examples(fates: pd.Series) -> np.ndarray:
 
 
 def _populations(
-    queries: Queries, frame: pd.DataFrame, protocol: Protocol | None, n_samples: int
+    fit: FittedScreen, frame: pd.DataFrame, protocol: Protocol | None, n_samples: int
 ) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
     """Of each draw: the globals, states (C, n, d) and log-mean shift (C, G) of the conditions."""
     check_draws(n_samples)
-    conditions, unseen = queries.conditions(frame)
-    model, moves = queries.model, queries.model.has_motion
-    cells = None if moves else resting_cells(queries.data, model, queries.posterior.seed)
-    for s, values in enumerate(queries.posterior.draws(n_samples)):
+    conditions, unseen = fit.conditions(frame)
+    model, moves = fit.model, fit.model.has_motion
+    cells = None if moves else resting_cells(fit.data, model, fit.posterior.seed)
+    for s, values in enumerate(fit.posterior.draws(n_samples)):
         with torch.no_grad():
             if moves:  # a share of few cells would carry their sampling error
                 z = starting_states(model, _STARTING, s)
-                z = queries.carried(values, z, conditions, s, protocol)
+                z = fit.carried(values, z, conditions, s, protocol)
             else:
-                z = queries.states(values, cells, conditions, s, protocol)
-            shift = queries.shift(values, conditions, unseen, s, protocol)
+                z = fit.states(values, cells, conditions, s, protocol)
+            shift = fit.shift(values, conditions, unseen, s, protocol)
             yield values, z.expand(len(frame), *z.shape[-2:]), shift
 
 
-def _log_share(queries: Queries, values: dict[str, Tensor], z: Tensor, shift: Tensor) -> Tensor:
+def _log_share(fit: FittedScreen, values: dict[str, Tensor], z: Tensor, shift: Tensor) -> Tensor:
     """Log expected expression of cells at states z (n, d) of one condition, (n, G)."""
     with torch.no_grad():
-        logits = queries.model.resting_logits(values, z) + shift
-        return torch.log_softmax(logits, -1) if queries.model.config.composition else logits
+        logits = fit.model.resting_logits(values, z) + shift
+        return torch.log_softmax(logits, -1) if fit.model.config.composition else logits
 
 
 def _counts(
-    queries: Queries,
+    fit: FittedScreen,
     values: dict[str, Tensor],
     z: Tensor,
     shift: Tensor,
     size_factor: float,
 ) -> sparse.csr_matrix:
     """Counts of cells at states z of one condition, drawn from the view V, (n, G)."""
-    model = queries.model
+    model = fit.model
     with torch.no_grad():
         logits = model.resting_logits(values, z) + shift
         log_size = z.new_full((len(z),), float(np.log(size_factor)))

@@ -8,7 +8,7 @@ import numpy as np
 
 from pyrocell.errors import ScreenError
 from pyrocell.posterior.draws import check_draws, check_level
-from pyrocell.posterior.queries import Draws
+from pyrocell.posterior.fitted_screen import Draws
 from pyrocell.posterior.streaming_quantiles import RunningSummary, bytes_per_number, memory_bytes
 
 __all__ = ["MEMORY_BUDGET", "Summaries", "passes", "summaries"]

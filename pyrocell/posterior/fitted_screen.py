@@ -1,16 +1,19 @@
-"""What requested conditions do to cells in one joint draw: shifts of log means, and states."""
+"""What a question is asked of: joint draws, and what conditions do to cells under each of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from pyrocell._core.random import generator, seeded
 from pyrocell.data.loader import CellData
+from pyrocell.noise.contrasts import centre
 from pyrocell.operators import Protocol, run
 from pyrocell.operators.state import State
 from pyrocell.posterior.draws import Posterior
@@ -19,7 +22,13 @@ from pyrocell.posterior.populations import carried_states, resting_states
 from pyrocell.screen.conditions import Conditions
 from pyrocell.screen.screen import Screen
 
-__all__ = ["Part", "RequestedConditions"]
+__all__ = ["Blocks", "Draws", "FittedScreen", "Part", "stacked"]
+
+
+Draws = Iterator[Iterator[np.ndarray]]  # of each draw: of each part of the rows, (rows, G)
+Blocks = Iterator[tuple[slice, np.ndarray]]  # rows, and the answer for them
+
+_PART = 2**19  # numbers of a table that are worked on at once; does not depend on any budget
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Part:
     rows
         The conditions, their genotype sparse.
     unseen
-        What of them was never seen, see `RequestedConditions.conditions`.
+        What of them was never seen, see `FittedScreen.conditions`.
     """
 
     first: int
@@ -46,8 +55,8 @@ class Part:
         return self.rows._replace(genotype=self.rows.genotype.to_dense())
 
 
-class RequestedConditions:
-    """Conditions, seen or not, under the draws of a posterior.
+class FittedScreen:
+    """A posterior, the screen it is of, and the screen's cells: what every question is asked of.
 
     Parameters
     ----------
@@ -70,6 +79,26 @@ class RequestedConditions:
     ):
         self.posterior, self.screen, self.data = posterior, screen, data
         self.model, self.gene_level = posterior.model, gene_level
+
+    def parts(self, n_rows: int) -> list[slice]:
+        """Rows of a table of conditions or cells, some at a time."""
+        width = max(len(self.screen.genes), self.model.n_perturbations + self.model.n_media)
+        size = max(1, _PART // width)
+        return [slice(first, min(first + size, n_rows)) for first in range(0, n_rows, size)]
+
+    @staticmethod
+    def asked_of(parts: Sequence[Part]) -> np.ndarray:
+        """Perturbations that requested conditions carry, in order."""
+        carried = [part.rows.genotype.coalesce().indices()[1] for part in parts]
+        return np.unique(torch.cat(carried).cpu().numpy()) if carried else np.zeros(0, np.int64)
+
+    def axes_of_state(self) -> np.ndarray:
+        """Loading of z, (d, G), in the gauge of what counts can show."""
+        loading = self.model.loading.detach()
+        if self.model.config.composition:
+            baseline = self.posterior.mean()["V.baseline"].detach()
+            loading = centre(loading, torch.softmax(baseline, -1))
+        return loading.cpu().numpy().astype(float)
 
     def conditions(self, frame: pd.DataFrame) -> tuple[Conditions, Tensor]:
         """Requested conditions as tensors, and what of them is unseen.
@@ -132,7 +161,7 @@ class RequestedConditions:
 
         `first` tells these rows of a longer table from others: its noise is that of draw and rows.
         """
-        model, values = self.model, self._with_turnover(values, seed)
+        model, values = self.model, self.with_turnover(values, seed)
         if protocol is None:
             shift = model.shift(values, conditions)
         else:
@@ -162,7 +191,7 @@ class RequestedConditions:
             shift = shift + perturbed * (variance * steps).sqrt() * noise()
         return shift
 
-    def _with_turnover(self, values: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    def with_turnover(self, values: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
         """Draws with the turnover of gains: the prior's where the screen has one order of steps."""
         model = self.model
         if "M.turnover" in values or not model.n_media:
@@ -208,8 +237,18 @@ class RequestedConditions:
         protocol: Protocol | None = None,
     ) -> Tensor:
         """Where cells at states z (n, d) at time 0 are under each condition, (C, n, d)."""
-        values = self._with_turnover(values, seed)
+        values = self.with_turnover(values, seed)
         if protocol is None:
             return carried_states(z, self.model.way(values, conditions), seed)
         with seeded(z.device, "luck", seed):
             return self._carry_out(protocol, values, z).z
+
+
+def stacked(draws: Draws, n_samples: int) -> np.ndarray:
+    """All draws at once, (S, rows, G)."""
+    out: np.ndarray | None = None
+    for s, draw in enumerate(draws):
+        values = np.concatenate(list(draw))
+        out = np.empty((n_samples, *values.shape), np.float32) if out is None else out
+        out[s] = values
+    return out

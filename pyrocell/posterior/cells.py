@@ -1,0 +1,110 @@
+"""Resting states and expression of measured cells, some at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyrocell.data.loader import CellData
+from pyrocell.posterior.fitted_screen import Blocks, FittedScreen
+from pyrocell.posterior.output import Keep
+
+__all__ = ["cells_by", "latent", "normalised"]
+
+
+def latent(fit: FittedScreen, cells: CellData, batch_size: int) -> Blocks:
+    """Posterior mean of the resting state z of each cell, (cells, d), some cells at a time."""
+    for rows, loc, _ in _encoded(fit, fit.posterior.mean(), cells, batch_size):
+        yield rows, loc
+
+
+def normalised(
+    fit: FittedScreen,
+    cells: CellData,
+    batch_size: int,
+    library_size: float | None,
+    batch_corrected: bool,
+) -> Blocks:
+    """Expected expression at posterior means, (cells, G), some cells at a time.
+
+    η and covariates are removed if corrected.
+    """
+    values, model = fit.posterior.mean(), fit.model
+    table = model.conditions if cells.conditions is None else cells.conditions
+
+    @torch.no_grad()
+    def expect(loc: np.ndarray, args: dict[str, Tensor]) -> np.ndarray:
+        z = torch.as_tensor(loc, device=model.loading.device)
+        if batch_corrected:
+            rows, own = torch.unique(args["condition"], return_inverse=True)
+            shift = model.shift(values, table.select(rows))[own]
+        else:
+            shift = model.cell_shift(
+                values,
+                args["condition"],
+                args["batch"],
+                args.get("covariates"),
+                cells.conditions,
+            )
+        logits = model.resting_logits(values, z) + shift
+        level = torch.softmax(logits, -1) if model.config.composition else logits.exp()
+        return (level * (1.0 if library_size is None else library_size)).cpu().numpy()
+
+    for rows, *cell in _encoded(fit, values, cells, batch_size):
+        yield rows, expect(*cell)
+
+
+def _encoded(
+    fit: FittedScreen, values: dict[str, Tensor], cells: CellData, batch_size: int
+) -> Iterator[tuple[slice, np.ndarray, dict[str, Tensor]]]:
+    for start in range(0, len(cells), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(cells)))
+        args = {k: v.to(fit.model.loading.device) for k, v in cells.rows(rows).items()}
+        with torch.no_grad():
+            loc, _ = fit.posterior.guide.encode(
+                values,
+                args["x"],
+                args["condition"],
+                args["batch"],
+                args.get("covariates"),
+                cells.conditions,
+            )
+        yield slice(start, start + len(rows)), loc.cpu().numpy(), args
+
+
+def cells_by(
+    blocks: Blocks,
+    name: str,
+    obs: pd.DataFrame,
+    columns: tuple[str, Sequence[str]],
+    batch_size: int,
+    progress: Callable[..., Iterator],
+    keep: Keep,
+) -> np.ndarray | xr.Dataset:
+    """Values of cells that come some at a time, (cells, columns).
+
+    Parameters
+    ----------
+    name
+        Of the variable on disk.
+    columns
+        Name of the second dimension, and its labels.
+    batch_size
+        Cells of a block.
+    """
+    dim, labels = columns
+    n_blocks = -(-len(obs) // batch_size)
+    counted = (block for _, block in zip(progress(range(n_blocks)), blocks, strict=False))
+    if keep.path is not None:
+        coords = {"cell": (("cell",), obs.index), dim: ((dim,), labels)}
+        written = ((rows, {name: values}) for rows, values in counted)
+        return keep.store(written, coords, {name: ("cell", dim)}, {"cell": batch_size})
+    out = np.empty((len(obs), len(labels)), np.float32)
+    for rows, values in counted:
+        out[rows] = values
+    return out
