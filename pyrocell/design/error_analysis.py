@@ -158,7 +158,9 @@ def carried_noise(
     Two tensors (n, B, G).
     """
     depths = eta.new_full((len(eta),), depth)
-    moved = state_shift(eta, depths, generative.loading, mean, values["V.dispersion"])  # (B, d)
+    moved = state_shift(
+        eta, depths, generative.loading, mean, generative.measurement.theta(values)
+    )  # (B, d)
     slope = generative.loading[None]
     if generative.config.decoder == "curved":
         slope = slope + generative.curvature.slope(z) @ values["V.curvature"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrocell.errors import ScreenError
+from pyrocell.views import VIEWS
 
 __all__ = [
     "ModelConfig",
@@ -45,7 +46,7 @@ def check_options(config: ModelConfig) -> None:
     """Raise unless the shape of the model is one that there is."""
     choices = {
         "dynamics": ("none", "relaxation", "node", "flow", "sde"),
-        "likelihood": ("zinb", "nb"),
+        "likelihood": tuple(VIEWS),
         "dropout": ("curve", "cell"),
         "decoder": ("curved", "linear"),
     }

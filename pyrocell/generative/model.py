@@ -14,13 +14,12 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyrocell.distributions import (
     GaussianWalk,
-    NegativeBinomial,
     WideLogNormal,
     WideNormal,
-    ZeroInflatedNegativeBinomial,
 )
 from pyrocell.generative.cell_shift import CellShift, shared_shift
 from pyrocell.generative.config import ModelConfig
@@ -32,7 +31,6 @@ from pyrocell.operators import ResponseParameters
 from pyrocell.priors import Priors
 from pyrocell.screen.conditions import Conditions
 from pyrocell.screen.screen import Screen
-from pyrocell.views.rna import dropout_logits
 
 __all__ = ["GenerativeModel"]
 
@@ -109,15 +107,9 @@ class GenerativeModel(ScreenMap):
         values = {
             "V.baseline": _sample("V.baseline", self.baseline_centre, p.baseline_sd * one),
             "V.loading": _centred("V.loading", (self.config.n_response, g), one),
-            "V.dispersion": pyro.sample(
-                "V.dispersion",
-                WideLogNormal(p.dispersion_loc * one, p.dispersion_sd * one, (g,)),
-            ),
         }
-        if self.config.likelihood == "zinb":
-            values["V.gate"] = _sample(
-                "V.gate", _numbers(one, p.gate_loc).expand(g, 2), _numbers(one, p.gate_sd)
-            )
+        for site, prior in self.measurement.priors().items():
+            values[site] = pyro.sample(site, prior)
         if self.config.n_covariates:
             shape = (self.config.n_covariates, g)
             values["V.covariate"] = _centred("V.covariate", shape, p.covariate_sd * one)
@@ -341,33 +333,12 @@ class GenerativeModel(ScreenMap):
         log_size: Tensor,
         z: Tensor,
         offset: tuple[Tensor, Tensor] | None = None,
-    ) -> NegativeBinomial | ZeroInflatedNegativeBinomial:
+    ) -> Distribution:
         """The measurement view V: counts given log relative expression and cell state.
 
         `offset`: a table, and for each cell the rows of it to be added to its logits.
         """
-        log_theta = values["V.dispersion"].log()
-        common = {
-            "log_size": log_size,
-            "composition": self.config.composition,
-            "offset": offset,
-        }
-        if self.config.likelihood == "nb":
-            return NegativeBinomial(logits, log_theta, **common)
-        intercept, slope = values["V.gate"].unbind(-1)
-        if self.config.dropout == "cell":
-            gate = intercept + z @ self.gate_loading
-            return ZeroInflatedNegativeBinomial(logits, log_theta, gate_logits=gate, **common)
-        return ZeroInflatedNegativeBinomial(logits, log_theta, intercept, slope, **common)
-
-    def gate(self, values: dict[str, Tensor], log_mu: Tensor, z: Tensor) -> Tensor | None:
-        """Dropout logits at log means (n, C, G) of cells with state z (n, d); None without."""
-        if self.config.likelihood == "nb":
-            return None
-        intercept, slope = values["V.gate"].unbind(-1)
-        if self.config.dropout == "cell":
-            return (intercept + z @ self.gate_loading)[:, None].expand_as(log_mu)
-        return dropout_logits(log_mu, intercept, slope)
+        return self.measurement.likelihood(values, logits, log_size, z, offset)
 
 
 class _EventShaped(Messenger):

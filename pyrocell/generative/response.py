@@ -27,6 +27,7 @@ from pyrocell.operators.waiting import onset_curve, relative_curve, relative_ons
 from pyrocell.priors import Priors
 from pyrocell.screen.conditions import Conditions
 from pyrocell.screen.screen import Screen
+from pyrocell.views import VIEWS
 from pyrocell.views.decoder import Curvature
 
 __all__ = ["COMMON", "COURSE", "ONSET", "ScreenMap"]
@@ -66,8 +67,13 @@ class ScreenMap(Interactions):
             self.field = Curvature(2 * self.n_axes)
         if self.has_motion:
             self.motion = Motion(config.n_latent, self.clock)
-        if config.dropout == "cell":
-            self.gate_loading = nn.Parameter(torch.zeros_like(statistics.loading))
+        self.measurement = VIEWS[config.likelihood](
+            n_genes=self.n_genes,
+            n_latent=config.n_latent,
+            priors=priors,
+            composition=config.composition,
+            dropout=config.dropout,
+        )
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
         if self.n_batches > 1:
             self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))

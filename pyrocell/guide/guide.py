@@ -28,6 +28,7 @@ from pyrocell.distributions.kernels.compensation import given_back
 from pyrocell.generative.response import ONSET
 from pyrocell.generative.state_dynamics import draw_past
 from pyrocell.guide.encoder import fisher_metric, fisher_weight, row_sums, state_shift
+from pyrocell.guide.parameters import factor_name
 from pyrocell.guide.rates import GuideRates
 from pyrocell.screen.conditions import Conditions
 
@@ -132,10 +133,18 @@ class Guide(GuideRates):
     def _along_state(self, drawn: Tensor) -> Tensor:
         """What was drawn of each batch (B, G) on the axes of z, Fisher-weighted, (B, d)."""
         loading = self.model.loading.detach()
-        weighted = loading * fisher_weight(self.mean_count, self.dispersion_loc.detach().exp())
+        weighted = loading * fisher_weight(self.mean_count, self._centre_theta())
         inner = weighted @ loading.T
         ridge = _COLLAPSED * inner.trace() / len(inner) * torch.eye(len(inner), device=inner.device)
         return torch.linalg.solve(inner + ridge, weighted @ drawn.T).T
+
+    def _centre_theta(self) -> Tensor:
+        """Inverse dispersion where the factors of the view are centred, (G,)."""
+        centre = {}
+        for site in self.view_sites:
+            loc = getattr(self, f"{factor_name(site)}_loc").detach()
+            centre[site] = loc.exp() if self.positive[site] else loc
+        return self.model.measurement.theta(centre)
 
     def _media_effect(self, loc: Tensor) -> Tensor:
         """c with the controls' own error along it: they alone set the scale of the gains."""
@@ -150,10 +159,8 @@ class Guide(GuideRates):
         values = {
             "V.baseline": self._low_rank("V.baseline", "baseline"),
             "V.loading": self._normal("V.loading", "loading"),
-            "V.dispersion": self._normal("V.dispersion", "dispersion", WideLogNormal),
         }
-        if config.likelihood == "zinb":
-            values["V.gate"] = self._normal("V.gate", "gate")
+        values |= self._declared(self.view_sites)
         if config.n_covariates:
             values["V.covariate"] = self._low_rank("V.covariate", "covariate")
         if config.decoder == "curved":
@@ -261,7 +268,7 @@ class Guide(GuideRates):
         model = self.model
         response = model.low_rank(centre, "M").mean(1)  # (J, G)
         metric = fisher_metric(
-            model.loading.detach(), self.mean_count, values["V.dispersion"].detach()
+            model.loading.detach(), self.mean_count, model.measurement.theta(values).detach()
         )
         size = metric(response, response).clamp_min(1e-3)  # (J,)
         single = (rows.genotype.sum(1) == 1).float() * self.several_cells
@@ -380,6 +387,6 @@ class Guide(GuideRates):
             row_sums(x) / self.mean_count.sum(),
             self.model.loading.detach(),
             self.mean_count,
-            values["V.dispersion"].detach(),
+            self.model.measurement.theta(values).detach(),
         )
         return loc - moved, scale

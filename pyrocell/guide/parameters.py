@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
 
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.generative.starting_values import ScreenStatistics
@@ -18,10 +19,27 @@ from pyrocell.generative.state_dynamics import Reversal
 from pyrocell.guide.encoder import Encoder, fisher_metric
 from pyrocell.noise.content import condition_cells, driver_cells, layout_mix
 from pyrocell.screen.screen import Screen
+from pyrocell.views import Start
 
 __all__ = ["GuideParameters"]
 
 _MOTION = ("flow_", "state_noise_", "reversal.")  # names of parameters of how states move
+
+
+def factor_name(site: str) -> str:
+    """Name of a declared site's factor: "V.dispersion" is `dispersion_loc` and so on."""
+    return site.partition(".")[2].replace(".", "_")
+
+
+def start_at_prior(prior: Distribution) -> Start:
+    """Where a factor starts of which nothing is known but the prior: at its mean, a tenth wide."""
+    mean, wide = prior.mean.detach(), torch.tensor(0.1)
+    support = getattr(prior.support, "base_constraint", prior.support)
+    if support is constraints.real:
+        return Start(mean, wide)
+    if support is constraints.positive:
+        return Start(mean.log(), wide, positive=True)
+    raise TypeError(f"a declared site is real or positive, not in {prior.support}")
 
 
 class GuideParameters(nn.Module):
@@ -30,6 +48,7 @@ class GuideParameters(nn.Module):
     def __init__(self, model: GenerativeModel, screen: Screen, statistics: ScreenStatistics):
         super().__init__()
         self._model = (model,)
+        self.positive: dict[str, bool] = {}  # sites that components declare
         self._start(model, screen, statistics)
         self.encoder = Encoder(model.n_genes, model.config.n_hidden, model.config.n_latent)
         self.register_buffer("mean_count", statistics.mean.clone())
@@ -47,10 +66,8 @@ class GuideParameters(nn.Module):
         self._gaussian("baseline", start.baseline, start.baseline_scale)
         self.baseline_tau = nn.Parameter(torch.full((1, d), math.log(0.03)))
         self._gaussian("loading", start.response, torch.tensor(0.15))
-        self._gaussian("dispersion", start.log_dispersion, torch.tensor(0.1))
-        if config.likelihood == "zinb":
-            centre = torch.tensor(model.priors.gate_loc).expand(g, 2)
-            self._gaussian("gate", centre, torch.tensor([0.5, 0.1]))
+        starts = model.measurement.starting_values(start.log_dispersion)
+        self.view_sites = self._declare(model.measurement.priors(), starts)
         if config.decoder == "curved":
             zeros = torch.zeros(len(model.curvature.offset), g)
             self._gaussian("curvature", zeros, torch.tensor(0.1))
@@ -195,6 +212,16 @@ class GuideParameters(nn.Module):
         if triangular:
             lower = torch.zeros(*loc.shape, loc.shape[-1])
             setattr(self, f"{name}_lower", nn.Parameter(lower))
+
+    def _declare(
+        self, priors: dict[str, Distribution], starts: dict[str, Start]
+    ) -> tuple[str, ...]:
+        """Factors of the sites of a component: where it says, or at the means of their priors."""
+        for site, prior in priors.items():
+            start = starts.get(site) or start_at_prior(prior)
+            self._gaussian(factor_name(site), start.loc, start.scale)
+            self.positive[site] = start.positive
+        return tuple(priors)
 
     def _residual(
         self, name: str, cells: Tensor, per_node: Tensor, relative: Tensor, prior: float

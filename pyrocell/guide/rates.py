@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyro
 import torch
 from torch import Tensor
 
 from pyrocell.distributions import WideLogNormal, WideNormal
-from pyrocell.guide.parameters import GuideParameters
+from pyrocell.guide.parameters import GuideParameters, factor_name
 
 __all__ = ["GuideRates"]
 
@@ -20,6 +22,15 @@ class GuideRates(GuideParameters):
     def _normal(self, site: str, name: str, cls: type = WideNormal) -> Tensor:
         loc, scale = getattr(self, f"{name}_loc"), getattr(self, f"{name}_log_scale").exp()
         return pyro.sample(site, cls(loc, scale))
+
+    def _declared(self, sites: Iterable[str]) -> dict[str, Tensor]:
+        """Sites that a component declares, each from its own factor."""
+        return {
+            site: self._normal(
+                site, factor_name(site), WideLogNormal if self.positive[site] else WideNormal
+            )
+            for site in sites
+        }
 
     def _turnover(self, rates: dict[str, Tensor]) -> Tensor:
         """ρ given the common rate; the prior, exactly, of media that one order was run of."""

@@ -39,8 +39,6 @@ _DIMS = {
     "V.baseline": ("gene",),
     "V.loading": ("own_axis", "gene"),
     "V.curvature": ("feature", "gene"),
-    "V.dispersion": ("gene",),
-    "V.gate": ("gene", "gate"),
     "V.covariate": ("covariate", "gene"),
     "eta": ("batch", "gene"),
     "eta.content": ("content", "gene"),
@@ -80,7 +78,8 @@ def labelled(
         "content": content_names(screen),
         "assumption": model.uncertain.kinds,
     }
-    dims = {site: list(_DIMS[site]) for site in samples if site in _DIMS}
+    known = _DIMS | model.measurement.dims
+    dims = {site: list(known[site]) for site in samples if site in known}
     used = {dim for names in dims.values() for dim in names}
     draws = {site: values[None] for site, values in samples.items()}
     return draws, {dim: values for dim, values in coords.items() if dim in used}, dims

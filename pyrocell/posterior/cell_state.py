@@ -138,7 +138,9 @@ def _at(
         (gradient,) = torch.autograd.grad(density.sum(), z)
     with torch.no_grad():
         mean = counts.mean
-        weight = fisher_weight(mean, values["V.dispersion"])  # what dropout hides tells nothing
+        weight = fisher_weight(
+            mean, model.measurement.theta(values)
+        )  # what dropout hides tells nothing
         slope = _slope(model, values, z)
         if model.config.composition:
             share = mean / mean.sum(1, keepdim=True)

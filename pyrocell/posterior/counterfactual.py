@@ -75,7 +75,7 @@ def _expected(
         own = stream("cells", s, part.start)  # the globals are common to all parts, z is not
         rows = np.arange(part.start, part.stop)
         args = {k: v.to(fit.model.loading.device) for k, v in cells.rows(rows).items()}
-        theta, conditions = values["V.dispersion"], target.conditions
+        theta, conditions = fit.model.measurement.theta(values), target.conditions
         with drawn_loading(fit.model, guide.mean_count, theta, s):
             z = draw_own_state(guide, values, args, own, cells.conditions)
             shift = fit.shift(values, conditions, target.unseen, s)

@@ -70,6 +70,8 @@ class ScreenModule(nn.Module):
         screen = replace(screen, cell_condition=condition, cell_batch=batch)
         module = cls(screen, config, priors, _blank_statistics(screen, config))
         kept = {name: state.pop(name) for name in list(state) if name.startswith(_KEPT)}
+        if "model.gate_loading" in state:  # files of versions before 0.2
+            state["model.measurement.gate_loading"] = state.pop("model.gate_loading")
         module.load_state_dict(state)
         if kept:
             module.gene_level = GeneLevel({n.removeprefix(_KEPT): v for n, v in kept.items()})

@@ -13,7 +13,6 @@ from pyrocell.generative.state_dynamics import arrive, set_out
 from pyrocell.guide.guide import Guide
 from pyrocell.operators.dynamics.flow import NOISY_STEPS, Leg, StateField, check_steps
 from pyrocell.screen.conditions import Conditions
-from pyrocell.views.rna import count_variance, mean_counts
 
 __all__ = ["carried_states", "moments", "resting_cells", "resting_states", "starting_states"]
 
@@ -104,7 +103,6 @@ def moments(
         return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
     rest = model.resting_logits(values, z)  # (n, G)
     log_size = float(np.log(size_factor))
-    log_theta = values["V.dispersion"].log()
     total = square = 0.0
     size = max(1, _BLOCK_BYTES // (16 * shift.numel()))
     for chunk, state in zip(rest.split(size), z.split(size), strict=True):
@@ -112,9 +110,7 @@ def moments(
         if model.config.composition:
             log_mu = torch.log_softmax(log_mu, -1)
         log_mu = log_mu + log_size
-        gate = model.gate(values, log_mu, state)
-        mean = mean_counts(log_mu, gate)
-        within = count_variance(log_mu, log_theta, gate)
+        mean, within = model.measurement.moments(values, log_mu, state)
         total = total + mean.sum(0)
         square = square + (within + mean.square()).sum(0)
     mean = total / len(rest)

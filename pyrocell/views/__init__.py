@@ -1,7 +1,25 @@
-"""V: what a measurement makes of the hidden state, one file per modality."""
+"""Measurement views V: what counts are, given expression; and expression, given the state.
+
+`register` makes a view known by the name that `PyroCell(likelihood=)` takes.
+"""
 
 from __future__ import annotations
 
-from pyrocell.views import rna
+from collections.abc import Callable
+from functools import partial
 
-__all__ = ["rna"]
+from pyrocell.views import rna
+from pyrocell.views.base import Start, View
+from pyrocell.views.rna import RNAView
+
+__all__ = ["VIEWS", "RNAView", "Start", "View", "register", "rna"]
+
+VIEWS: dict[str, Callable[..., View]] = {
+    "zinb": RNAView,
+    "nb": partial(RNAView, zero_inflated=False),
+}
+
+
+def register(name: str, view: Callable[..., View]) -> None:
+    """Make a view known as `PyroCell(likelihood=name)`; see `View` for what it is made with."""
+    VIEWS[name] = view

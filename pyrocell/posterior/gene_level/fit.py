@@ -37,7 +37,6 @@ from pyrocell.posterior.gene_level.states import GeneLevel, Layout
 from pyrocell.posterior.populations import resting_cells, resting_states
 from pyrocell.priors import Priors
 from pyrocell.screen.screen import Screen
-from pyrocell.views.rna import mean_counts
 
 __all__ = [
     "Programs",
@@ -499,7 +498,7 @@ def _calibration(
     def log_mean(change: float) -> torch.Tensor:
         """Of every gene if its own logit had moved: the sum over genes stays."""
         log_mu = (level + (change + np.log(size)))[:, None]
-        mean = mean_counts(log_mu, model.gate(values, log_mu, z))
+        mean, _ = model.measurement.moments(values, log_mu, z)
         return mean.mean((0, 1)).log() - np.log(size)
 
     at = log_mean(0.0)
