@@ -47,7 +47,7 @@ def table_with(model, adata, labels: np.ndarray) -> pd.DataFrame:
         condition_levels(cells.counts, size, other.cell_condition, other.cell_batch, s)
         for s in scale
     ]
-    axes = model._fitted.axes_of_state()
+    axes = model.fitted.axes_of_state()
     return assumption_table(other, draws, axes, model.module.priors, credible_level=0.9, **OPTIONS)
 
 

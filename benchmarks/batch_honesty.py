@@ -79,7 +79,7 @@ def lanes(per_medium: int, seed: int) -> dict:
     pyrocell.PyroCell.setup_anndata(adata, media_key="media")
     model = pyrocell.PyroCell(adata)
     model.train(progress_bar=False, seed=seed)
-    draws = model._fitted.posterior.draws(400)
+    draws = model.fitted.posterior.draws(400)
     generative, n = model.module.model, per_medium
     response, noise = [], []
     for values in draws:
@@ -352,7 +352,7 @@ def lines(kind: str, seed: int) -> dict:
     true = every[k : k + held] if kind == "own" else every[:held]
     table = transfer_effects(model, "two", perturbations=names[:held])
     wide = lambda column: table[column].to_numpy().reshape(held, -1)  # noqa: E731
-    fit = gauge(effect_draws(model._fitted, names[:held], "two", None, 200).mean(0), weights)
+    fit = gauge(effect_draws(model.fitted, names[:held], "two", None, 200).mean(0), weights)
     judged = np.isfinite(wide("mean"))
     error = lambda x: float(np.sqrt(np.mean((x - true)[judged] ** 2)))  # noqa: E731
     return {

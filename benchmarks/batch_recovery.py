@@ -74,7 +74,7 @@ def recover_content(n_batches: int, omega_sd: float, seed: int, train_size: floa
         pyrocell.PyroCell.setup_anndata(data, batch_key=None if name == "known" else "batch")
         model = pyrocell.PyroCell(data, content_dependent_noise=name == "content")
         model.train(progress_bar=False, seed=seed, train_size=train_size)
-        draws = effect_draws(model._fitted, names, model.screen.baseline_media, None, 400)
+        draws = effect_draws(model.fitted, names, model.screen.baseline_media, None, 400)
         draws = gauge(draws, weights)
         found[f"rmse_{name}"] = rms(draws.mean(0) - effect)
         lower, upper = np.percentile(draws, [5, 95], axis=0)
@@ -195,7 +195,7 @@ def recover(
     eta = model.batch_effects(400)
     eta_true = gauge(np.asarray(truth["eta"], dtype=float), weights).ravel()
     draws = effect_draws(
-        model._fitted, list(truth["effect"].index), model.screen.baseline_media, None, 400
+        model.fitted, list(truth["effect"].index), model.screen.baseline_media, None, 400
     )
     draws = gauge(draws, weights)
     lower, upper = np.percentile(draws, [5, 95], axis=0)

@@ -98,7 +98,7 @@ def ask(n_perturbations: int, n_genes: int, n_samples: int, budget: str, few: in
         model.perturbation_effects(n_samples=n_samples, path=path, memory_budget=budget)
         seconds, wall = time.process_time() - start, time.perf_counter() - wall
         disk = size_of(path)
-    parts = model._fitted.parts(n_perturbations)
+    parts = model.fitted.parts(n_perturbations)
     n_passes = len(passes(parts, n_genes, n_samples, 0.9, budget))
     numbers = n_perturbations * n_genes * n_samples
     return {

@@ -73,7 +73,7 @@ def score(adata: AnnData, by_minibatch: bool, steps: int) -> dict[str, float]:
     names, weight = list(truth["effect"].index), weights(truth)
     true = gauge(truth["effect"].to_numpy(float), weight)
     model, seconds = fit(adata.copy(), by_minibatch, steps)
-    draws = effect_draws(model._fitted, names, model.screen.baseline_media, None, DRAWS)
+    draws = effect_draws(model.fitted, names, model.screen.baseline_media, None, DRAWS)
     draws = gauge(draws, weight)
     lower, upper = np.percentile(draws, [5, 95], axis=0)
     mean, silent = draws.mean(0), np.asarray(truth["silent"], bool)

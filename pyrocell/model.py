@@ -110,6 +110,9 @@ class PyroCell(BaseModelClass):
         and 14; with a probability below 1, as a mixture. `assumptions()` takes them as priors.
     objective
         Distance between populations to add to the log joint (eq. 23), see `DistributionObjective`.
+    effect_prior
+        Prior of effects along the axes of response; others than "normal" are made known by
+        `pyrocell.generative.effects.register`, as are dynamics and likelihoods beside those named.
 
     Attributes
     ----------
@@ -144,6 +147,7 @@ class PyroCell(BaseModelClass):
         assume: Sequence[Assume] = (),
         lipschitz: float | None = 0.9,
         objective: DistributionObjective | None = None,
+        effect_prior: str = "normal",
     ):
         super().__init__(adata)
         self.screen = self.adata_manager.screen
@@ -154,6 +158,7 @@ class PyroCell(BaseModelClass):
             n_latent=n_latent,
             n_response=n_response,
             dynamics=dynamics,
+            effect_prior=effect_prior,
             lipschitz=lipschitz,
             likelihood=likelihood,
             n_hidden=n_hidden,
@@ -459,7 +464,8 @@ class PyroCell(BaseModelClass):
         return self.module.posterior(self._seed)
 
     @property
-    def _fitted(self) -> FittedScreen:
+    def fitted(self) -> FittedScreen:
+        """Posterior, screen and cells together: what the questions in `pyrocell.posterior` take."""
         return FittedScreen(self.posterior, self.screen, self._cells, self.module.gene_level)
 
     def testability(self) -> pd.DataFrame:
@@ -517,8 +523,8 @@ class PyroCell(BaseModelClass):
         given = [*(Assume(**a) for a in self.module.config.assume), *assume]
         return assumption_table(
             self.screen,
-            levels(self._fitted, n_samples),
-            self._fitted.axes_of_state(),
+            levels(self.fitted, n_samples),
+            self.fitted.axes_of_state(),
             self.module.priors,
             region=region,
             prior=prior,
@@ -637,7 +643,7 @@ class PyroCell(BaseModelClass):
         keep = Keep(memory_budget, path, overwrite)
         bar = progress(progress_bar)
         return perturbation_effects(
-            self._fitted, names, media, time, n_samples, credible_level, bar, keep
+            self.fitted, names, media, time, n_samples, credible_level, bar, keep
         )
 
     @on_few_threads
@@ -726,7 +732,7 @@ class PyroCell(BaseModelClass):
             raise ScreenError(f'by="{by}" is neither "batch" nor "laboratory"')
         if by == "laboratory" and not self.screen.laboratories:
             raise ScreenError("the screen has no laboratories; register a laboratory_key")
-        return batch_effects(self._fitted, n_samples, credible_level, by)
+        return batch_effects(self.fitted, n_samples, credible_level, by)
 
     @on_few_threads
     def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:
@@ -736,7 +742,7 @@ class PyroCell(BaseModelClass):
                 "the screen has one medium, so no gain can be asked for; register a media_key with "
                 "at least one medium beside the baseline"
             )
-        return media_gains(self._fitted, n_samples, credible_level)
+        return media_gains(self.fitted, n_samples, credible_level)
 
     @on_few_threads
     def predict(
@@ -785,7 +791,7 @@ class PyroCell(BaseModelClass):
         if size_factor is None:
             size_factor = float(np.exp(np.median(self._cells.log_size)))
         return predict(
-            self._fitted,
+            self.fitted,
             conditions,
             n_samples,
             size_factor,
@@ -907,9 +913,7 @@ class PyroCell(BaseModelClass):
         if self.screen.times or time is not None:
             target["time"] = self.screen.times[-1] if time is None else time
         bar, keep = progress(progress_bar), Keep(memory_budget, path, overwrite)
-        return counterfactual(
-            self._fitted, cells, obs, target, n_samples, credible_level, bar, keep
-        )
+        return counterfactual(self.fitted, cells, obs, target, n_samples, credible_level, bar, keep)
 
     @on_few_threads
     def get_latent_representation(
@@ -926,7 +930,7 @@ class PyroCell(BaseModelClass):
         with `latent` (cell, axis).
         """
         cells, obs = self._cells_of(adata)
-        fit = self._fitted
+        fit = self.fitted
         blocks = latent(fit, cells, batch_size)
         axes = "axis", [f"z{i + 1}" for i in range(fit.model.config.n_latent)]
         bar, keep = progress(progress_bar), Keep(MEMORY_BUDGET, path, overwrite)
@@ -949,7 +953,7 @@ class PyroCell(BaseModelClass):
         with `expression` (cell, gene).
         """
         cells, obs = self._cells_of(adata)
-        blocks = normalised(self._fitted, cells, batch_size, library_size, batch_corrected)
+        blocks = normalised(self.fitted, cells, batch_size, library_size, batch_corrected)
         genes = "gene", self.screen.genes
         bar, keep = progress(progress_bar), Keep(MEMORY_BUDGET, path, overwrite)
         values = cells_by(blocks, "expression", obs, genes, batch_size, bar, keep)
@@ -1004,7 +1008,7 @@ class PyroCell(BaseModelClass):
         if size_factor is None:
             size_factor = float(np.exp(np.median(self._cells.log_size)))
         wanted = n_samples, n_cells, size_factor, path, overwrite
-        return simulate_cells(self._fitted, frame, order, *wanted)
+        return simulate_cells(self.fitted, frame, order, *wanted)
 
     @on_few_threads
     def fate_proportions(
@@ -1046,9 +1050,9 @@ class PyroCell(BaseModelClass):
                 f'adata.obs has no column "{key}"; give the one that names the fate of each cell'
             )
         frame, order = requested(conditions, self.screen)
-        blocks = normalised(self._fitted, self._cells, 2048, 1.0, True)
+        blocks = normalised(self.fitted, self._cells, 2048, 1.0, True)
         return fate_proportions(
-            self._fitted,
+            self.fitted,
             frame,
             order,
             blocks,

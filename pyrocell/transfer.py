@@ -220,7 +220,7 @@ def transfer_effects(
     screen = model.screen
     source = screen.baseline_media if source is None else source
     time = screen.times[-1] if time is None and screen.times else time
-    draws = levels(model._fitted, n_samples)
+    draws = levels(model.fitted, n_samples)
     there = _measured(screen, source, time)
     here = _measured(screen, media, time)
     both = [k for k in there if k in here and k != screen.control]

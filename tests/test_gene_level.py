@@ -261,7 +261,7 @@ def test_the_two_tables_agree_and_a_common_shift_is_seen(known):
 # ---------------------------------------------------------------------- one posterior
 def test_draws_of_the_table_are_those_of_the_sites(known):
     model = known.model
-    fit, names = model._fitted, list(model.screen.perturbations)
+    fit, names = model.fitted, list(model.screen.perturbations)
     table = effect_draws(fit, names, "baseline", None, 4)
     for i, values in enumerate(model.posterior.draws(4)):
         found = model.module.model.low_rank(values, "P")[:, 0] + values["P.residual"][:, 0]
@@ -431,7 +431,7 @@ def test_programs_are_axes_with_names_and_answers_are_joint_with_them(build):
     for site, names in dims.items():
         for name, size in zip(names, draws[site].shape[2:], strict=True):
             assert name not in coords or len(coords[name]) == size, site
-    table = effect_draws(model._fitted, ["P1"], "baseline", None, 3)[:, 0]
+    table = effect_draws(model.fitted, ["P1"], "baseline", None, 3)[:, 0]
     for i, values in enumerate(model.posterior.draws(3)):
         found = module.model.low_rank(values, "P")[:, 0] + values["P.residual"][:, 0]
         found = (found + values["P.common"]).detach().numpy()

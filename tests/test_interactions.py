@@ -97,7 +97,7 @@ def test_one_that_was_not_measured_is_drawn_from_that_prior(make_screen, build, 
     adata = make_screen(combinations=True, **times)
     _, second, third = sorted(name for name in singles_of(adata) if name != "control")
     model = build(adata, interactions=True)
-    fit, inner = model._fitted, model.module.model
+    fit, inner = model.fitted, model.module.model
     row = {"perturbation": f"{second}+{third}"} | ({} if time is None else {"time": time})
     rows, unseen = fit.conditions(pd.DataFrame([row]))
     assert unseen.tolist() == [[1, 0]]

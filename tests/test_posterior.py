@@ -49,7 +49,7 @@ def test_another_seed_of_the_posterior_gives_other_draws(fitted):
 
 def test_effects_of_one_query_are_joint_with_those_of_another(fitted):
     """The same draw has the same globals, so differences within a draw mean something."""
-    fit, names = fitted._fitted, list(fitted.screen.perturbations)
+    fit, names = fitted.fitted, list(fitted.screen.perturbations)
     together = effect_draws(fit, names, "baseline", 2.0, N)
     for k, name in enumerate(names):
         apart = effect_draws(fit, [name], "baseline", 2.0, N)
@@ -57,7 +57,7 @@ def test_effects_of_one_query_are_joint_with_those_of_another(fitted):
 
 
 def test_effects_are_computed_from_the_draws_of_the_sites(fitted):
-    fit, model = fitted._fitted, fitted.module.model
+    fit, model = fitted.fitted, fitted.module.model
     name = fitted.screen.perturbations[0]
     effect = effect_draws(fit, [name], "baseline", 2.0, N)[:, 0]
     screen = fitted.screen
@@ -74,7 +74,7 @@ def test_draws_of_predictions_are_joint_with_those_of_effects(fitted):
     frame = pd.DataFrame({"perturbation": ["control", name], "media": "baseline", "time": 2.0})
     draws = fitted.predict(frame, n_samples=60, return_draws=True)
     change = np.log(draws[:, 1] / draws[:, 0]).to_numpy()
-    effect = effect_draws(fitted._fitted, [name], "baseline", 2.0, 60)[:, 0]
+    effect = effect_draws(fitted.fitted, [name], "baseline", 2.0, 60)[:, 0]
     change, effect = (x - x.mean(1, keepdims=True) for x in (change, effect))
     correlation = [np.corrcoef(change[:, g], effect[:, g])[0, 1] for g in range(effect.shape[1])]
     assert min(correlation) > 0.9
@@ -92,7 +92,7 @@ def test_eta_of_every_draw_sums_to_zero_over_batches(fitted, make_screen, build)
 def test_batch_effects_are_in_the_softmax_gauge(fitted):
     baseline = fitted.posterior_samples(5)["V.baseline"]
     weight = np.exp(baseline) / np.exp(baseline).sum(1, keepdims=True)
-    for s, eta in enumerate(eta_draws(fitted._fitted, 5)):
+    for s, eta in enumerate(eta_draws(fitted.fitted, 5)):
         np.testing.assert_allclose(eta @ weight[s], 0.0, atol=1e-5)
 
 

@@ -71,8 +71,8 @@ def test_carrying_out_a_protocol_step_by_step_agrees_with_its_condition(fitted):
     gene = fitted.screen.perturbation_genes[0]
     protocol = Protocol([Perturb(gene), Media("medium0"), Wait(2.0)])
     frame = pd.DataFrame({"perturbation": [gene], "media": "medium0", "time": 2.0})
-    whole = predicted_draws(fitted._fitted, frame, 5, 100.0)
-    steps = predicted_draws(fitted._fitted, frame, 5, 100.0, protocol=protocol)
+    whole = predicted_draws(fitted.fitted, frame, 5, 100.0)
+    steps = predicted_draws(fitted.fitted, frame, 5, 100.0, protocol=protocol)
     np.testing.assert_allclose(steps, whole, rtol=1e-4)
 
 
@@ -170,7 +170,7 @@ def test_a_counterfactual_keeps_the_cell_and_changes_its_condition(fitted):
     assert not [column for column in treated.obs if column.startswith("_scvi")]
     assert treated.uns["counterfactual"]["perturbation"] == name
     change = np.log(treated.X / control.X).mean(0)
-    draws = effect_draws(fitted._fitted, [name], "baseline", 2.0, 200)[:, 0]
+    draws = effect_draws(fitted.fitted, [name], "baseline", 2.0, 200)[:, 0]
     effect = np.log(np.exp(draws).mean(0))  # as counts are averaged over draws
     assert np.corrcoef(change, effect)[0, 1] > 0.95
     with pytest.raises(UnknownLabelError, match="gene99"):

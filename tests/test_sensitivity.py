@@ -103,7 +103,7 @@ def test_draws_move_where_the_counts_are_blind_and_nowhere_else(lanes):
 
 def test_the_posterior_of_an_aliased_response_is_its_prior_given_the_sum(lanes):
     """Response and noise are anticorrelated; between them the sum is split as the priors say."""
-    fit = lanes._fitted
+    fit = lanes.fitted
     model = lanes.module.model
     rows = [lanes.screen.condition_of("control", m) for m in ("baseline", "medium0")]
     response, noise, scale = [], [], []

@@ -93,7 +93,7 @@ def test_effects_do_not_depend_on_the_budget(fitted, narrow):
         once = fitted.perturbation_effects(names, time=time, n_samples=N)
         often = fitted.perturbation_effects(names, time=time, n_samples=N, memory_budget=narrow)
         pd.testing.assert_frame_equal(once, often)
-    draws = effect_draws(fitted._fitted, names, "baseline", 1.5, N)
+    draws = effect_draws(fitted.fitted, names, "baseline", 1.5, N)
     found = once.pivot(index="perturbation", columns="gene", values="mean")
     expected = pd.DataFrame(draws.mean(0), names, fitted.screen.genes)
     np.testing.assert_allclose(found.loc[names, expected.columns], expected, atol=1e-5)

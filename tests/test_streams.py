@@ -29,7 +29,7 @@ def test_a_block_leaves_the_global_generator_as_it_was():
 
 def test_states_of_cells_do_not_follow_the_globals_they_are_drawn_with(fitted):
     """With one seed for both, a state's noise was the very numbers of the draw's first site."""
-    fit = fitted._fitted
+    fit = fitted.fitted
     cells = resting_cells(fit.data, fit.model, 0)
     noise, first = [], []
     for s, values in enumerate(fit.posterior.draws(200)):

@@ -111,7 +111,7 @@ def error_analysis(
     held, source = _held(model)
     if n_states < 1 or not depth > 0:
         raise DesignError(f"n_states={n_states} must be at least 1, depth={depth} above 0")
-    fit, guide = model._fitted, model.module.guide
+    fit, guide = model.fitted, model.module.guide
     population = resting_cells(fit.data, generative, fit.posterior.seed)
     expected = fit.posterior.mean()["eta"] if remaining else 0.0
     draws = []

@@ -65,7 +65,7 @@ def _eta_squares(model: PyroCell, n_samples: int) -> np.ndarray:
 
 def _effects(model: PyroCell, n_samples: int, rms: Callable) -> dict[str, object]:
     """Sizes of effects in baseline medium at the last time, and of what media and time change."""
-    screen, fit = model.screen, model._fitted
+    screen, fit = model.screen, model.fitted
     last, first = (screen.times[-1], screen.times[0]) if screen.times else (None, None)
     arms = [(screen.baseline_media, last), *((m, last) for m in screen.media)]
     arms += [(screen.baseline_media, first)] if first != last else []

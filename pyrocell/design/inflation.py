@@ -159,7 +159,7 @@ def _after_fit(
 ) -> pd.DataFrame:
     """Errors that batch noise and sampling leave, given the fitted width of batch noise."""
     position = condition_rows(model.screen, Layout.from_screen(model.screen))
-    draws = levels(model._fitted, n_samples)
+    draws = levels(model.fitted, n_samples)
     columns = ("sampling_sd", "batch_sd", "inflation_fitted")
     out = np.full((weights.shape[0], 3), np.nan)
     for row in range(len(out)):

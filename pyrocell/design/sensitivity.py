@@ -93,7 +93,7 @@ def noise_sensitivity(
         for part in (weights[[i]] for i in range(weights.shape[0]))
     ]
     table = table[[-1 not in used for used in table["used"]]].reset_index(drop=True)
-    draws = {r: levels(model._fitted, n_samples, r) for r in {*ratios, 1.0}}
+    draws = {r: levels(model.fitted, n_samples, r) for r in {*ratios, 1.0}}
     wide = _effect_sd(table, draws[1.0], min_count)
     noise = float(np.sqrt(np.mean([level.eta_sd**2 for level in draws[1.0]])))
     asked = table[table["inflation"] >= least_inflation]

@@ -200,7 +200,7 @@ def check_assumption(
     judged = rate * depth >= min_count
     targets = screen.target[screen.genotype[list(weights)].any(0)]
     judged[targets[targets >= 0]] = False
-    axes = model._fitted.axes_of_state()[:, judged] if given_loading else None
+    axes = model.fitted.axes_of_state()[:, judged] if given_loading else None
     chosen = np.isin(condition, list(weights))
     found = second_opinion(
         counts[chosen][:, judged],

@@ -15,6 +15,7 @@ from pyrocell.distributions.gaussian import (
     LowRankRow,
     MarkovLowRankNormal,
 )
+from pyrocell.distributions.start import Start
 
 __all__ = [
     "GaussianWalk",
@@ -22,6 +23,7 @@ __all__ = [
     "LowRankRow",
     "MarkovLowRankNormal",
     "NegativeBinomial",
+    "Start",
     "WideLogNormal",
     "WideMultivariateNormal",
     "WideNormal",

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pyrocell.errors import ScreenError
+from pyrocell.generative.effects import EFFECT_PRIORS
+from pyrocell.operators.dynamics import DYNAMICS
 from pyrocell.views import VIEWS
 
 __all__ = [
@@ -39,13 +41,15 @@ class ModelConfig:
     dropout: str = "curve"
     decoder: str = "curved"
     assume: Sequence[dict] = ()  # fields of each `Assume`
+    effect_prior: str = "normal"
     objective: dict | None = None  # fields of a `DistributionObjective`
 
 
 def check_options(config: ModelConfig) -> None:
     """Raise unless the shape of the model is one that there is."""
     choices = {
-        "dynamics": ("none", "relaxation", "node", "flow", "sde"),
+        "dynamics": tuple(DYNAMICS),
+        "effect_prior": tuple(EFFECT_PRIORS),
         "likelihood": tuple(VIEWS),
         "dropout": ("curve", "cell"),
         "decoder": ("curved", "linear"),
@@ -56,7 +60,7 @@ def check_options(config: ModelConfig) -> None:
     for name, least in (("n_latent", 1), ("n_response", 0), ("n_hidden", 1)):
         if (value := getattr(config, name)) < least:
             raise ScreenError(f"{name}={value} must be at least {least}")
-    if config.objective is not None and config.dynamics in ("flow", "sde"):
+    if config.objective is not None and DYNAMICS[config.dynamics].integrated == "states":
         raise ScreenError(
             f'dynamics="{config.dynamics}" moves the resting states that objective= compares; '
             "leave one of the two out"

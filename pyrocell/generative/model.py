@@ -23,6 +23,7 @@ from pyrocell.distributions import (
 )
 from pyrocell.generative.cell_shift import CellShift, shared_shift
 from pyrocell.generative.config import ModelConfig
+from pyrocell.generative.effects import EFFECT_PRIORS
 from pyrocell.generative.population_objective import DistributionObjective
 from pyrocell.generative.response import ScreenMap
 from pyrocell.generative.starting_values import ScreenStatistics
@@ -52,6 +53,7 @@ class GenerativeModel(ScreenMap):
         self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
     ):
         super().__init__(screen, config, priors, statistics)
+        self.effect_prior = EFFECT_PRIORS[config.effect_prior]()
         self.objective = DistributionObjective(**(config.objective or {"weight": 0.0}))
         sizes = torch.bincount(
             torch.as_tensor(screen.cell_condition), minlength=len(screen.conditions)
@@ -150,7 +152,9 @@ class GenerativeModel(ScreenMap):
         p, k, j = self.priors, self.n_perturbations, self.n_media
         one = self.loading.new_ones(())
         values = {
-            "P.effect": _centred("P.effect", (k, self.n_axes), self.log_effect_scale.exp()),
+            "P.effect": pyro.sample(
+                "P.effect", self.effect_prior.prior(self.log_effect_scale.exp(), k)
+            ),
             "P.on_target": _sample(
                 "P.on_target", p.on_target_loc * self.on_target_sign, p.on_target_sd * one
             ),
@@ -181,12 +185,14 @@ class GenerativeModel(ScreenMap):
             values |= self.motion_sites()
         if self.has_drift:
             values["W.drift"] = _centred("W.drift", (self.config.n_response,), p.drift_sd * one)
+        for site, prior in self.dynamics.priors().items():
+            values[site] = pyro.sample(site, prior)
         return values
 
     def motion_sites(self) -> dict[str, Tensor]:
         """Sample the sites of the field of states from their priors."""
         p, noise = self.priors, None
-        if self.config.dynamics == "sde":
+        if self.dynamics.noisy:
             noise = (p.state_noise_sd, p.state_noise_spread)
         return self.motion.sites(self.n_perturbations, self.n_media, noise)
 

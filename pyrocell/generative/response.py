@@ -233,12 +233,13 @@ class ScreenMap(Interactions):
         self, values: dict[str, Tensor], state: State, conditions: Conditions
     ) -> Tensor:
         """y of cells in a given state, with what drift adds to it, (C, D)."""
+        y = self.dynamics.displace(values, state.y, conditions)
         if not self.has_drift:
-            return state.y
+            return y
         rate = values["W.log_rate_base"].exp()
         curve = relative_curve(rate, conditions.duration, self.reference_time)
         drift = curve[:, None] * values["W.drift"]
-        return state.y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
+        return y + torch.cat([drift.new_zeros(len(drift), self.config.n_latent), drift], 1)
 
     def drift_at_nodes(self, values: dict[str, Tensor]) -> Tensor:
         """What drift adds to the log means of unperturbed cells at the measured times, (T, G)."""

@@ -11,6 +11,7 @@ from pyrocell.assumptions.mixture import UncertainAssumptions
 from pyrocell.assumptions.spec import Assume
 from pyrocell.generative.batch_noise import NoiseMap
 from pyrocell.generative.config import number_arms
+from pyrocell.operators.dynamics import DYNAMICS
 from pyrocell.priors import Priors
 from pyrocell.screen.conditions import Conditions
 from pyrocell.screen.screen import Screen
@@ -26,6 +27,7 @@ class ScreenTensors(NoiseMap):
     priors: Priors
     n_perturbations: int
     n_genes: int
+    n_axes: int
     carried: Tensor
     dense_genotype: Tensor | None
     exposure: Tensor
@@ -54,9 +56,11 @@ class ScreenTensors(NoiseMap):
         # of the residual's walk: the mean step, so that hours and days give one model
         self.step_unit = float(times.diff().mean()) if self.has_time else 1.0
         drift = screen.aliased[screen.aliased.contrast == "time"]
-        self.has_rates = self.has_time and self.config.dynamics != "none"
-        self.has_field = self.has_time and self.config.dynamics == "node"
-        self.has_motion = self.config.dynamics in ("flow", "sde")
+        dynamics = DYNAMICS[self.config.dynamics]
+        self.dynamics = dynamics(n_axes=self.n_axes, reference_time=self.reference_time)
+        self.has_rates = self.has_time and dynamics.relaxes
+        self.has_field = self.has_time and dynamics.integrated == "responses"
+        self.has_motion = dynamics.integrated == "states"
         self.has_drift = self.has_rates and bool(drift.estimable.all())
         small = np.prod(screen.membership.shape) <= _DENSE
         for name, value in {

@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -140,11 +142,13 @@ class Guide(GuideRates):
 
     def _centre_theta(self) -> Tensor:
         """Inverse dispersion where the factors of the view are centred, (G,)."""
-        centre = {}
-        for site in self.view_sites:
-            loc = getattr(self, f"{factor_name(site)}_loc").detach()
-            centre[site] = loc.exp() if self.positive[site] else loc
-        return self.model.measurement.theta(centre)
+        centre = self._centre_of(self.view_sites)
+        return self.model.measurement.theta({site: loc.detach() for site, loc in centre.items()})
+
+    def _centre_of(self, sites: Iterable[str]) -> dict[str, Tensor]:
+        """Where the factors of sites that components declare are centred."""
+        found = {site: getattr(self, f"{factor_name(site)}_loc") for site in sites}
+        return {site: loc.exp() if self.positive[site] else loc for site, loc in found.items()}
 
     def _media_effect(self, loc: Tensor) -> Tensor:
         """c with the controls' own error along it: they alone set the scale of the gains."""
@@ -208,6 +212,7 @@ class Guide(GuideRates):
         if model.n_media:
             ratio = self.control_log_ratio.exp()[:, None]
             values["M.effect"] = self._media_effect(self.media_effect_loc * ratio)
+        values |= self._declared(self.dynamics_sites)
         if model.has_drift:
             values["W.drift"] = self._normal("W.drift", "drift")
         return values
@@ -338,6 +343,7 @@ class Guide(GuideRates):
             for site, name in names.items()
             if hasattr(self, f"{name}_loc")
         }
+        centre |= self._centre_of(self.dynamics_sites)
         centre["P.effect"] = self.effect_loc * model.log_effect_scale.exp()
         if model.has_field:
             centre["W.field"] = self.field_loc * model.field.log_scale.exp()
@@ -367,7 +373,7 @@ class Guide(GuideRates):
         loc, scale = self.encode(values, x, condition, batch, covariates)
         with pyro.plate("cells", self.model.n_cells, subsample=index):
             z = pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
-            if self.model.config.dynamics == "sde":
+            if self.model.dynamics.noisy:
                 draw_past(self.reversal, z, *self.model.cell_way(values, condition))
 
     def encode(

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyrocell.distributions import Start
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.generative.starting_values import ScreenStatistics
 from pyrocell.generative.state_dynamics import Reversal
 from pyrocell.guide.encoder import Encoder, fisher_metric
 from pyrocell.noise.content import condition_cells, driver_cells, layout_mix
 from pyrocell.screen.screen import Screen
-from pyrocell.views import Start
 
 __all__ = ["GuideParameters"]
 
@@ -116,6 +116,9 @@ class GuideParameters(nn.Module):
             self._gaussian("field", zeros, torch.tensor(0.5))
         if model.has_motion:
             self._motion(model)
+        self.dynamics_sites = self._declare(
+            model.dynamics.priors(), model.dynamics.starting_values()
+        )
         if model.has_drift:
             self._gaussian("drift", torch.zeros(config.n_response), torch.tensor(0.05))
         if config.n_covariates:
@@ -160,7 +163,7 @@ class GuideParameters(nn.Module):
         self._gaussian("flow_code", torch.zeros(model.n_perturbations, codes), torch.tensor(0.3))
         if model.n_media:
             self._gaussian("flow_media", torch.zeros(model.n_media, codes), torch.tensor(0.3))
-        if model.config.dynamics == "sde":
+        if model.dynamics.noisy:
             noise = torch.full((model.config.n_latent,), math.log(model.priors.state_noise_sd))
             self._gaussian("state_noise", noise, torch.tensor(0.1))
             self.reversal = Reversal(model.config.n_latent)
@@ -219,7 +222,10 @@ class GuideParameters(nn.Module):
         """Factors of the sites of a component: where it says, or at the means of their priors."""
         for site, prior in priors.items():
             start = starts.get(site) or start_at_prior(prior)
-            self._gaussian(factor_name(site), start.loc, start.scale)
+            name = factor_name(site)
+            if hasattr(self, f"{name}_loc"):
+                raise ValueError(f"{site} has the name of a site that the guide has already")
+            self._gaussian(name, start.loc, start.scale)
             self.positive[site] = start.positive
         return tuple(priors)
 

@@ -65,6 +65,6 @@ class GuideRates(GuideParameters):
         values = {
             name: self._normal(name, part) for name, part in _FLOW if hasattr(self, f"{part}_loc")
         }
-        if self.model.config.dynamics == "sde":
+        if self.model.dynamics.noisy:
             values["W.noise"] = self._normal("W.noise", "state_noise", WideLogNormal)
         return values

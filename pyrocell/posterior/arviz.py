@@ -78,7 +78,7 @@ def labelled(
         "content": content_names(screen),
         "assumption": model.uncertain.kinds,
     }
-    known = _DIMS | model.measurement.dims
+    known = _DIMS | model.measurement.dims | model.dynamics.dims
     dims = {site: list(known[site]) for site in samples if site in known}
     used = {dim for names in dims.values() for dim in names}
     draws = {site: values[None] for site, values in samples.items()}

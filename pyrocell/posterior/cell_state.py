@@ -86,7 +86,7 @@ def draw_own_state(
     start, scale = guide.encode(values, cells["x"], *labels)
     stream = generator(start.device, "state", seed)
     noise = torch.randn(start.shape, generator=stream, device=start.device)
-    if guide.model.config.dynamics == "sde":  # no density to climb: what the encoder says
+    if guide.model.dynamics.noisy:  # no density to climb: what the encoder says
         return start + scale * noise
     shift = guide.model.cell_shift(values, *labels)
     x = cells["x"].to_dense() if cells["x"].layout != torch.strided else cells["x"]

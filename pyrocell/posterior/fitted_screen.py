@@ -186,7 +186,8 @@ class FittedScreen:
             own = conditions.genotype @ values["W.driver_scale"][: conditions.genotype.shape[1]]
             own = own[:, None] * values["W.gene_scale"]
             variance = (constant * own).square() + (relative * shift).square()
-            perturbed = (conditions.genotype.sum(1, keepdim=True) > 0).float()
+            begun = conditions.duration > conditions.perturbed_at  # W(X, 0) = X
+            perturbed = (conditions.genotype.any(1) & begun).float()[:, None]
             steps = unseen[:, 1:] / model.step_unit
             shift = shift + perturbed * (variance * steps).sqrt() * noise()
         return shift

@@ -209,6 +209,8 @@ def _obstacle(model: nn.Module, guide: nn.Module) -> str:
     found = {
         "assume= holds something of": model.imposed is not None or len(model.uncertain) > 0,
         "objective= compares": model.objective.weight > 0,
+        "effect_prior= is a law of": model.config.effect_prior != "normal",
+        "dynamics= has sites of": any("perturbation" in d for d in model.dynamics.dims.values()),
         "interactions=True ties together": model.n_interactions > 0,
         "combinations of perturbations tie together": len(guide.joined) > 0,
     }

@@ -103,7 +103,7 @@ def negative_field_elbo(
     q = poutine.trace(guide.motion_sites).get_trace()
     p = poutine.trace(poutine.replay(model.motion_sites, q)).get_trace()
     values = values | {name: node["value"] for name, node in q.iter_stochastic_nodes()}
-    if model.config.dynamics != "sde":
+    if not model.dynamics.noisy:
         density = model.state_log_prob(values, z, condition)
     else:
         several = z.repeat(ways, 1), condition.repeat(ways)
@@ -134,7 +134,7 @@ def train_field(
     parameters = [*model.motion.parameters(), *guide.motion_parameters()]
     optimiser = torch.optim.Adam(parameters, lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
-    ways = _WAYS if model.config.dynamics == "sde" else 1
+    ways = _WAYS if model.dynamics.noisy else 1
     size = min(_BATCH // ways, len(positions))
     try:
         with seeded(guide.mean_count.device, "field", seed):

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from pyrocell.distributions import Start
 from pyrocell.views import rna
-from pyrocell.views.base import Start, View
+from pyrocell.views.base import View
 from pyrocell.views.rna import RNAView
 
 __all__ = ["VIEWS", "RNAView", "Start", "View", "register", "rna"]

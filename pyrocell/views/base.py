@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-__all__ = ["Start", "View"]
+from pyrocell.distributions import Start
 
-
-class Start(NamedTuple):
-    """Where the guide's factor of a site starts.
-
-    Attributes
-    ----------
-    loc, scale
-        Mean and standard deviation, of the site's logarithm where it is positive.
-    positive
-        Whether the site is above zero; its factor is then lognormal.
-    """
-
-    loc: Tensor
-    scale: Tensor
-    positive: bool = False
+__all__ = ["View"]
 
 
 class View(nn.Module):

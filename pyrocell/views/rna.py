@@ -13,12 +13,13 @@ from torch.nn.functional import logsigmoid, softplus
 
 from pyrocell.distributions import (
     NegativeBinomial,
+    Start,
     WideLogNormal,
     WideNormal,
     ZeroInflatedNegativeBinomial,
 )
 from pyrocell.priors import Priors
-from pyrocell.views.base import Start, View
+from pyrocell.views.base import View
 
 __all__ = [
     "RNAView",

@@ -85,12 +85,15 @@ def has_gene_level(model: GenerativeModel) -> bool:
 
     Not where resting states move on their own (an effect is then also where cells go), under a
     neural ODE (responses are then no sum of parts), where arms differ in when cells were perturbed
-    or met the medium, under imposed assumptions, and without gene-level effects.
+    or met the medium, under imposed assumptions, under another dynamics or prior of effects than
+    those of the package, and without gene-level effects.
     """
     return (
         model.config.gene_residual
         and not model.has_motion
         and not model.has_field
+        and (model.dynamics.gene_level or bool(model.dynamics.integrated))
+        and model.config.effect_prior == "normal"
         and not model.follows_gain
         and model.imposed is None
         and not len(model.uncertain)
