@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from pyrocell import PyroCell, Screen
 from pyrocell.errors import ModelFileError, ScreenError, UnknownLabelError
 
+KEPT = Path(__file__).parent / "model_of_0_1"
 FILES = {"model.safetensors", "model.json", "history.csv"}
 
 
@@ -339,3 +340,14 @@ def test_pairs_never_seen_can_be_asked_about_but_not_trained_on(saved, cells):
     ).all()
     with pytest.raises(ScreenError, match="new model"):
         loaded.train(max_epochs=1)
+
+
+def test_a_file_of_version_0_1_gives_the_answers_it_gave(tiny_adata):
+    """Written before the rooms were; its dropout has a tensor under a name that has moved."""
+    PyroCell.setup_anndata(tiny_adata, media_key="media")
+    model = PyroCell.load(KEPT, tiny_adata)
+    with np.load(KEPT.with_name(f"{KEPT.name}_answers.npz")) as before:
+        effects = model.perturbation_effects(n_samples=20)["mean"]
+        assert np.allclose(effects, before["mean"], rtol=1e-4, atol=1e-6)
+        asked = model.screen.conditions[["perturbation", "media"]].head(3)
+        assert np.allclose(model.predict(asked, n_samples=10).X, before["predicted"], rtol=1e-4)
