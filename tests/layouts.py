@@ -5,12 +5,31 @@ from __future__ import annotations
 import itertools
 import warnings
 
+import numpy as np
 import pandas as pd
 
 from pyrocell.errors import ScreenWarning
 from pyrocell.screen.screen import Screen
 
 GENES = ["A", "B", "C", "D"]
+# perturbed and exposed at times of their own
+ARMS = pd.DataFrame(
+    [
+        (p, m, t, at, ex, b)
+        for t in (3.0, 6.0)
+        for b in ("x", "y")
+        for p, m, at, ex in [
+            ("control", "baseline", np.nan, np.nan),
+            ("control", "IFNG", np.nan, 0.0),
+            ("control", "IFNG", np.nan, 1.0),
+            ("A", "baseline", 0.0, np.nan),
+            ("A", "IFNG", 0.0, 1.0),
+            ("A", "IFNG", 2.0, 0.0),
+        ]
+        for _ in range(4)
+    ],
+    columns=["perturbation", "media", "time", "perturbation_time", "media_time", "batch"],
+)
 
 
 def crossed(**levels) -> pd.DataFrame:

@@ -112,3 +112,17 @@ def test_the_package_itself_uses_no_old_path():
 def test_few_modules_lie_beside_the_rooms():
     beside = {path.stem for path in (ROOT / "pyrocell").glob("*.py")}
     assert beside == {"__init__", "_compat", "errors", "model", "parallel", "priors", "transfer"}
+
+
+def test_files_that_the_docs_name_exist():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    named = {
+        path
+        for page in pages
+        if page.name != "changelog.md"
+        for path in re.findall(
+            r"`((?:tests|benchmarks|scripts|pyrocell|docs)/[A-Za-z0-9_/.]*)`", page.read_text()
+        )
+    }
+    missing = {path for path in named if not (ROOT / path).exists() and "NAME" not in path}
+    assert not missing

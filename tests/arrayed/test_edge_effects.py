@@ -220,7 +220,7 @@ def test_a_plate_map_shows_values_where_the_wells_are():
 
 @pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
 def test_the_code_on_the_page_runs_as_it_stands(plate, monkeypatch):
-    text = (Path(__file__).parents[1] / "docs" / "arrayed.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "arrayed.md").read_text(encoding="utf-8")
     train = pyrocell.PyroCell.train
     monkeypatch.setattr(
         pyrocell.PyroCell, "train", lambda self: train(self, max_epochs=2, progress_bar=False)

@@ -22,7 +22,7 @@ from pyrocell.assumptions.testability import (
 )
 from pyrocell.screen.screen import Screen
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 KEYS = ["assumption", "perturbation", "media"]
 LABELS = ["perturbation", "media", "time", "batch"]
 

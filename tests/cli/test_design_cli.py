@@ -18,7 +18,7 @@ import pyrocell
 from pyrocell import design
 from pyrocell.cli.main import main
 
-PAGE = Path(__file__).parents[1] / "docs" / "design.md"
+PAGE = Path(__file__).parents[2] / "docs" / "design.md"
 PLAN = ["design", "--perturbations", "20", "--media", "baseline", "IFNG", "--lanes", "4"]
 
 

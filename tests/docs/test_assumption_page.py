@@ -16,7 +16,7 @@ import scipy.sparse as sp
 
 import pyrocell
 
-PAGE = Path(__file__).parents[1] / "docs" / "assumptions.md"
+PAGE = Path(__file__).parents[2] / "docs" / "assumptions.md"
 
 
 @pytest.mark.slow

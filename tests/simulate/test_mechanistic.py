@@ -11,7 +11,7 @@ import pytest
 
 import pyrocell
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 WHY = "{} is not installed; it is in the dependency group 'benchmark'"
 
 

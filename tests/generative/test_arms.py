@@ -12,10 +12,11 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from designs import GENES, MEDIA, D, J, K, assert_same, designs, parameters
 from hypothesis import given
 from hypothesis import strategies as st
+from layouts import ARMS as CELLS
 from layouts import crossed, screen_of
-from test_protocol import GENES, MEDIA, D, J, K, assert_same, designs, parameters
 from torch import Tensor
 
 import pyrocell
@@ -110,24 +111,6 @@ def test_draws_of_the_biology_and_gradients_pass_through():
 
 
 # ---------------------------------------------------------------- registration
-
-CELLS = pd.DataFrame(
-    [
-        (p, m, t, at, ex, b)
-        for t in (3.0, 6.0)
-        for b in ("x", "y")
-        for p, m, at, ex in [
-            ("control", "baseline", np.nan, np.nan),
-            ("control", "IFNG", np.nan, 0.0),
-            ("control", "IFNG", np.nan, 1.0),
-            ("A", "baseline", 0.0, np.nan),
-            ("A", "IFNG", 0.0, 1.0),
-            ("A", "IFNG", 2.0, 0.0),
-        ]
-        for _ in range(4)
-    ],
-    columns=["perturbation", "media", "time", "perturbation_time", "media_time", "batch"],
-)
 
 
 def test_conditions_differ_in_when_cells_were_perturbed_and_exposed():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_arms import CELLS
+from layouts import ARMS as CELLS
 
 from pyrocell import simulate
 

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from pyrocell.datasets import hipsc_timecourse
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "data" / "renge_ishikawa2023.h5ad"
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "data" / "renge_ishikawa2023.h5ad"
 
 
 @pytest.fixture(scope="module")

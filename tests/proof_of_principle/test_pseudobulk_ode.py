@@ -319,7 +319,7 @@ def test_what_cannot_be_fitted_is_refused(screen):
 
 
 def test_the_code_on_the_page_runs_as_it_stands(monkeypatch):
-    page = Path(__file__).parents[1] / "docs" / "proof_of_principle.md"
+    page = Path(__file__).parents[2] / "docs" / "proof_of_principle.md"
     (block,) = re.findall(
         r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )

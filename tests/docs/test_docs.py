@@ -16,7 +16,7 @@ import pytest
 
 import pyrocell
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")

@@ -315,7 +315,7 @@ torch.save((model.module.state_dict(), model.history), f"{sys.argv[1]}/{os.envir
 """
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    here = str(Path(__file__).parents[1])
+    here = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": here, "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(
         [*command, script, tmp_path], check=True, env=environment, timeout=LIMIT, cwd=tmp_path
