@@ -20,7 +20,7 @@ from throughput import alternate, build, screen
 from torch import Tensor
 
 from pyrocell import PyroCell
-from pyrocell.distributions import WideNormal
+from pyrocell.distributions import EventNormal
 from pyrocell.distributions._low_rank import _all_pairs, _Terms, low_rank_log_prob
 from pyrocell.generative.cell_shift import shifts_shared
 from pyrocell.guide.encoder import state_shift
@@ -98,7 +98,7 @@ def normal(model: PyroCell, batch: dict[str, Tensor]) -> Ways:
         return family.log_prob(family.rsample())
 
     def drawn() -> Tensor:
-        family = WideNormal(loc, log_scale.exp())
+        family = EventNormal(loc, log_scale.exp())
         return family.log_prob(family.rsample())
 
     return plain, drawn

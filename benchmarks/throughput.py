@@ -37,7 +37,7 @@ from pyrocell import PyroCell, TrainingConfig, simulate
 from pyrocell.data.loader import batch_loader
 from pyrocell.generative.cell_shift import shifts_shared
 from pyrocell.training.fit import ElboPlan, held_out_elbo, train
-from pyrocell.training.row_subsampling import visits_of
+from pyrocell.training.row_subsampling import row_subsampler
 
 SEED = 0
 QUIET = {"progress_bar": False, "accelerator": "cpu", "devices": 1}
@@ -112,7 +112,7 @@ class Step:
         self.threads, net, guide, cells = threads, *parts(model), model._cells
         net.n_cells, config = len(cells), TrainingConfig()
         loader = batch_loader(cells, np.arange(len(cells)), batch_size, seed=SEED)
-        visits = visits_of(net, guide, cells.condition, batch_size, by_minibatch)
+        visits = row_subsampler(net, guide, cells.condition, batch_size, by_minibatch)
         if visits:
             visits.shuffle(loader.batch_sampler, cells.condition)
         self.plan = ElboPlan(net, guide, net.n_cells, 3000, config, visits)

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, inference_data
 from pyrocell._core.progress import progress
-from pyrocell._core.threading import few_threads, on_few_threads
+from pyrocell._core.threading import few_threads, limit_threads
 from pyrocell.assumptions.spec import Assume
 from pyrocell.assumptions.steady_state import steady_state_screen
 from pyrocell.assumptions.table import assumption_table
 from pyrocell.assumptions.testability import testability
-from pyrocell.data.loader import CellData, split_cells
+from pyrocell.data.loader import CellDataset, split_cells
 from pyrocell.data.model_files import read_model, write_model
 from pyrocell.data.registration import CellTensors, ScreenManager, cell_tensors, register
 from pyrocell.errors import ModelFileError, ScreenError
@@ -49,7 +49,7 @@ from pyrocell.posterior.gene_level.fit import (
 )
 from pyrocell.posterior.levels import levels
 from pyrocell.posterior.module import ScreenModule
-from pyrocell.posterior.output import Keep
+from pyrocell.posterior.output import OutputTarget
 from pyrocell.posterior.prediction import predict
 from pyrocell.posterior.predictive_check import (
     importance_log_likelihood,
@@ -254,10 +254,10 @@ class PyroCell(BaseModelClass):
         arguments = {k: v for k, v in locals().items() if k not in ("cls", "adata")}
         cls.register_manager(register(cls, adata, **arguments))
 
-    def _cell_data(self, manager: ScreenManager, cells: CellTensors | None = None) -> CellData:
+    def _cell_data(self, manager: ScreenManager, cells: CellTensors | None = None) -> CellDataset:
         """Cells of a manager in terms of the model's conditions, or with a table of their own."""
         cells = cell_tensors(manager) if cells is None else cells
-        data = CellData(
+        data = CellDataset(
             cells.counts,
             manager.screen.cell_condition,
             manager.screen.cell_batch,
@@ -274,7 +274,7 @@ class PyroCell(BaseModelClass):
         table, _ = FittedScreen(posterior, self.screen, data).conditions(here)
         return replace(data, conditions=table)
 
-    def _cells_of(self, adata: AnnData | None) -> tuple[CellData, pd.DataFrame]:
+    def _cells_of(self, adata: AnnData | None) -> tuple[CellDataset, pd.DataFrame]:
         """Cells of an AnnData on this model's axes, and their `.obs`."""
         if adata is None or adata is self.adata:
             return self._cells, self.adata.obs
@@ -478,7 +478,7 @@ class PyroCell(BaseModelClass):
         """
         return testability(self.screen)
 
-    @on_few_threads
+    @limit_threads
     def assumptions(
         self,
         region: float = 0.05,
@@ -536,7 +536,7 @@ class PyroCell(BaseModelClass):
             progress=progress(progress_bar),
         )
 
-    @on_few_threads
+    @limit_threads
     def assumed_indicators(self, n_samples: int = 200) -> pd.DataFrame:
         """Whether assumptions that the model was given with a probability hold, as it sees them.
 
@@ -565,7 +565,7 @@ class PyroCell(BaseModelClass):
             scale=scale[model.uncertain.kind].cpu().numpy(),
         )
 
-    @on_few_threads
+    @limit_threads
     def perturbation_effects(
         self,
         perturbations: Sequence[str] | None = None,
@@ -640,13 +640,13 @@ class PyroCell(BaseModelClass):
                 time,
                 credible_level,
             )
-        keep = Keep(memory_budget, path, overwrite)
+        keep = OutputTarget(memory_budget, path, overwrite)
         bar = progress(progress_bar)
         return perturbation_effects(
             self.fitted, names, media, time, n_samples, credible_level, bar, keep
         )
 
-    @on_few_threads
+    @limit_threads
     def effect_checks(self) -> pd.DataFrame:
         """Whether effects agree with the counts alone, and whether controls explain them.
 
@@ -715,7 +715,7 @@ class PyroCell(BaseModelClass):
             self._counts = counts_of_screen(self.screen, self._cells, self.module.priors)
         return self._counts
 
-    @on_few_threads
+    @limit_threads
     def batch_effects(
         self, n_samples: int = 200, credible_level: float = 0.9, by: str = "batch"
     ) -> pd.DataFrame:
@@ -734,7 +734,7 @@ class PyroCell(BaseModelClass):
             raise ScreenError("the screen has no laboratories; register a laboratory_key")
         return batch_effects(self.fitted, n_samples, credible_level, by)
 
-    @on_few_threads
+    @limit_threads
     def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:
         """Gain of each perturbation on each medium's response: 0 blocked, 1 untouched."""
         if not self.screen.media:
@@ -744,7 +744,7 @@ class PyroCell(BaseModelClass):
             )
         return media_gains(self.fitted, n_samples, credible_level)
 
-    @on_few_threads
+    @limit_threads
     def predict(
         self,
         conditions: Protocol | pd.DataFrame,
@@ -799,7 +799,7 @@ class PyroCell(BaseModelClass):
             return_draws,
             progress(progress_bar),
             batch_content,
-            Keep(memory_budget, path, overwrite),
+            OutputTarget(memory_budget, path, overwrite),
         )
 
     def steady_state_screen(
@@ -853,7 +853,7 @@ class PyroCell(BaseModelClass):
             progress=progress(progress_bar),
         )
 
-    @on_few_threads
+    @limit_threads
     def posterior_predictive_check(
         self, n_samples: int = 50, n_cells: int = 5000, credible_level: float = 0.99
     ) -> pd.DataFrame:
@@ -862,7 +862,7 @@ class PyroCell(BaseModelClass):
             self.posterior, self._cells, self.screen.genes, n_samples, n_cells, credible_level
         )
 
-    @on_few_threads
+    @limit_threads
     def posterior_samples(
         self, n: int = 200, sites: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
@@ -879,7 +879,7 @@ class PyroCell(BaseModelClass):
         return inference_data(*labelled(samples, self.screen, self.module.model, covariates))
 
     # ------------------------------------------------------------------ questions about cells
-    @on_few_threads
+    @limit_threads
     def counterfactual(
         self,
         adata: AnnData | None = None,
@@ -912,10 +912,10 @@ class PyroCell(BaseModelClass):
         )
         if self.screen.times or time is not None:
             target["time"] = self.screen.times[-1] if time is None else time
-        bar, keep = progress(progress_bar), Keep(memory_budget, path, overwrite)
+        bar, keep = progress(progress_bar), OutputTarget(memory_budget, path, overwrite)
         return counterfactual(self.fitted, cells, obs, target, n_samples, credible_level, bar, keep)
 
-    @on_few_threads
+    @limit_threads
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -933,10 +933,10 @@ class PyroCell(BaseModelClass):
         fit = self.fitted
         blocks = latent(fit, cells, batch_size)
         axes = "axis", [f"z{i + 1}" for i in range(fit.model.config.n_latent)]
-        bar, keep = progress(progress_bar), Keep(MEMORY_BUDGET, path, overwrite)
+        bar, keep = progress(progress_bar), OutputTarget(MEMORY_BUDGET, path, overwrite)
         return cells_by(blocks, "latent", obs, axes, batch_size, bar, keep)
 
-    @on_few_threads
+    @limit_threads
     def get_normalized_expression(
         self,
         adata: AnnData | None = None,
@@ -955,13 +955,13 @@ class PyroCell(BaseModelClass):
         cells, obs = self._cells_of(adata)
         blocks = normalised(self.fitted, cells, batch_size, library_size, batch_corrected)
         genes = "gene", self.screen.genes
-        bar, keep = progress(progress_bar), Keep(MEMORY_BUDGET, path, overwrite)
+        bar, keep = progress(progress_bar), OutputTarget(MEMORY_BUDGET, path, overwrite)
         values = cells_by(blocks, "expression", obs, genes, batch_size, bar, keep)
         if path is not None:
             return values
         return pd.DataFrame(values, index=obs.index, columns=self.screen.genes)
 
-    @on_few_threads
+    @limit_threads
     def get_marginal_ll(
         self, adata: AnnData | None = None, n_mc_samples: int = 100, batch_size: int = 512
     ) -> pd.Series:
@@ -970,7 +970,7 @@ class PyroCell(BaseModelClass):
         values = importance_log_likelihood(self.posterior, cells, n_mc_samples, batch_size)
         return pd.Series(values, index=obs.index, name="log_likelihood")
 
-    @on_few_threads
+    @limit_threads
     def simulate_cells(
         self,
         conditions: Protocol | pd.DataFrame,
@@ -1010,7 +1010,7 @@ class PyroCell(BaseModelClass):
         wanted = n_samples, n_cells, size_factor, path, overwrite
         return simulate_cells(self.fitted, frame, order, *wanted)
 
-    @on_few_threads
+    @limit_threads
     def fate_proportions(
         self,
         conditions: Protocol | pd.DataFrame,

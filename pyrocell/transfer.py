@@ -16,7 +16,7 @@ from anndata import AnnData
 from scipy.stats import norm
 
 from pyrocell._compat import SETUP_ARGS
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.assumptions.spec import Assume
 from pyrocell.errors import ScreenError, ScreenWarning
 from pyrocell.metrics import coverage
@@ -230,7 +230,7 @@ def transfer_effects(
         raise ScreenError(
             f'"{source}" and "{media}" share {len(both)} perturbations, three tell how far effects '
             f"carry over; of those asked for {len(lacking)} were not measured in "
-            f'"{source}" ({listed(lacking)}): leave them out'
+            f'"{source}" ({join_names(lacking)}): leave them out'
         )
 
     def effect(rows: dict[str, int], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,21 +6,21 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["listed", "suggestion"]
+__all__ = ["did_you_mean", "join_names"]
 
 
-def listed(names: Iterable[Any], limit: int = 5) -> str:
+def join_names(names: Iterable[Any], limit: int = 5) -> str:
     """Join names for a message; beyond `limit` only their number is given."""
     names = [str(name) for name in names]
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
-def suggestion(value: Any, options: Iterable[Any]) -> str:
+def did_you_mean(value: Any, options: Iterable[Any]) -> str:
     """Return `'; did you mean "…"?'` for the option nearest to `value`, or what there is."""
     options = [str(option) for option in options]
     lowered = {option.casefold(): option for option in reversed(options)}
     near = difflib.get_close_matches(str(value).casefold(), list(lowered), n=1, cutoff=0.6)
     if near:
         return f'; did you mean "{lowered[near[0]]}"?'
-    return f"; there are: {listed(options, 8)}" if options else ""
+    return f"; there are: {join_names(options, 8)}" if options else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["few_threads", "in_threads", "on_few_threads"]
+__all__ = ["few_threads", "limit_threads", "parallel_for"]
 
 _FEW_GENES = 1000
 _pool: ThreadPoolExecutor | None = None
@@ -26,7 +26,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
 
 
-def in_threads(work: Callable[[int], None], n_items: int) -> None:
+def parallel_for(work: Callable[[int], None], n_items: int) -> None:
     """Run work(0) .. work(n_items - 1), of kernels that release the GIL, on torch's threads."""
     n_threads = min(torch.get_num_threads(), n_items)
     if n_threads <= 1:
@@ -66,7 +66,7 @@ def few_threads(n_genes: int, processes: int = 1) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def on_few_threads(method: Callable) -> Callable:
+def limit_threads(method: Callable) -> Callable:
     """A method of an object with a `screen`, run on as many threads as its genes are worth."""
 
     @wraps(method)

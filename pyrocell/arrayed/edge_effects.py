@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.arrayed.plates import parse_wells, position_features
 from pyrocell.arrayed.regression import Regression, judge
 from pyrocell.contrasts.levels import condition_levels
@@ -289,7 +289,7 @@ def _looked_up(
     if isinstance(given, (Mapping, pd.Series)):
         missing = [name for name in names if name not in given]
         if missing:
-            raise ScreenError(f"{what}= does not name {listed(missing)}")
+            raise ScreenError(f"{what}= does not name {join_names(missing)}")
         return [str(given[name]) for name in names]
     if len(given) != len(names):
         raise ScreenError(f"{what}= names {len(given)} for {len(names)} rows")

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import gammaln
 from scipy.stats import gamma, norm
 
-from pyrocell.contrasts.evidence import Noisy, log_mean_exp, log_size_evidence
+from pyrocell.contrasts.evidence import ContrastEstimate, log_mean_exp, log_size_evidence
 from pyrocell.errors import ScreenError
 
 __all__ = ["Regression", "judge"]
@@ -86,7 +86,7 @@ class Regression:
         factor = _shared(left / np.sqrt(variance), free) * np.sqrt(variance)
         return cls(value, root, level, variance, factor)
 
-    def contrast(self, feature: np.ndarray, beside: Sequence[np.ndarray]) -> Noisy:
+    def contrast(self, feature: np.ndarray, beside: Sequence[np.ndarray]) -> ContrastEstimate:
         """Coefficient of a feature (W,) beside others, per gene, with the covariance of its error.
 
         Raises
@@ -101,11 +101,11 @@ class Regression:
         if square < 1e-8 * (column @ column):
             raise ScreenError("the wells at hand lie so that effects of position are aliased")
         estimate = own @ (self.root @ self.value) / square
-        return Noisy(estimate, self.variance / square, self.factor / np.sqrt(square))
+        return ContrastEstimate(estimate, self.variance / square, self.factor / np.sqrt(square))
 
 
 def judge(
-    contrasts: Mapping[str, Noisy],
+    contrasts: Mapping[str, ContrastEstimate],
     families: Mapping[str, Sequence[str]],
     genes: pd.Index,
     region: float,
@@ -177,7 +177,7 @@ class _Grid:
         weights[0] = 0.0
         return cls(sizes, weights, inside)
 
-    def look(self, contrast: Noisy) -> _Look:
+    def look(self, contrast: ContrastEstimate) -> _Look:
         log, moments = log_size_evidence(contrast, self.sizes)
         log = log - log[0]
         outside = ~self.inside
@@ -204,7 +204,9 @@ class _Grid:
         root = np.sqrt(mean / shape) * np.exp(gammaln(shape + 0.5) - gammaln(shape))
         return float(root @ p), float(lower), float(upper)
 
-    def per_gene(self, contrast: Noisy, look: _Look, genes: pd.Index, level: float) -> pd.DataFrame:
+    def per_gene(
+        self, contrast: ContrastEstimate, look: _Look, genes: pd.Index, level: float
+    ) -> pd.DataFrame:
         """Each gene drawn towards zero as far as the size of the whole says, averaged over it."""
         kept = self.sizes[:, None] ** 2 / (self.sizes[:, None] ** 2 + contrast.variance)  # (S, G)
         mean = look.p @ kept * contrast.value

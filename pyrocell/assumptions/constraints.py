@@ -17,7 +17,7 @@ from pyrocell.assumptions.spec import Assume, check_assumed
 from pyrocell.assumptions.testability import Comparison, comparisons
 from pyrocell.errors import ScreenError
 from pyrocell.screen.conditions import Conditions
-from pyrocell.screen.estimability import Links
+from pyrocell.screen.estimability import LayoutGraph
 from pyrocell.screen.screen import Screen
 
 __all__ = ["condition_table", "imposed_contrasts", "uncertain_rows"]
@@ -110,7 +110,7 @@ def condition_table(contrasts: Sequence[Weights]) -> tuple[Conditions, Tensor]:
 
 def _contrasts(screen: Screen, row: Comparison) -> list[Weights]:
     """What has to be zero if an assumption holds, one contrast for each time it speaks of."""
-    measured = Links(screen).arm(row.perturbation, row.media)
+    measured = LayoutGraph(screen).arm(row.perturbation, row.media)
     arm = [measured[t] for t in sorted(measured)]
     if row.assumption == "memory" or not len(arm):
         raise ScreenError(

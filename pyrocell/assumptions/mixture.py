@@ -32,14 +32,14 @@ from pyrocell.operators.waiting import relative_curve
 from pyrocell.screen.conditions import Conditions
 from pyrocell.screen.screen import Screen
 
-__all__ = ["UncertainAssumptions"]
+__all__ = ["AssumptionMixture"]
 
 _DRAWS = 128  # of rates and gains from their prior, for Z
 
 Values = dict[str, Tensor]
 
 
-class UncertainAssumptions(nn.Module):
+class AssumptionMixture(nn.Module):
     """The assumptions of a model that are held with a probability between 0 and 1.
 
     Parameters

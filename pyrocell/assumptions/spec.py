@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pandas as pd
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
 
 __all__ = ["ASSUMPTIONS", "Assume", "Assumption", "check_assumed"]
@@ -127,7 +127,7 @@ class Assume:
         if self.assumption not in ASSUMPTIONS:
             raise UnknownLabelError(
                 f'there is no assumption "{self.assumption}"'
-                f"{suggestion(self.assumption, ASSUMPTIONS)}; one of {', '.join(ASSUMPTIONS)}"
+                f"{did_you_mean(self.assumption, ASSUMPTIONS)}; one of {', '.join(ASSUMPTIONS)}"
             )
         if not 0 <= self.probability <= 1:
             raise ScreenError(f"probability={self.probability} must lie between 0 and 1")
@@ -225,6 +225,6 @@ def check_assumed(assume: Iterable[Assume], rows: Iterable[_Row]) -> None:
             wanted, known = getattr(a, name), {getattr(row, name) for row in mine}
             if wanted is not None and wanted not in known:
                 raise UnknownLabelError(
-                    f'{a.assumption} speaks of no {name} "{wanted}"{suggestion(wanted, known)}'
+                    f'{a.assumption} speaks of no {name} "{wanted}"{did_you_mean(wanted, known)}'
                 )
         raise UnknownLabelError(f"no condition of the screen is meant by {a}")

@@ -33,7 +33,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from pyrocell.contrasts.pseudobulk import Cells, LogRatio, Reference, Variance, log_ratio, rates
-from pyrocell.data.backed import StoredCounts
+from pyrocell.data.backed import BackedCounts
 from pyrocell.errors import ScreenError
 from pyrocell.screen.events import EVENTS
 from pyrocell.screen.screen import Screen
@@ -271,7 +271,7 @@ class _Comparison:
         return float(np.abs(change).mean())
 
     def _raw_baseline(self, *pair: int) -> float:
-        """The same between two random groups of control cells of one time, as many as there are."""
+        """Change between two random groups of control cells of one time, as many as there are."""
         rng = self._rng(0, *pair)
         out = []
         for cells in (self.groups[c] for c in self._controls(*pair) if c is not None):
@@ -368,7 +368,7 @@ def _root(square: float) -> float:
     return float(np.sqrt(max(square, 0.0)))
 
 
-def _groups(counts: sp.csr_matrix | StoredCounts, size: np.ndarray, screen: Screen) -> list[Cells]:
+def _groups(counts: sp.csr_matrix | BackedCounts, size: np.ndarray, screen: Screen) -> list[Cells]:
     order = np.argsort(screen.cell_condition, kind="stable")
     bounds = np.searchsorted(screen.cell_condition[order], np.arange(len(screen.conditions) + 1))
     everything = Cells.of(counts, size, screen.cell_batch)

@@ -21,7 +21,7 @@ from pyrocell.assumptions.memory import KEPT, both_orders, kept_evidence
 from pyrocell.assumptions.spec import Assume, check_assumed
 from pyrocell.assumptions.testability import Comparison, comparisons
 from pyrocell.contrasts.evidence import (
-    Noisy,
+    ContrastEstimate,
     log_mean_exp,
     log_size_evidence,
     log_slope_evidence,
@@ -238,9 +238,9 @@ class _Group:
 
         return self._each(judge)
 
-    def _against_level(self, k: int, genes: np.ndarray) -> Noisy:
+    def _against_level(self, k: int, genes: np.ndarray) -> ContrastEstimate:
         spread = self.spread[k] + self._reference_spread(k)
-        return Noisy(
+        return ContrastEstimate(
             (self.value[k] - self.level[k])[genes],
             (self.variance[k] + self.level_variance[k])[genes],
             np.sqrt(spread) * self.loading[:, genes],
@@ -278,7 +278,7 @@ class _Group:
         self._common(np.concatenate([[0.005], OWN_SIZES]), weights)
         out = np.zeros((len(self.value), len(SLOPES)))
         for k, genes in enumerate(np.isfinite(self.variance)):
-            response = Noisy(
+            response = ContrastEstimate(
                 self.value[k, genes],
                 self.variance[k, genes],
                 np.sqrt(self.spread[k]) * self.loading[:, genes],

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from pyrocell._core.messages import listed
-from pyrocell.screen.estimability import Arm, Links, arm_name
+from pyrocell._core.messages import join_names
+from pyrocell.screen.estimability import Arm, LayoutGraph, arm_name
 from pyrocell.screen.screen import Screen
 
 __all__ = ["ALL_PERTURBATIONS", "Comparison", "comparisons", "testability"]
@@ -76,7 +76,7 @@ def testability(screen: Screen) -> pd.DataFrame:
 
 def comparisons(screen: Screen) -> list[Comparison]:
     """Return the contrast behind every row of `testability`, in the same order."""
-    links = Links(screen)
+    links = LayoutGraph(screen)
     control, baseline = screen.control, screen.baseline_media
     arms = [arm for arm in links.arms if arm != (control, links.baseline)]
     perturbed = [arm for arm in arms if arm[0] != control]
@@ -109,27 +109,29 @@ def _pairs(times: Iterable[int]) -> Iterator[tuple[int, int]]:
     return ((early, late) for late, early in itertools.combinations(descending, 2))
 
 
-def _never(links: Links, perturbation: str, medium: str, remedy: str) -> Verdict:
+def _never(links: LayoutGraph, perturbation: str, medium: str, remedy: str) -> Verdict:
     """Say that an arm was not measured, and what was instead."""
     media = [m for p, m in links.arms if p == perturbation]
     if not medium:
         because = f"every cell was in medium {links.media[0]}, none without it"
     elif media:
-        because = f"{perturbation} was never measured in medium {medium}, only in {listed(media)}"
+        because = (
+            f"{perturbation} was never measured in medium {medium}, only in {join_names(media)}"
+        )
     else:
         sets = dict.fromkeys(p for p, _ in links.arms if perturbation in p.split("+"))
-        because = f"{perturbation} was measured only in combinations ({listed(sets)})"
+        because = f"{perturbation} was measured only in combinations ({join_names(sets)})"
     return _untestable(because, remedy)
 
 
-def _necessary(links: Links) -> Verdict:
+def _necessary(links: LayoutGraph) -> Verdict:
     if links.arm(links.control, links.baseline):
         return _change(links, links.control, links.baseline)
     remedy = "add control cells in baseline medium, at two times in one batch"
     return _never(links, links.control, links.baseline, remedy)
 
 
-def _change(links: Links, perturbation: str, medium: str) -> Verdict:
+def _change(links: LayoutGraph, perturbation: str, medium: str) -> Verdict:
     """Whether the change of an arm between two times is estimable."""
     arm, who = links.arm(perturbation, medium), arm_name(perturbation, medium)
     if len(arm) < 2:
@@ -154,7 +156,7 @@ def _change(links: Links, perturbation: str, medium: str) -> Verdict:
     )
 
 
-def _relative_change(links: Links, perturbation: str, medium: str) -> Verdict:
+def _relative_change(links: LayoutGraph, perturbation: str, medium: str) -> Verdict:
     """Whether an arm's change minus the control's in the same medium is estimable."""
     arm, control = links.arm(perturbation, medium), links.arm(links.control, medium)
     who, both = arm_name(perturbation, medium), sorted(arm.keys() & control.keys())
@@ -188,7 +190,7 @@ def _relative_change(links: Links, perturbation: str, medium: str) -> Verdict:
 
 
 def _cancelling(
-    links: Links, perturbation: str, arm: Arm, control: Arm, early: int, late: int
+    links: LayoutGraph, perturbation: str, arm: Arm, control: Arm, early: int, late: int
 ) -> str:
     """Say which batches the conditions of a double difference between two times share."""
     if links.linked(arm[late], control[late]):
@@ -201,7 +203,7 @@ def _cancelling(
     )
 
 
-def _effect(links: Links, perturbation: str) -> Verdict:
+def _effect(links: LayoutGraph, perturbation: str) -> Verdict:
     """Whether perturbation minus control in baseline medium, at one time, is estimable."""
     baseline = links.baseline
     arm, control = links.arm(perturbation, baseline), links.arm(links.control, baseline)
@@ -233,7 +235,7 @@ def _effect(links: Links, perturbation: str) -> Verdict:
     return _untestable(because, remedy)
 
 
-def _response(links: Links, perturbation: str, medium: str) -> Verdict:
+def _response(links: LayoutGraph, perturbation: str, medium: str) -> Verdict:
     """Whether both a perturbation's response to a medium and the control's are estimable.
 
     Their difference alone is not enough: which share of the response is left asks how large it is.
@@ -288,7 +290,7 @@ def _response(links: Links, perturbation: str, medium: str) -> Verdict:
     )
 
 
-def _memory(links: Links, medium: str) -> tuple[Verdict, Orders]:
+def _memory(links: LayoutGraph, medium: str) -> tuple[Verdict, Orders]:
     """Whether both orders of losing a pathway and meeting a medium can be compared with controls.
 
     Of the reverse order the latest harvest is taken at which a perturbation can be judged.
@@ -309,7 +311,8 @@ def _memory(links: Links, medium: str) -> tuple[Verdict, Orders]:
         if orders:
             since = f" (exposed at {exposed:g}, perturbed at {perturbed:g})"
             reason = (
-                f"{listed(orders)} came after {medium}{since} and, in other cells, before it; both "
+                f"{join_names(orders)} came after {medium}{since} and, in other cells, before it; "
+                f"both "
                 f"and their controls were measured{links.at(time)} in batches that are linked, so "
                 "what is left of the response can be told from batch noise"
             )
@@ -330,7 +333,7 @@ def _memory(links: Links, medium: str) -> tuple[Verdict, Orders]:
 
 
 def _both_orders(
-    links: Links, perturbation: str, medium: str, time: int, reverse: int, control: int | None
+    links: LayoutGraph, perturbation: str, medium: str, time: int, reverse: int, control: int | None
 ) -> tuple[Weights, Weights] | None:
     """Responses less the control's, after the reverse order and the usual one, if estimable."""
     names = [(perturbation, medium), (links.control, medium)]

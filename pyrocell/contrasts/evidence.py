@@ -20,7 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Noisy", "log_mean_exp", "log_size_evidence", "log_slope_evidence", "without_common"]
+__all__ = [
+    "ContrastEstimate",
+    "log_mean_exp",
+    "log_size_evidence",
+    "log_slope_evidence",
+    "without_common",
+]
 
 SHARES = (1.0, 0.3, 0.1, 0.03)
 ISOTROPIC = 0.2  # of an effect along the others' axes, what is in all directions
@@ -32,7 +38,7 @@ _SHARED = 0.6  # most of a gene's noise that the axes of cell state may explain
 
 
 @dataclass(frozen=True)
-class Noisy:
+class ContrastEstimate:
     """A contrast with its noise.
 
     Attributes
@@ -58,9 +64,9 @@ class Noisy:
         """(G,) variance beyond the shared part."""
         return self.variance - (self.factor**2).sum(0)
 
-    def at(self, log_noise: float) -> Noisy:
-        """The same with another level of noise."""
-        return Noisy(
+    def at(self, log_noise: float) -> ContrastEstimate:
+        """An estimate like it under another level of noise."""
+        return ContrastEstimate(
             self.value, self.variance * np.exp(log_noise), self.factor * np.exp(log_noise / 2)
         )
 
@@ -74,7 +80,7 @@ def log_mean_exp(values: np.ndarray, weights: np.ndarray | None = None) -> np.nd
 
 
 def log_size_evidence(
-    contrast: Noisy, sizes: np.ndarray, *axes: np.ndarray
+    contrast: ContrastEstimate, sizes: np.ndarray, *axes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log evidence of every root mean square, up to a constant, and what is realised under it.
 
@@ -94,7 +100,7 @@ def log_size_evidence(
     has over its genes: s² is the width it is drawn with, the genes at hand have their own.
     """
 
-    def at(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
+    def at(noisy: ContrastEstimate) -> tuple[np.ndarray, np.ndarray]:
         value = np.broadcast_to(noisy.value, (len(sizes), len(noisy.value)))
         parts = [_sparse(value, noisy.own[None], noisy.factor, sizes**2, q) for q in SHARES]
         parts += [_along(noisy, sizes, directions) for directions in axes if directions.any()]
@@ -104,7 +110,7 @@ def log_size_evidence(
 
 
 def log_slope_evidence(
-    response: Noisy,
+    response: ContrastEstimate,
     reference: np.ndarray,
     reference_variance: np.ndarray,
     slopes: np.ndarray,
@@ -121,7 +127,7 @@ def log_slope_evidence(
     known, error = kept * reference, kept * reference_variance
     grid, scale = (a.ravel() for a in np.meshgrid(slopes, sizes, indexing="ij"))
 
-    def at(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
+    def at(noisy: ContrastEstimate) -> tuple[np.ndarray, np.ndarray]:
         value = noisy.value - grid[:, None] * known
         own = noisy.own + grid[:, None] ** 2 * error
         parts = [_sparse(value, own, noisy.factor, scale**2, q) for q in (1.0, 0.1)]
@@ -178,7 +184,7 @@ def without_common(
 
 
 def _over_noise(
-    contrast: Noisy, at: Callable[[Noisy], tuple[np.ndarray, np.ndarray]]
+    contrast: ContrastEstimate, at: Callable[[ContrastEstimate], tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average over the level of the noise."""
     nodes = NOISE_SD * np.sqrt(2) * _NODES
@@ -242,8 +248,10 @@ def _odds(log_odds: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(log_odds, -50, 50)))
 
 
-def _along(noisy: Noisy, sizes: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same for an effect along given axes, and a little in all directions."""
+def _along(
+    noisy: ContrastEstimate, sizes: np.ndarray, axes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log evidence of an effect along given axes, and a little in all directions."""
     unit = axes / np.sqrt((axes**2).sum(0).mean())
     g = len(noisy.value)
     logs, means, variances = [], [], []

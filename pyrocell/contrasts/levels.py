@@ -23,7 +23,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import polygamma
 
-from pyrocell.data.backed import StoredCounts, count_blocks
+from pyrocell.data.backed import BackedCounts, count_blocks
 from pyrocell.data.statistics import add_by_group
 
 __all__ = ["ConditionLevels", "Contrast", "condition_levels"]
@@ -97,7 +97,7 @@ class ConditionLevels:
 
 
 def condition_levels(
-    counts: sp.csr_matrix | StoredCounts,
+    counts: sp.csr_matrix | BackedCounts,
     size: np.ndarray,
     condition: np.ndarray,
     batch: np.ndarray,
@@ -231,7 +231,7 @@ class _Groups:
     @classmethod
     def of(
         cls,
-        counts: sp.csr_matrix | StoredCounts,
+        counts: sp.csr_matrix | BackedCounts,
         size: np.ndarray,
         weight: np.ndarray,
         group: np.ndarray,

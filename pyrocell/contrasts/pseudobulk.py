@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from pyrocell.data.backed import StoredCounts, gene_totals
+from pyrocell.data.backed import BackedCounts, gene_totals
 
 __all__ = ["Cells", "LogRatio", "Reference", "Variance", "log_ratio", "rates"]
 
@@ -48,14 +48,14 @@ class Cells:
         (n,) codes.
     """
 
-    counts: sp.csr_matrix | StoredCounts
+    counts: sp.csr_matrix | BackedCounts
     size: np.ndarray
     batch: np.ndarray
 
     @classmethod
     def of(cls, counts: Any, size: np.ndarray, batch: np.ndarray) -> Cells:
         """Cells of any matrix; stored counts stay where they are."""
-        counts = counts if isinstance(counts, StoredCounts) else sp.csr_matrix(counts)
+        counts = counts if isinstance(counts, BackedCounts) else sp.csr_matrix(counts)
         return cls(counts, np.asarray(size, float), batch)
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class Cells:
         return Cells(self.counts[rows], self.size[rows], self.batch[rows])
 
     def pooled(self) -> Cells:
-        """The same cells as if of one batch."""
+        """These cells as if they were of one batch."""
         return Cells(self.counts, self.size, np.zeros_like(self.batch))
 
 
@@ -236,8 +236,8 @@ def log_ratio(
     )
 
 
-def _sum(counts: sp.csr_matrix | StoredCounts) -> np.ndarray:
-    if isinstance(counts, StoredCounts):
+def _sum(counts: sp.csr_matrix | BackedCounts) -> np.ndarray:
+    if isinstance(counts, BackedCounts):
         return gene_totals(counts)
     return np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
 

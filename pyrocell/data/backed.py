@@ -17,17 +17,17 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import read_elem, sparse_dataset
 
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.errors import CountError, UnknownLabelError
 
 __all__ = [
-    "HeldRows",
-    "StoredCounts",
+    "BackedCounts",
+    "CachedRows",
     "check_stored",
     "count_blocks",
     "gene_totals",
     "is_stored",
-    "read_ahead",
+    "prefetch",
     "read_backed",
 ]
 
@@ -38,7 +38,7 @@ Item, Read = TypeVar("Item"), TypeVar("Read")
 
 
 def is_stored(matrix: Any) -> bool:
-    """Whether a matrix is a dataset in a file, of a kind that `StoredCounts` reads or refuses."""
+    """Whether a matrix is a dataset in a file, of a kind that `BackedCounts` reads or refuses."""
     return isinstance(matrix, CSRDataset | CSCDataset | h5py.Dataset) or _is_zarr_array(matrix)
 
 
@@ -58,7 +58,7 @@ def check_stored(matrix: Any, where: str) -> None:
         raise CountError(f"{where} holds {matrix.dtype} values; raw counts are numbers")
 
 
-class StoredCounts:
+class BackedCounts:
     """Counts in a file; `counts[rows]` reads those rows as float32 CSR in canonical form.
 
     Parameters
@@ -152,17 +152,17 @@ class StoredCounts:
         return found
 
 
-class HeldRows:
+class CachedRows:
     """Some rows of counts in memory, asked for by their positions among all of them."""
 
-    def __init__(self, counts: StoredCounts, rows: np.ndarray):
+    def __init__(self, counts: BackedCounts, rows: np.ndarray):
         self.shape, self._rows, self._counts = counts.shape, rows, counts[rows]
 
     def __getitem__(self, rows: np.ndarray) -> sp.csr_matrix:
         return self._counts[np.searchsorted(self._rows, rows)]
 
 
-def read_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[tuple[Item, Read]]:
+def prefetch(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[tuple[Item, Read]]:
     """Items and what a thread read for them, the next one while this one is worked on."""
     with ThreadPoolExecutor(1, thread_name_prefix="pyrocell-read") as reader:
         before = None
@@ -184,8 +184,8 @@ def count_blocks(counts: Any) -> Iterator[tuple[slice, sp.csr_matrix]]:
     n, n_genes = counts.shape
     step = _block_rows(n_genes)
     blocks = (slice(start, min(start + step, n)) for start in range(0, n, step))
-    if isinstance(counts, StoredCounts):
-        yield from read_ahead(counts.__getitem__, blocks)
+    if isinstance(counts, BackedCounts):
+        yield from prefetch(counts.__getitem__, blocks)
     else:
         yield from ((rows, counts[rows]) for rows in blocks)
 
@@ -227,7 +227,9 @@ def read_backed(path: str | Path) -> AnnData:
         file = h5py.File(path, "r")
     missing = [part for part in ("obs", "var") if part not in file]
     if missing:
-        raise UnknownLabelError(f'"{path}" has no {listed(missing)}: it was not written by anndata')
+        raise UnknownLabelError(
+            f'"{path}" has no {join_names(missing)}: it was not written by anndata'
+        )
     obs, var = (pd.DataFrame(read_elem(file[part])) for part in ("obs", "var"))
     layers = {name: _dataset(file["layers"][name]) for name in file.get("layers", ())}
     return AnnData(_dataset(file["X"]) if "X" in file else None, obs, var, layers=layers)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pyrocell.data.backed import HeldRows, StoredCounts, read_ahead
+from pyrocell.data.backed import BackedCounts, CachedRows, prefetch
 from pyrocell.errors import ScreenError
 from pyrocell.screen.conditions import Conditions
 
-__all__ = ["CellData", "ShuffledBatches", "batch_loader", "split_cells"]
+__all__ = ["CellDataset", "MinibatchSampler", "batch_loader", "split_cells"]
 
 _SAMPLED_ROWS = 1000
 _POOL = 16_384  # cells among which neighbours in a file are mixed
@@ -29,7 +29,7 @@ with warnings.catch_warnings():  # torch says once per process that CSR is in be
 
 
 @dataclass(frozen=True)
-class CellData(Dataset):
+class CellDataset(Dataset):
     """Cells of a screen; indexing with a list of positions yields the model's arguments.
 
     Attributes
@@ -46,7 +46,7 @@ class CellData(Dataset):
         The table that `condition` refers to, where it is not the fitted screen's own.
     """
 
-    counts: sp.csr_matrix | StoredCounts | HeldRows
+    counts: sp.csr_matrix | BackedCounts | CachedRows
     condition: np.ndarray
     batch: np.ndarray
     log_size: np.ndarray
@@ -108,7 +108,7 @@ def split_cells(n_cells: int, train_size: float, seed: int) -> tuple[np.ndarray,
     return np.sort(order[:n_train]), np.sort(order[n_train:])
 
 
-class ShuffledBatches(Sampler):
+class MinibatchSampler(Sampler):
     """Whole minibatches of shuffled positions; sorted within a batch, so CSR slicing is local.
 
     The order is a function of the seed and of how often it was iterated over. With a `block`, runs
@@ -175,27 +175,27 @@ class ShuffledBatches(Sampler):
 class _ReadAhead(DataLoader):
     """Minibatches of stored counts, one pool of them read while another is trained on."""
 
-    _all: CellData | None = None  # of a screen that is one pool, read once
+    _all: CellDataset | None = None  # of a screen that is one pool, read once
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         torch.empty((), dtype=torch.int64).random_()  # as DataLoader does: the same numbers follow
-        for pool, cells in read_ahead(self._hold, self.batch_sampler.pools()):
+        for pool, cells in prefetch(self._hold, self.batch_sampler.pools()):
             for positions in pool:
                 yield cells.__getitems__(positions)
 
-    def _hold(self, pool: list[np.ndarray]) -> CellData:
+    def _hold(self, pool: list[np.ndarray]) -> CellDataset:
         batches = self.batch_sampler
         one = len(batches) <= batches.pool
         if self._all is None or not one:
             rows = np.sort(batches.positions) if one else np.unique(np.concatenate(pool))
-            cells = replace(self.dataset, counts=HeldRows(self.dataset.counts, rows))
+            cells = replace(self.dataset, counts=CachedRows(self.dataset.counts, rows))
             self._all = cells if one else None
             return cells
         return self._all
 
 
 def batch_loader(
-    data: CellData,
+    data: CellDataset,
     positions: np.ndarray,
     size: int,
     seed: int | None = None,
@@ -211,13 +211,13 @@ def batch_loader(
     """
     if block is not None and block < 1:
         raise ScreenError(f"shuffle_block={block} must be at least 1")
-    positions, stored = np.asarray(positions), isinstance(data.counts, StoredCounts)
+    positions, stored = np.asarray(positions), isinstance(data.counts, BackedCounts)
     if block is None:
         block = _BLOCK if stored else 1
     if seed is not None:
-        sampler = ShuffledBatches(positions, size, seed, True, block, rank, processes)
+        sampler = MinibatchSampler(positions, size, seed, True, block, rank, processes)
     else:
         part = positions[rank::processes] if len(positions) >= processes else positions
-        sampler = ShuffledBatches(part, size, None, drop_last=False)
+        sampler = MinibatchSampler(part, size, None, drop_last=False)
     kind = _ReadAhead if stored else DataLoader
     return kind(data, batch_sampler=sampler, collate_fn=lambda batch: batch)

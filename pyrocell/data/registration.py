@@ -23,10 +23,10 @@ from pyrocell._compat import (
     materialise_view,
     own_identity,
 )
-from pyrocell._core.messages import listed, suggestion
-from pyrocell.data.backed import StoredCounts, is_stored
+from pyrocell._core.messages import did_you_mean, join_names
+from pyrocell.data.backed import BackedCounts, is_stored
 from pyrocell.data.setup import ScreenSetup
-from pyrocell.data.statistics import CountSums, count_sums
+from pyrocell.data.statistics import CountStatistics, count_sums
 from pyrocell.data.validation import (
     as_csr,
     batch_totals,
@@ -38,7 +38,7 @@ from pyrocell.data.validation import (
     warn_of_absent_genes,
 )
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.screen.labels import factorise
+from pyrocell.screen.labels import encode_labels
 from pyrocell.screen.screen import Screen
 
 __all__ = ["CellTensors", "ScreenManager", "cell_tensors", "register"]
@@ -67,11 +67,11 @@ class CellTensors(NamedTuple):
         What starting values need of all counts.
     """
 
-    counts: sp.csr_matrix | StoredCounts
+    counts: sp.csr_matrix | BackedCounts
     log_size_factor: np.ndarray
     covariates: np.ndarray
     covariate_names: tuple[str, ...]
-    sums: CountSums
+    sums: CountStatistics
 
 
 class ScreenManager(AnnDataManager):
@@ -128,7 +128,7 @@ def _column(adata: AnnData, key: str, argument: str, optional: bool = True) -> p
         without = f"; {argument}=None if there is none" if optional else ""
         raise UnknownLabelError(
             f'{argument}="{key}" is not a column of adata.obs'
-            f"{suggestion(key, adata.obs.columns)}{without}"
+            f"{did_you_mean(key, adata.obs.columns)}{without}"
         )
     column = adata.obs[key]
     if isinstance(column, pd.DataFrame):
@@ -153,7 +153,8 @@ def _check_object(adata: Any) -> None:
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()].unique()
         raise ScreenError(
-            f"adata.var_names has {len(twice)} gene names more than once ({listed(twice)}); make "
+            f"adata.var_names has {len(twice)} gene names more than once ({join_names(twice)}); "
+            f"make "
             "them unique with adata.var_names_make_unique(), or add up their counts"
         )
 
@@ -168,7 +169,7 @@ def _check_genes(adata: AnnData, genes: Sequence[str]) -> None:
     if len(missing):
         raise UnknownLabelError(
             f"adata lacks {len(missing)} of the {len(there)} genes of the model "
-            f"({listed(missing)}){suggestion(missing[0], extra) if len(extra) else ''}"
+            f"({join_names(missing)}){did_you_mean(missing[0], extra) if len(extra) else ''}"
         )
     what = f"{len(extra)} genes that the model does not have" if len(extra) else "another order"
     raise ScreenError(f"adata.var_names has {what}; pass adata[:, model.adata.var_names].copy()")
@@ -253,7 +254,7 @@ def _read_covariates(adata: AnnData, args: Mapping[str, Any]) -> dict[str, dict[
     categorical, continuous = {}, {}
     for key in args["categorical_covariate_keys"] or ():
         argument = "categorical_covariate_keys"
-        categorical[key] = factorise(_column(adata, key, argument), f'{argument}="{key}"')[1]
+        categorical[key] = encode_labels(_column(adata, key, argument), f'{argument}="{key}"')[1]
     for key in args["continuous_covariate_keys"] or ():
         values = _numbers(adata, key, "continuous_covariate_keys")
         continuous[key] = [float(values.mean()), float(values.std()) or 1.0]
@@ -265,12 +266,12 @@ def _encode_covariates(adata: AnnData, levels: Mapping[str, Mapping[str, list]])
     blocks = [np.zeros((adata.n_obs, 0))]
     for key, known in levels["categorical"].items():
         where = f'categorical_covariate_keys="{key}"'
-        codes, labels = factorise(_column(adata, key, "categorical_covariate_keys"), where)
+        codes, labels = encode_labels(_column(adata, key, "categorical_covariate_keys"), where)
         unknown = [label for label in labels if label not in known]
         if unknown:
             raise UnknownLabelError(
                 f'{where} has the value "{unknown[0]}", which the model never saw'
-                f"{suggestion(unknown[0], known)}"
+                f"{did_you_mean(unknown[0], known)}"
             )
         position = np.array([known.index(label) for label in labels])[codes]
         blocks.append(np.eye(len(known))[position][:, 1:])
@@ -330,7 +331,7 @@ def cell_tensors(manager: ScreenManager) -> CellTensors:
         log_size = np.log(size).astype(np.float32)
     matrix = count_matrix(adata, args["layer"], stored=True)
     if is_stored(matrix):
-        counts = StoredCounts(matrix, location(args["layer"]))
+        counts = BackedCounts(matrix, location(args["layer"]))
         sums = _checked_sums(manager, counts, log_size)
     else:
         counts = as_csr(matrix)
@@ -340,8 +341,8 @@ def cell_tensors(manager: ScreenManager) -> CellTensors:
 
 
 def _checked_sums(
-    manager: ScreenManager, counts: StoredCounts, log_size: np.ndarray | None
-) -> CountSums:
+    manager: ScreenManager, counts: BackedCounts, log_size: np.ndarray | None
+) -> CountStatistics:
     """Sums of counts in a file, and what `register` says of counts in memory."""
     args, adata, screen = manager.registry[SETUP_ARGS], manager.adata, manager.screen
 

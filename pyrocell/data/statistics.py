@@ -12,13 +12,13 @@ import scipy.sparse as sp
 from pyrocell.data.backed import count_blocks
 from pyrocell.screen.screen import Screen
 
-__all__ = ["CountSums", "add_by_group", "count_sums"]
+__all__ = ["CountStatistics", "add_by_group", "count_sums"]
 
 _SAMPLED = 5000
 
 
 @dataclass(frozen=True)
-class CountSums:
+class CountStatistics:
     """Sums over the cells of a screen; those of counts are exact, whatever the blocks.
 
     Attributes
@@ -50,7 +50,7 @@ def count_sums(
     screen: Screen,
     log_size: np.ndarray | None = None,
     look: Callable[[sp.csr_matrix, int], None] | None = None,
-) -> CountSums:
+) -> CountStatistics:
     """Read all counts once.
 
     Parameters
@@ -85,7 +85,7 @@ def count_sums(
         squares += np.asarray(relative.multiply(relative).sum(axis=0)).ravel()
         sample.append(block[rows[(rows >= part.start) & (rows < part.stop)] - part.start])
     sampled = sp.vstack(sample, format="csr")
-    return CountSums(log_size, total, condition, batch, scaled, squares, rows, sampled)
+    return CountStatistics(log_size, total, condition, batch, scaled, squares, rows, sampled)
 
 
 def add_by_group(out: np.ndarray, group: np.ndarray, values: sp.csr_matrix) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.data.backed import check_stored, is_stored
 from pyrocell.errors import CountError, UnknownLabelError, warn
 
@@ -31,13 +31,13 @@ _CHUNK = 1 << 24  # values checked at a time, so that a large screen needs littl
 def count_matrix(adata: AnnData, layer: str | None, stored: bool = False) -> Any:
     """Return `.X` or a layer as it is, in a file only if `stored` allows, or raise."""
     if layer is not None and layer not in adata.layers:
-        there = suggestion(layer, _layers(adata)) or "; adata.layers is empty"
+        there = did_you_mean(layer, _layers(adata)) or "; adata.layers is empty"
         raise UnknownLabelError(
             f'layer="{layer}" is not in adata.layers{there}; layer=None takes adata.X'
         )
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        there = f"; give layer=, one of: {listed(_layers(adata))}" if _layers(adata) else ""
+        there = f"; give layer=, one of: {join_names(_layers(adata))}" if _layers(adata) else ""
         raise CountError(f"adata.X is empty{there}")
     if stored and is_stored(matrix):
         check_stored(matrix, location(layer))
@@ -110,7 +110,9 @@ def _first_bad(values: np.ndarray) -> tuple[str, int, int] | None:
 def _remedy(adata: AnnData, layer: str | None) -> str:
     others = [name for name in _layers(adata) if name != layer]
     if others:
-        return f"name the layer that holds the raw counts in layer= (there are: {listed(others)})"
+        return (
+            f"name the layer that holds the raw counts in layer= (there are: {join_names(others)})"
+        )
     if adata.raw is not None:
         return "adata.raw may hold them: adata.raw.to_adata()"
     return "start again from the output of the counting pipeline"
@@ -187,7 +189,7 @@ def check_totals(
     if len(empty):
         which = (
             f"{len(empty)} of {adata.n_obs} cells have no counts in {location(layer)} (first: "
-            f"{listed(adata.obs_names[empty[:3]])})"
+            f"{join_names(adata.obs_names[empty[:3]])})"
         )
         if not has_size_factor:
             raise CountError(
@@ -201,7 +203,8 @@ def check_totals(
     if len(silent):
         warn(
             f"{len(silent)} of {adata.n_vars} genes have no counts in any cell "
-            f"({listed(adata.var_names[silent])}): what is said about them is the prior; remove "
+            f"({join_names(adata.var_names[silent])}): what is said about them is the prior; "
+            f"remove "
             "them with sc.pp.filter_genes(adata, min_counts=1)"
         )
 
@@ -226,12 +229,13 @@ def warn_of_absent_genes(total: np.ndarray, batches: tuple[str, ...], genes: pd.
     if len(batches) < 2 or not absent.any():
         return
     found = [
-        f"{int(row.sum())} in {batch} ({listed(genes[row], 3)})"
+        f"{int(row.sum())} in {batch} ({join_names(genes[row], 3)})"
         for batch, row in zip(batches, absent, strict=True)
         if row.any()
     ]
     warn(
         f"{int(absent.any(axis=0).sum())} genes have no counts in one batch or more: "
-        f"{listed(found)}; how those batches distort those genes is bounded from one side only, "
+        f"{join_names(found)}; how those batches distort those genes is bounded from one side "
+        f"only, "
         "and intervals there are mostly the prior's"
     )

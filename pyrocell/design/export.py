@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.design.layouts import Layout
 from pyrocell.design.plan import Plan
 from pyrocell.errors import DesignError
@@ -70,8 +70,8 @@ def read_lane_map(source: str | Path | pd.DataFrame, plan: Plan) -> Layout:
     needed = [*_NEEDED, *(["time"] if plan.times else [])]
     missing = [column for column in needed if column not in table]
     if missing:
-        raise DesignError(f"lane map: the column {listed(missing)} is missing; it has "
-                          f"{listed(table.columns, 10)}")  # fmt: skip
+        raise DesignError(f"lane map: the column {join_names(missing)} is missing; it has "
+                          f"{join_names(table.columns, 10)}")  # fmt: skip
     lanes = list(dict.fromkeys(table["lane"].astype(str)))
     cells = np.zeros((1 + len(plan.names), len(plan.arms), len(lanes)))
     empty = plan.layout(np.ones_like(cells), lanes)
@@ -85,8 +85,10 @@ def read_lane_map(source: str | Path | pd.DataFrame, plan: Plan) -> Layout:
         if a is None:
             raise DesignError(f'lane map: medium "{medium}" at time {time} is not in the plan')
         if sample not in options:
-            hint = suggestion(sample, options)
-            raise DesignError(f'lane map: sample "{sample}" is not one of {listed(options)}{hint}')
+            hint = did_you_mean(sample, options)
+            raise DesignError(
+                f'lane map: sample "{sample}" is not one of {join_names(options)}{hint}'
+            )
         rows = [0] if sample == plan.control else 1 + np.flatnonzero(of == sample)
         cells[rows, a, b] += n / len(rows)
     return plan.layout(cells, lanes)
@@ -97,7 +99,7 @@ def _arm_key(media: object, time: float) -> tuple[str, str]:
 
 
 def whole(layout: Layout, seed: int = 0) -> Layout:
-    """The same layout in whole numbers: every entry, condition and batch rounded up or down.
+    """A layout in whole numbers of cells: every entry, condition and batch rounded up or down.
 
     Which entries are rounded up is random, under the sums: a transport problem, whose vertices are
     whole, solved by HiGHS. For wells of an arrayed screen; cells are too many to matter.

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.design.layouts import Layout
 from pyrocell.posterior.levels import levels
 from pyrocell.screen.screen import Screen
@@ -142,12 +142,12 @@ def _explained(layout: Layout, weights: sp.csr_array, table: pd.DataFrame) -> pd
         conditions = [c for c in weights.indices[span][order] if weights[row, c]]
         absent = [names[c] for c in conditions if label[c] < 0]
         if absent:
-            out.append(("", f"never measured: {listed(absent)}; add such cells"))
+            out.append(("", f"never measured: {join_names(absent)}; add such cells"))
             continue
         touched = dict.fromkeys(label[conditions])
-        mixed = " against ".join(listed(parts[i].batches, _NAMED) for i in touched)
+        mixed = " against ".join(join_names(parts[i].batches, _NAMED) for i in touched)
         seen = "; ".join(
-            f"{names[c]} in {listed(np.array(layout.batches)[cells[c] > 0], _NAMED)}"
+            f"{names[c]} in {join_names(np.array(layout.batches)[cells[c] > 0], _NAMED)}"
             for c in conditions
         )
         out.append((mixed, f"no condition links these batches ({seen}): put them in one batch"))

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.design.questions import Arm, Kind, kinds_of
 from pyrocell.errors import DesignError, ScreenWarning
 from pyrocell.screen.aliasing import LayoutComponent, layout_components
@@ -97,11 +97,11 @@ class Layout:
         """
         for column in frame.columns:
             if column not in _COLUMNS:
-                hint = suggestion(column, _COLUMNS)
+                hint = did_you_mean(column, _COLUMNS)
                 raise DesignError(f'layout: column "{column}" is not understood{hint}')
         missing = [c for c in ("perturbation", "batch", "cells") if c not in frame]
         if missing:
-            raise DesignError(f"layout: the table needs the column {listed(missing)}")
+            raise DesignError(f"layout: the table needs the column {join_names(missing)}")
         table = frame.assign(
             media=frame["media"].astype(str) if "media" in frame else baseline_media,
             time=frame["time"].astype(float) if "time" in frame else np.nan,

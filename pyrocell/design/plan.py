@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.design.layouts import LIBRARY, Layout
 from pyrocell.design.questions import Arm
 from pyrocell.errors import DesignError
@@ -112,7 +112,7 @@ class Plan:
             values = getattr(self, name)
             twice = [v for v in dict.fromkeys(values) if list(values).count(v) > 1]
             if twice:
-                raise DesignError(f"{name}: {listed(twice)} occurs twice")
+                raise DesignError(f"{name}: {join_names(twice)} occurs twice")
         if not self.names or self.control in self.names:
             raise DesignError(
                 f'perturbations: at least one is needed, and none may be control="{self.control}"'
@@ -127,7 +127,7 @@ class Plan:
                 if one not in options:
                     raise DesignError(
                         f'apart: "{one}" is neither a medium nor a time of the plan'
-                        f"{suggestion(one, options)}; give pairs such as (media, media)"
+                        f"{did_you_mean(one, options)}; give pairs such as (media, media)"
                     )
             if pair[0] == pair[1]:
                 raise DesignError(f'apart: "{pair[0]}" cannot be kept apart from itself')
@@ -204,7 +204,7 @@ class Plan:
         libraries = set(self.library_of[cells[1:].sum(1) > 0])
         if not any(set(arms) <= set(a) for a, _ in self.contents):
             which = "hashing, arms_per_lane, apart" if self.hashing else "hashing=False"
-            found.append(f"{which}: {listed([self.arms[a].name for a in arms])}")
+            found.append(f"{which}: {join_names([self.arms[a].name for a in arms])}")
         if not any(libraries <= set(p) for _, p in self.contents):
             found.append(f"libraries_per_lane={self.libraries_per_lane}: {len(libraries)}")
         if cells.sum() > self.cells_per_lane * (1 + _SLACK):

@@ -202,7 +202,7 @@ def _legalised(problem: Problem, drawn: np.ndarray, sure: np.ndarray) -> np.ndar
 
 
 def controls_in_one_lane(plan: Plan, layout: Layout) -> Layout:
-    """The same layout with its controls in a lane of their own, as some labs do.
+    """A layout with its controls moved to a lane of their own, as some labs do.
 
     Lanes keep their media and times. As many of them are turned over to controls as it takes to
     hold each medium and time once: one lane, where all can share it. Controls beyond what it

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import DesignError
 
 __all__ = ["KINDS", "Arm", "Kind", "kinds_of", "target_weights"]
@@ -112,7 +112,8 @@ def target_weights(
         if name not in names:
             why = "needs a second medium or time" if name in KINDS else "is not a question"
             raise DesignError(
-                f'targets: "{name}" {why} here{suggestion(name, names)}; one of ' + ", ".join(names)
+                f'targets: "{name}" {why} here{did_you_mean(name, names)}; one of '
+                + ", ".join(names)
             )
         if not weight >= 0:
             raise DesignError(f'targets: weight {weight!r} of "{name}" must be at least 0')

@@ -24,7 +24,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from pyrocell import parallel
-from pyrocell.data.loader import CellData
+from pyrocell.data.loader import CellDataset
 from pyrocell.data.statistics import count_sums
 from pyrocell.errors import NonFiniteError, ScreenError, warn
 from pyrocell.generative.model import GenerativeModel
@@ -149,7 +149,7 @@ def _eta(model: GenerativeModel, values: Mapping[str, Tensor]) -> Tensor:
 def _replicate(
     module: ScreenModule,
     screen: Screen,
-    cells: CellData,
+    cells: CellDataset,
     quantities: Mapping[str, Quantity],
     n_draws: int,
     max_epochs: int | None,
@@ -168,7 +168,7 @@ def _replicate(
     with torch.no_grad():
         truth = {name: f(model, values).numpy().ravel() for name, f in quantities.items()}
     counts = sp.csr_matrix(values["x"].numpy().astype(np.float32))
-    drawn = CellData(counts, cells.condition, cells.batch, cells.log_size, cells.covariates)
+    drawn = CellDataset(counts, cells.condition, cells.batch, cells.log_size, cells.covariates)
     order = np.random.default_rng(seed).permutation(len(cells))
     n_train = max(1, round(train_size * len(cells)))
     sums = count_sums(counts, screen, cells.log_size)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pyrocell.distributions.counts import NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyrocell.distributions.event_normal import (
-    WideLogNormal,
-    WideMultivariateNormal,
-    WideNormal,
+    EventLogNormal,
+    EventMultivariateNormal,
+    EventNormal,
     log_prob_by_row,
 )
 from pyrocell.distributions.gaussian import (
@@ -18,15 +18,15 @@ from pyrocell.distributions.gaussian import (
 from pyrocell.distributions.start import Start
 
 __all__ = [
+    "EventLogNormal",
+    "EventMultivariateNormal",
+    "EventNormal",
     "GaussianWalk",
     "LowRankNormal",
     "LowRankRow",
     "MarkovLowRankNormal",
     "NegativeBinomial",
     "Start",
-    "WideLogNormal",
-    "WideMultivariateNormal",
-    "WideNormal",
     "ZeroInflatedNegativeBinomial",
     "log_prob_by_row",
 ]

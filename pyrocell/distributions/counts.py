@@ -70,7 +70,7 @@ class _Counts(TorchDistribution):
         super().__init__(batch_shape, logits.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> _Counts:
-        """The same distribution over a larger batch."""
+        """A distribution like it over a larger batch."""
         new = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
         TorchDistribution.__init__(

@@ -18,9 +18,9 @@ from torch import Tensor
 
 __all__ = [
     "Drawn",
-    "WideLogNormal",
-    "WideMultivariateNormal",
-    "WideNormal",
+    "EventLogNormal",
+    "EventMultivariateNormal",
+    "EventNormal",
     "broadcast",
     "log_prob_by_row",
     "normal_log_prob",
@@ -105,7 +105,7 @@ class Drawn(TorchDistribution):
         return self._by_row(self._last[1] if drawn else self._noise(value), value)
 
     def _by_row(self, noise: Tensor, value: Tensor) -> Tensor:
-        """The same from the noise behind the value."""
+        """Log density of each row, (n,), from the noise behind the value."""
         raise NotImplementedError
 
     def _noise(self, value: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Drawn(TorchDistribution):
         raise NotImplementedError
 
 
-class WideNormal(Drawn, dist.Independent):
+class EventNormal(Drawn, dist.Independent):
     """Independent normals, one event of the shape that loc and scale broadcast to.
 
     Parameters
@@ -148,7 +148,7 @@ class WideNormal(Drawn, dist.Independent):
 
     @property
     def base_dist(self) -> dist.Normal:
-        """The same, entry by entry."""
+        """The distribution of the entries, without events."""
         return dist.Normal(self._centre, self.scale.expand(self.event_shape))
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> dist.Independent:
@@ -199,12 +199,12 @@ class WideNormal(Drawn, dist.Independent):
         return each.expand(self.event_shape).reshape(len(value), -1).sum(1)
 
 
-class WideLogNormal(WideNormal):
-    """exp of :class:`WideNormal`."""
+class EventLogNormal(EventNormal):
+    """exp of :class:`EventNormal`."""
 
     @property
     def base_dist(self) -> dist.LogNormal:
-        """The same, entry by entry."""
+        """The distribution of the entries, without events."""
         return dist.LogNormal(self._centre, self.scale.expand(self.event_shape))
 
     @property
@@ -239,7 +239,7 @@ class WideLogNormal(WideNormal):
         return super()._by_row(noise, value) - value.log().reshape(len(value), -1).sum(1)
 
 
-class WideMultivariateNormal(Drawn):
+class EventMultivariateNormal(Drawn):
     """Rows of multivariate normals, (n, D), as one event.
 
     Parameters

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Normal, constraints
 
-__all__ = ["CarriedNormal", "GaussianChain"]
+__all__ = ["GaussianChain", "TransportedNormal"]
 
 Carry = Callable[[Tensor, bool], tuple[Tensor, Tensor]]  # states, back? → states, log |∂new/∂old|
 Transition = Callable[
@@ -17,7 +17,7 @@ Transition = Callable[
 ]  # states, step → mean and sd of the next
 
 
-class CarriedNormal(TorchDistribution):
+class TransportedNormal(TorchDistribution):
     """Normal states carried along a flow; their density by change of variables.
 
     Parameters

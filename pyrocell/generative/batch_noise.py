@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from pyrocell.generative.config import ModelConfig
 from pyrocell.noise.content import batch_content
 from pyrocell.noise.contrasts import content_effect
-from pyrocell.noise.laboratories import Nesting
-from pyrocell.screen.identifiability import undetermined
+from pyrocell.noise.laboratories import LaboratoryContrasts
+from pyrocell.screen.identifiability import unidentified_directions
 from pyrocell.screen.screen import Screen
 
 __all__ = ["NoiseMap"]
@@ -22,28 +22,28 @@ class NoiseMap(nn.Module):
     contrast: Tensor
     between: Tensor
     laboratory_mean: Tensor
-    undetermined: Tensor
+    unidentified_directions: Tensor
     content: Tensor
 
     def _noise_tables(self, screen: Screen) -> dict[str, Tensor]:
         """Batches as tensors, to be registered as buffers."""
         self.has_laboratories = len(screen.laboratories) > 1
-        nesting = Nesting.of(torch.as_tensor(screen.batch_laboratory))
+        nesting = LaboratoryContrasts.of(torch.as_tensor(screen.batch_laboratory))
         return {
             "contrast": nesting.contrast,
             "between": nesting.between,
             "laboratory_mean": nesting.mean,
-            "undetermined": undetermined(screen),
+            "undetermined": unidentified_directions(screen),
             "content": batch_content(screen),
         }
 
     @property
-    def nesting(self) -> Nesting:
+    def nesting(self) -> LaboratoryContrasts:
         """Contrasts of batches, in laboratories where there are several."""
-        return Nesting(self.contrast, self.between, self.laboratory_mean)
+        return LaboratoryContrasts(self.contrast, self.between, self.laboratory_mean)
 
     @property
-    def can_redraw(self) -> bool:
+    def can_resample(self) -> bool:
         """Whether there is what the layout cannot tell, and gene-level parts that can take it."""
         return bool(len(self.undetermined)) and self.config.gene_residual and not self.follows_gain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyrocell.distributions import WideNormal
+from pyrocell.distributions import EventNormal
 
 __all__ = ["EFFECT_PRIORS", "EffectPrior", "NormalEffects", "register"]
 
@@ -29,7 +29,7 @@ class NormalEffects(EffectPrior):
 
     def prior(self, scale: Tensor, n_perturbations: int) -> Distribution:
         """N(0, scale²)."""
-        return WideNormal(None, scale, (n_perturbations, len(scale)))
+        return EventNormal(None, scale, (n_perturbations, len(scale)))
 
 
 EFFECT_PRIORS: dict[str, type[EffectPrior]] = {"normal": NormalEffects}

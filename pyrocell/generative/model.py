@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrocell.distributions import (
+    EventLogNormal,
+    EventNormal,
     GaussianWalk,
-    WideLogNormal,
-    WideNormal,
 )
 from pyrocell.generative.cell_shift import CellShift, shared_shift
 from pyrocell.generative.config import ModelConfig
@@ -27,7 +27,7 @@ from pyrocell.generative.effects import EFFECT_PRIORS
 from pyrocell.generative.population_objective import DistributionObjective
 from pyrocell.generative.response import ScreenMap
 from pyrocell.generative.starting_values import ScreenStatistics
-from pyrocell.generative.state_dynamics import Reversal, draw_state, state_log_prob
+from pyrocell.generative.state_dynamics import BackwardChain, draw_state, state_log_prob
 from pyrocell.operators import ResponseParameters
 from pyrocell.priors import Priors
 from pyrocell.screen.conditions import Conditions
@@ -77,7 +77,7 @@ class GenerativeModel(ScreenMap):
             values |= self._residual_sites(values)
             if self.imposed is not None:
                 change = self.imposed_change(values)
-                normal = WideNormal(change, change.new_full((), self.priors.assumed_sd))
+                normal = EventNormal(change, change.new_full((), self.priors.assumed_sd))
                 pyro.sample("assumed", normal, obs=torch.zeros_like(change))
             if len(self.uncertain):
                 values["assumed.scale"] = self._assumed_scale()
@@ -125,7 +125,7 @@ class GenerativeModel(ScreenMap):
             return {"eta": self.loading.new_zeros(1, self.n_genes)}
         scale = pyro.sample(
             "eta.scale",
-            WideLogNormal(
+            EventLogNormal(
                 self.log_eta_scale,
                 self.log_eta_scale.new_full((), self.priors.eta_spread),
                 (self.n_genes,),
@@ -170,26 +170,26 @@ class GenerativeModel(ScreenMap):
             values["W.log_rate"] = _sample(
                 "W.log_rate", base.expand(k + j), p.log_rate_spread * one
             )
-            ratio = WideLogNormal(p.decay_ratio_loc * one, p.decay_ratio_sd * one, (k,))
+            ratio = EventLogNormal(p.decay_ratio_loc * one, p.decay_ratio_sd * one, (k,))
             values["W.decay_ratio"] = pyro.sample("W.decay_ratio", ratio)
             decay = self.log_decay(values)
             values["W.log_decay"] = pyro.deterministic("W.log_decay", decay, event_dim=1)
         if self.has_turnover:
             loc = self.log_turnover_centre(values)
-            turnover = WideLogNormal(loc * one, p.turnover_sd * one, (j,))
+            turnover = EventLogNormal(loc * one, p.turnover_sd * one, (j,))
             values["M.turnover"] = pyro.sample("M.turnover", turnover)
         if self.has_field:
             scale = self.field.log_scale.exp()
             values["W.field"] = _centred("W.field", (len(scale), self.n_axes), scale)
-        if self.has_motion:
-            values |= self.motion_sites()
+        if self.moves_states:
+            values |= self.state_dynamics_sites()
         if self.has_drift:
             values["W.drift"] = _centred("W.drift", (self.config.n_response,), p.drift_sd * one)
         for site, prior in self.dynamics.priors().items():
             values[site] = pyro.sample(site, prior)
         return values
 
-    def motion_sites(self) -> dict[str, Tensor]:
+    def state_dynamics_sites(self) -> dict[str, Tensor]:
         """Sample the sites of the field of states from their priors."""
         p, noise = self.priors, None
         if self.dynamics.noisy:
@@ -205,14 +205,14 @@ class GenerativeModel(ScreenMap):
             medians = _numbers(one, (p.process_noise_sd, p.process_noise_effect))
             out["W.process_noise"] = pyro.sample(
                 "W.process_noise",
-                WideLogNormal(medians.log(), p.process_noise_spread * one),
+                EventLogNormal(medians.log(), p.process_noise_spread * one),
             )
             for name, n in (
                 ("gene", self.n_genes),
                 ("driver", self.n_perturbations + self.n_media),
             ):
                 site = f"W.{name}_scale"
-                out[site] = pyro.sample(site, WideLogNormal(None, 0.5 * one, (n,)))
+                out[site] = pyro.sample(site, EventLogNormal(None, 0.5 * one, (n,)))
         both = values | out
         keep = self.persistence()
         out["P.residual"] = pyro.sample(
@@ -279,11 +279,11 @@ class GenerativeModel(ScreenMap):
     def _own_state(self, values: dict[str, Tensor], condition: Tensor) -> Tensor:
         """Sample X.z: a resting cell's state, moved by then where states move on their own."""
         n = len(condition)
-        if not self.has_motion:
+        if not self.moves_states:
             rest = self.loading.new_zeros(n, self.config.n_latent)
             normal = dist.Normal(rest, torch.ones_like(rest))
             return pyro.sample("X.z", normal.to_event(1))
-        return draw_state(*self.cell_way(values, condition), self.motion.at_start(n))
+        return draw_state(*self.cell_path(values, condition), self.motion.at_start(n))
 
     def state_log_prob(
         self,
@@ -291,12 +291,12 @@ class GenerativeModel(ScreenMap):
         z: Tensor,
         condition: Tensor,
         table: Conditions | None = None,
-        reversal: Reversal | None = None,
+        reversal: BackwardChain | None = None,
     ) -> Tensor:
         """Log prior density of X.z of cells, (n,); see `motion.state_log_prob`."""
-        if not self.has_motion:
+        if not self.moves_states:
             return dist.Normal(torch.zeros_like(z), 1.0).log_prob(z).sum(-1)
-        way = self.cell_way(values, condition, table)
+        way = self.cell_path(values, condition, table)
         return state_log_prob(z, *way, self.motion.at_start(len(z)), reversal)
 
     def cell_shift(
@@ -321,7 +321,7 @@ class GenerativeModel(ScreenMap):
         covariates: Tensor | None = None,
         conditions: Conditions | None = None,
     ) -> CellShift:
-        """The same as rows of tables; arguments as in `cell_shift`."""
+        """Log-mean shifts of cells as rows of small tables; arguments as in `cell_shift`."""
         rows, inverse = torch.unique(condition, return_inverse=True)
         table = self.conditions if conditions is None else conditions
         shift = shared_shift(values, condition, lambda: self.shift(values, table.select(rows)))
@@ -363,7 +363,7 @@ class _RealMixture(dist.MixtureSameFamily):
 
 
 def _sample(name: str, loc: Tensor, scale: Tensor) -> Tensor:
-    return pyro.sample(name, WideNormal(loc, scale))
+    return pyro.sample(name, EventNormal(loc, scale))
 
 
 def _numbers(like: Tensor, values: Sequence[float]) -> Tensor:
@@ -372,4 +372,4 @@ def _numbers(like: Tensor, values: Sequence[float]) -> Tensor:
 
 
 def _centred(name: str, shape: tuple[int, ...], scale: Tensor) -> Tensor:
-    return pyro.sample(name, WideNormal(None, scale, shape))
+    return pyro.sample(name, EventNormal(None, scale, shape))

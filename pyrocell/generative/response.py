@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyrocell.generative.config import ModelConfig, gather_nodes
 from pyrocell.generative.interactions import Interactions
 from pyrocell.generative.starting_values import ScreenStatistics
-from pyrocell.generative.state_dynamics import Motion, arm_way
+from pyrocell.generative.state_dynamics import StateDynamics, arm_path
 from pyrocell.operators import (
     Production,
     ResponseParameters,
@@ -20,7 +20,7 @@ from pyrocell.operators import (
     gain_limit,
     respond_in_order,
 )
-from pyrocell.operators.dynamics.flow import Leg, StateField
+from pyrocell.operators.dynamics.flow import Segment, StateField
 from pyrocell.operators.response import FASTEST
 from pyrocell.operators.state import State
 from pyrocell.operators.waiting import onset_curve, relative_curve, relative_onset
@@ -28,7 +28,7 @@ from pyrocell.priors import Priors
 from pyrocell.screen.conditions import Conditions
 from pyrocell.screen.screen import Screen
 from pyrocell.views import VIEWS
-from pyrocell.views.decoder import Curvature
+from pyrocell.views.decoder import CurvedDecoder
 
 __all__ = ["COMMON", "COURSE", "ONSET", "ScreenMap"]
 
@@ -62,11 +62,11 @@ class ScreenMap(Interactions):
         self._register_screen(screen)
         self.loading = nn.Parameter(statistics.loading.clone())  # (d, G)
         if config.decoder == "curved":
-            self.curvature = Curvature(config.n_latent)
+            self.curvature = CurvedDecoder(config.n_latent)
         if self.has_field:
-            self.field = Curvature(2 * self.n_axes)
-        if self.has_motion:
-            self.motion = Motion(config.n_latent, self.clock)
+            self.field = CurvedDecoder(2 * self.n_axes)
+        if self.moves_states:
+            self.motion = StateDynamics(config.n_latent, self.clock)
         self.measurement = VIEWS[config.likelihood](
             n_genes=self.n_genes,
             n_latent=config.n_latent,
@@ -170,7 +170,7 @@ class ScreenMap(Interactions):
         return self.driver_response(values, operator) @ self.axes(values)
 
     def driver_response(self, values: dict[str, Tensor], operator: str) -> Tensor:
-        """The same along the axes, (K or J, T, D)."""
+        """Response of each driver along the axes, at the nodes of its walk, (K or J, T, D)."""
         effect = values["P.effect" if operator == "P" else "M.effect"][:, None]  # (n, 1, D)
         if not self.has_time:
             return effect
@@ -193,7 +193,7 @@ class ScreenMap(Interactions):
         return relative_onset(rate, decay, self._walk_times()[None], self.reference_time)
 
     def _growth(self, values: dict[str, Tensor]) -> Tensor:
-        """The same of each medium alone, (J, T)."""
+        """Response to each medium alone at the measured times, 1 at the reference, (J, T)."""
         if not self.has_rates:
             return self.loading.new_ones(self.n_media, self.n_times)
         rate = values["W.log_rate"][self.n_perturbations :].exp()[:, None]
@@ -344,20 +344,20 @@ class ScreenMap(Interactions):
         since = (conditions.duration - conditions.perturbed_at).clamp_min(0)
         return torch.where(lost, onset_curve(rate, turnover, since), ones)
 
-    def way(
+    def path_of(
         self, values: dict[str, Tensor], conditions: Conditions, rows: Tensor | None = None
-    ) -> tuple[tuple[Leg, ...], StateField]:
+    ) -> tuple[tuple[Segment, ...], StateField]:
         """How resting states of each condition go, and the field they go along."""
         field = self.motion.field(values)
-        return arm_way(conditions, self.response_parameters(values), field, rows), field
+        return arm_path(conditions, self.response_parameters(values), field, rows), field
 
-    def cell_way(
+    def cell_path(
         self, values: dict[str, Tensor], condition: Tensor, table: Conditions | None = None
-    ) -> tuple[tuple[Leg, ...], StateField]:
-        """The same for cells of given conditions, in their order; `table` as in `cell_shift`."""
+    ) -> tuple[tuple[Segment, ...], StateField]:
+        """How resting states of cells go, given their conditions; `table` as in `cell_shift`."""
         rows, inverse = torch.unique(condition, return_inverse=True)
         table = self.conditions if table is None else table
-        return self.way(values, table.select(rows), inverse)
+        return self.path_of(values, table.select(rows), inverse)
 
     def imposed_change(self, values: dict[str, Tensor]) -> Tensor:
         """What the assumptions imposed hold to be zero, (contrasts, G), log-fold change."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyrocell.assumptions.constraints import imposed_contrasts
-from pyrocell.assumptions.mixture import UncertainAssumptions
+from pyrocell.assumptions.mixture import AssumptionMixture
 from pyrocell.assumptions.spec import Assume
 from pyrocell.generative.batch_noise import NoiseMap
 from pyrocell.generative.config import number_arms
@@ -60,7 +60,7 @@ class ScreenTensors(NoiseMap):
         self.dynamics = dynamics(n_axes=self.n_axes, reference_time=self.reference_time)
         self.has_rates = self.has_time and dynamics.relaxes
         self.has_field = self.has_time and dynamics.integrated == "responses"
-        self.has_motion = dynamics.integrated == "states"
+        self.moves_states = dynamics.integrated == "states"
         self.has_drift = self.has_rates and bool(drift.estimable.all())
         small = np.prod(screen.membership.shape) <= _DENSE
         for name, value in {
@@ -92,7 +92,7 @@ class ScreenTensors(NoiseMap):
         self.clock = float(np.mean(screen.times)) if len(screen.times) else 1.0
         assume = [Assume(**a) for a in self.config.assume]
         self.imposed = imposed_contrasts(screen, assume)
-        self.uncertain = UncertainAssumptions(screen, assume)
+        self.uncertain = AssumptionMixture(screen, assume)
 
     @property
     def genotype(self) -> Tensor:

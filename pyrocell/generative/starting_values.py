@@ -13,7 +13,7 @@ import torch
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-from pyrocell.data.statistics import CountSums
+from pyrocell.data.statistics import CountStatistics
 from pyrocell.generative.config import ModelConfig
 from pyrocell.screen.screen import Screen
 
@@ -38,7 +38,7 @@ class ScreenStatistics(NamedTuple):
 
 
 def starting_values(
-    sums: CountSums, screen: Screen, config: ModelConfig, seed: int = 0
+    sums: CountStatistics, screen: Screen, config: ModelConfig, seed: int = 0
 ) -> ScreenStatistics:
     """Read starting values for the model from sums of raw counts.
 
@@ -89,7 +89,7 @@ def _log_level(totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray) -> np.nd
     return np.log((totals + _PSEUDO_COUNT) / (sizes[:, None] + _PSEUDO_COUNT / rate))
 
 
-def _relative_variance(sums: CountSums, n_cells: int) -> np.ndarray:
+def _relative_variance(sums: CountStatistics, n_cells: int) -> np.ndarray:
     mean, square = sums.scaled / n_cells, sums.scaled_squares / n_cells
     return np.clip((square - mean**2) / np.maximum(mean, 1e-12) ** 2, 1e-4, 1e6)
 
@@ -161,7 +161,7 @@ def _matched(key: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndar
 
 
 def _resting_axes(
-    sums: CountSums, size: np.ndarray, screen: Screen, rank: int, seed: int
+    sums: CountStatistics, size: np.ndarray, screen: Screen, rank: int, seed: int
 ) -> np.ndarray:
     """Leading axes on which cells of one condition and batch differ, log scale, (d, G)."""
     rng, rows, n_genes = np.random.default_rng(seed), sums.rows, sums.sample.shape[1]

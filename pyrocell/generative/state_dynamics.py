@@ -14,28 +14,28 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrocell.distributions.paths import CarriedNormal, GaussianChain
+from pyrocell.distributions.paths import GaussianChain, TransportedNormal
 from pyrocell.operators import ResponseParameters, decay_rate
 from pyrocell.operators.dynamics.flow import (
     NOISY_STEPS,
-    Leg,
+    Segment,
     StateField,
-    arm_legs,
-    carry,
+    arm_segments,
     code_in_arm,
-    diffuse,
-    diffusion_step,
+    integrate_ode,
+    integrate_sde,
+    sde_step,
 )
 from pyrocell.screen.conditions import Conditions
 
 __all__ = [
-    "Motion",
-    "Reversal",
-    "arm_way",
-    "arrive",
+    "BackwardChain",
+    "StateDynamics",
+    "arm_path",
     "draw_past",
     "draw_state",
-    "set_out",
+    "invert_path",
+    "propagate",
     "state_log_prob",
 ]
 
@@ -45,7 +45,7 @@ _SHORTEST = 1e-3  # wait, of the clock, that noise is given at least
 _START = 0.2  # width of the weights' prior, units of state per mean measured time
 
 
-class Motion(nn.Module):
+class StateDynamics(nn.Module):
     """Point parameters of the field of states.
 
     Parameters
@@ -106,7 +106,7 @@ class Motion(nn.Module):
         return values
 
 
-class Reversal(nn.Module):
+class BackwardChain(nn.Module):
     """Where a cell came from, step by step: the guide's chain from `X.z` back to its start.
 
     The drift back is −v + σ² ∇log p: against the field where cells are on their way, along it where
@@ -122,32 +122,34 @@ class Reversal(nn.Module):
         nn.init.zeros_(self.outer.bias)
         self.log_ratio = nn.Parameter(torch.zeros(NOISY_STEPS, n_latent))
 
-    def forward(self, end: Tensor, leg: Leg, field: StateField) -> GaussianChain:
+    def forward(self, end: Tensor, segment: Segment, field: StateField) -> GaussianChain:
         """Chain of the NOISY_STEPS states before `end` (n, d), the start first."""
-        loc, scale = self._back(end, -1, leg, field)
+        loc, scale = self._back(end, -1, segment, field)
         return GaussianChain(
-            loc, scale, lambda z, i: self._back(z, i, leg, field), NOISY_STEPS, backwards=True
+            loc, scale, lambda z, i: self._back(z, i, segment, field), NOISY_STEPS, backwards=True
         )
 
-    def _back(self, z: Tensor, i: int, leg: Leg, field: StateField) -> tuple[Tensor, Tensor]:
+    def _back(
+        self, z: Tensor, i: int, segment: Segment, field: StateField
+    ) -> tuple[Tensor, Tensor]:
         step = NOISY_STEPS - 2 - i  # undone is the step from here to the next
         share = (step + 0.5) / NOISY_STEPS
-        loc, spread = diffusion_step(z, step, NOISY_STEPS, leg, field)
-        span = leg.spans(z) / field.clock
-        code = leg.codes(z.new_tensor(share), z)
+        loc, spread = sde_step(z, step, NOISY_STEPS, segment, field)
+        span = segment.spans(z) / field.clock
+        code = segment.codes(z.new_tensor(share), z)
         place = torch.cat([z, code, torch.full_like(span, share), span * share], -1)
         share_of_v, beyond, log_ratio = self.outer(torch.tanh(self.inner(place))).chunk(3, -1)
         scale = spread * (self.log_ratio[step] + log_ratio).exp()
         return z + share_of_v * (loc - z) + beyond * span / NOISY_STEPS, scale
 
 
-def arm_way(
+def arm_path(
     conditions: Conditions,
     params: ResponseParameters,
     field: StateField,
     rows: Tensor | None = None,
-) -> tuple[Leg, ...]:
-    """Legs of conditions from rest to their measurement; `rows` as in `Leg`."""
+) -> tuple[Segment, ...]:
+    """Legs of conditions from rest to their measurement; `rows` as in `Segment`."""
     events = conditions.perturbed_at, conditions.exposed_at
     code = code_in_arm(
         conditions.genotype,
@@ -158,28 +160,30 @@ def arm_way(
         decay_rate(params),
         field,
     )
-    return arm_legs(conditions.duration, *events, code, rows)
+    return arm_segments(conditions.duration, *events, code, rows)
 
 
-def whole(legs: Sequence[Leg], clock: float) -> Leg:
+def whole(segments: Sequence[Segment], clock: float) -> Segment:
     """One leg over all of them, as noisy steps take it; long enough for a density to exist."""
-    first = legs[0]
-    span = sum(leg.span for leg in legs).clamp_min(_SHORTEST * clock)
-    return Leg(first.start, span, first.code, first.rows)
+    first = segments[0]
+    span = sum(segment.span for segment in segments).clamp_min(_SHORTEST * clock)
+    return Segment(first.start, span, first.code, first.rows)
 
 
-def draw_state(legs: Sequence[Leg], field: StateField, start: tuple[Tensor, Tensor]) -> Tensor:
+def draw_state(
+    segments: Sequence[Segment], field: StateField, start: tuple[Tensor, Tensor]
+) -> Tensor:
     """Sample `X.z`, and with noise `X.path`, in the plate of cells; (n, d).
 
     `start` is the mean and standard deviation of their states at time 0, (n, d) each.
     """
     if field.noise is None:
-        law = CarriedNormal(*start, lambda z, back: carry(z, legs, field, back))
+        law = TransportedNormal(*start, lambda z, back: integrate_ode(z, segments, field, back))
         return pyro.sample("X.z", law)
-    leg = whole(legs, field.clock)
+    segment = whole(segments, field.clock)
 
     def step(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        return diffusion_step(z, i, NOISY_STEPS, leg, field)
+        return sde_step(z, i, NOISY_STEPS, segment, field)
 
     path = pyro.sample("X.path", GaussianChain(*start, step, NOISY_STEPS))
     loc, scale = step(path[..., -1, :], NOISY_STEPS - 1)
@@ -188,54 +192,58 @@ def draw_state(legs: Sequence[Leg], field: StateField, start: tuple[Tensor, Tens
 
 def state_log_prob(
     z: Tensor,
-    legs: Sequence[Leg],
+    segments: Sequence[Segment],
     field: StateField,
     start: tuple[Tensor, Tensor],
-    reversal: Reversal | None = None,
+    reversal: BackwardChain | None = None,
 ) -> Tensor:
     """Log density of the states z (n, d) of cells measured, (n,).
 
     With noise: an unbiased estimate of the density by one way back drawn from the guide's chain.
     """
     if field.noise is None:
-        law = CarriedNormal(*start, lambda z, back: carry(z, legs, field, back))
+        law = TransportedNormal(*start, lambda z, back: integrate_ode(z, segments, field, back))
         return law.log_prob(z)
-    leg = whole(legs, field.clock)
-    back = reversal(z, leg, field)
+    segment = whole(segments, field.clock)
+    back = reversal(z, segment, field)
     path = back.rsample()
 
     def step(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        return diffusion_step(z, i, NOISY_STEPS, leg, field)
+        return sde_step(z, i, NOISY_STEPS, segment, field)
 
     forth = GaussianChain(*start, step, NOISY_STEPS + 1)
     return forth.log_prob(torch.cat([path, z[:, None]], 1)) - back.log_prob(path)
 
 
-def draw_past(reversal: Reversal, z: Tensor, legs: Sequence[Leg], field: StateField) -> Tensor:
+def draw_past(
+    reversal: BackwardChain, z: Tensor, segments: Sequence[Segment], field: StateField
+) -> Tensor:
     """Sample `X.path` given where cells are, in the plate of cells; (n, NOISY_STEPS, d)."""
-    return pyro.sample("X.path", reversal(z, whole(legs, field.clock), field))
+    return pyro.sample("X.path", reversal(z, whole(segments, field.clock), field))
 
 
-def set_out(
-    z: Tensor, legs: Sequence[Leg], field: StateField, reversal: Reversal | None
+def invert_path(
+    z: Tensor, segments: Sequence[Segment], field: StateField, reversal: BackwardChain | None
 ) -> tuple[Tensor, Tensor | None]:
     """Where cells at states z (n, d) came from, and the luck they had (steps, n, d) if there is."""
     if reversal is None:
-        return carry(z, legs, field, back=True)[0], None
-    leg = whole(legs, field.clock)
-    path = torch.cat([reversal(z, leg, field).rsample(), z[:, None]], 1).unbind(1)
-    luck = []
+        return integrate_ode(z, segments, field, back=True)[0], None
+    segment = whole(segments, field.clock)
+    path = torch.cat([reversal(z, segment, field).rsample(), z[:, None]], 1).unbind(1)
+    driving_noise = []
     for i in range(NOISY_STEPS):
-        loc, scale = diffusion_step(path[i], i, NOISY_STEPS, leg, field)
-        luck.append((path[i + 1] - loc) / scale)
-    return path[0], torch.stack(luck)
+        loc, scale = sde_step(path[i], i, NOISY_STEPS, segment, field)
+        driving_noise.append((path[i + 1] - loc) / scale)
+    return path[0], torch.stack(driving_noise)
 
 
-def arrive(z: Tensor, legs: Sequence[Leg], field: StateField, luck: Tensor | None = None) -> Tensor:
+def propagate(
+    z: Tensor, segments: Sequence[Segment], field: StateField, driving_noise: Tensor | None = None
+) -> Tensor:
     """Where cells that start at z (C, n, d) are at the end; luck (steps, C, n, d) if any."""
     if field.noise is None:
-        return carry(z, legs, field)[0]
-    return diffuse(z, whole(legs, field.clock), field, luck)[-1]
+        return integrate_ode(z, segments, field)[0]
+    return integrate_sde(z, whole(segments, field.clock), field, driving_noise)[-1]
 
 
 def _normal(name: str, loc: Tensor, scale: Tensor) -> Tensor:

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from pyrocell.distributions import (
+    EventLogNormal,
+    EventMultivariateNormal,
+    EventNormal,
     LowRankNormal,
     LowRankRow,
     MarkovLowRankNormal,
-    WideLogNormal,
-    WideMultivariateNormal,
-    WideNormal,
 )
-from pyrocell.distributions.kernels.compensation import given_back
+from pyrocell.distributions.kernels.compensation import subtract_share
 from pyrocell.generative.response import ONSET
 from pyrocell.generative.state_dynamics import draw_past
 from pyrocell.guide.encoder import fisher_metric, fisher_weight, row_sums, state_shift
@@ -66,7 +66,7 @@ class Guide(GuideRates):
             if len(model.several):
                 values |= self._joint_sites(values, drawn, centre)
             if len(model.uncertain):
-                values["assumed.scale"] = self._normal("assumed.scale", "assumed", WideLogNormal)
+                values["assumed.scale"] = self._normal("assumed.scale", "assumed", EventLogNormal)
         values.pop(ONSET, None)
         return values
 
@@ -93,7 +93,7 @@ class Guide(GuideRates):
         """Weights of features in units of their prior's width, as an effect in its own."""
         width = getattr(self.model, name).log_scale.exp()
         loc, scale = getattr(self, f"{name}_loc"), getattr(self, f"{name}_log_scale").exp()
-        return pyro.sample(site, WideNormal(loc * width, scale * width))
+        return pyro.sample(site, EventNormal(loc * width, scale * width))
 
     def _triangular(self, name: str) -> Tensor:
         """Cholesky factor, its rows in units of their diagonal: steps are relative to the width."""
@@ -120,7 +120,7 @@ class Guide(GuideRates):
             loc = self._same_response(rates, centre)[:, None] * loc
         loc = torch.cat([loc[:, :d] - back, loc[:, d:]], 1)
         chol = width[:, None] * self._triangular("effect")
-        return pyro.sample("P.effect", WideMultivariateNormal(loc, chol))
+        return pyro.sample("P.effect", EventMultivariateNormal(loc, chol))
 
     def _same_response(self, rates: dict[str, Tensor], centre: dict[str, Tensor]) -> Tensor:
         """Factor on effects that brings a response of drawn rates nearest to the centre's, (K,).
@@ -156,7 +156,7 @@ class Guide(GuideRates):
         along = self.control_log_error.exp()[:, None] * loc
         covariance = chol @ chol.mT + along[..., :, None] * along[..., None, :]
         root = torch.linalg.cholesky_ex(covariance).L  # a NaN is to be found at its site
-        return pyro.sample("M.effect", WideMultivariateNormal(loc, root))
+        return pyro.sample("M.effect", EventMultivariateNormal(loc, root))
 
     def _view_sites(self) -> dict[str, Tensor]:
         config = self.model.config
@@ -175,10 +175,10 @@ class Guide(GuideRates):
         model = self.model
         if model.n_batches == 1:
             return {"eta": model.loading.new_zeros(1, model.n_genes)}
-        scale = self._normal("eta.scale", "eta_scale", WideLogNormal)
+        scale = self._normal("eta.scale", "eta_scale", EventLogNormal)
         values = {"eta.scale": scale}
         if model.has_laboratories:
-            common = self._normal("eta.laboratory_scale", "laboratory_scale", WideLogNormal)
+            common = self._normal("eta.laboratory_scale", "laboratory_scale", EventLogNormal)
             values["eta.laboratory_scale"] = common
         taken = None
         if model.has_content:
@@ -203,8 +203,8 @@ class Guide(GuideRates):
             values["M.turnover"] = self._turnover(values)
         if model.has_field:
             values["W.field"] = self._weights("W.field", "field")
-        if model.has_motion:
-            values |= self.motion_sites()
+        if model.moves_states:
+            values |= self.state_dynamics_sites()
         values |= {
             "P.effect": self._effect(drawn, values, centre),
             "P.on_target": self._normal("P.on_target", "on_target"),
@@ -222,9 +222,9 @@ class Guide(GuideRates):
     ) -> dict[str, Tensor]:
         model, out = self.model, {}
         if model.has_time:
-            out["W.process_noise"] = self._normal("W.process_noise", "process", WideLogNormal)
-            out["W.gene_scale"] = self._normal("W.gene_scale", "gene_scale", WideLogNormal)
-            out["W.driver_scale"] = self._normal("W.driver_scale", "driver_scale", WideLogNormal)
+            out["W.process_noise"] = self._normal("W.process_noise", "process", EventLogNormal)
+            out["W.gene_scale"] = self._normal("W.gene_scale", "gene_scale", EventLogNormal)
+            out["W.driver_scale"] = self._normal("W.driver_scale", "driver_scale", EventLogNormal)
         both = values | out
         out["P.residual"] = self._walk("P", both, drawn, centre)
         if model.n_media:
@@ -255,7 +255,7 @@ class Guide(GuideRates):
             width = 2 * model.interaction_scale(centre, *model.arms).log()
             kept = (width - self.interaction_log_noise + self.interaction_kept[:, None]).sigmoid()
             loc = self.interaction_loc - kept * per_arm
-            normal = WideNormal(loc, self.interaction_log_scale.exp())
+            normal = EventNormal(loc, self.interaction_log_scale.exp())
             out["P.interaction"] = pyro.sample("P.interaction", normal)
             change = out["P.interaction"] - self.interaction_loc
             taken = taken + grown * change[rows.interaction]
@@ -283,7 +283,7 @@ class Guide(GuideRates):
             weight = rows.genotype * (single * rows.exposure[:, j])[:, None]  # (rows, K)
             shift.append((weight.T @ slope) / weight.sum(0).clamp_min(1e-6))
         loc = centre["M.gain"] - self.gain_kept * torch.stack(shift, 1)
-        return pyro.sample("M.gain", WideNormal(loc, self.gain_log_scale.exp()))
+        return pyro.sample("M.gain", EventNormal(loc, self.gain_log_scale.exp()))
 
     def _walk(
         self, name: str, values: dict[str, Tensor], drawn: Tensor, centre: dict[str, Tensor]
@@ -296,7 +296,7 @@ class Guide(GuideRates):
         change = now[..., :d] - usual[..., :d]  # axes of z are the same in both
         weights = torch.cat([change, now[..., d:], -usual[..., d:], share], -1)
         taken = weights @ torch.cat([model.axes(values), model.axes(centre)[d:], drawn])
-        loc = given_back(part("loc"), getattr(self, f"{name}_log_ratio"), part("kept"), taken)
+        loc = subtract_share(part("loc"), getattr(self, f"{name}_log_ratio"), part("kept"), taken)
         some = [False] * unseen.shape[1]
         if getattr(self, f"{name}_has_unseen"):
             some = unseen.any(0).tolist()
@@ -374,7 +374,7 @@ class Guide(GuideRates):
         with pyro.plate("cells", self.model.n_cells, subsample=index):
             z = pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
             if self.model.dynamics.noisy:
-                draw_past(self.reversal, z, *self.model.cell_way(values, condition))
+                draw_past(self.reversal, z, *self.model.cell_path(values, condition))
 
     def encode(
         self,

@@ -16,7 +16,7 @@ from torch.distributions import Distribution, constraints
 from pyrocell.distributions import Start
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.generative.starting_values import ScreenStatistics
-from pyrocell.generative.state_dynamics import Reversal
+from pyrocell.generative.state_dynamics import BackwardChain
 from pyrocell.guide.encoder import Encoder, fisher_metric
 from pyrocell.noise.content import condition_cells, driver_cells, layout_mix
 from pyrocell.screen.screen import Screen
@@ -114,7 +114,7 @@ class GuideParameters(nn.Module):
         if model.has_field:
             zeros = torch.zeros(len(model.field.offset), model.n_axes)
             self._gaussian("field", zeros, torch.tensor(0.5))
-        if model.has_motion:
+        if model.moves_states:
             self._motion(model)
         self.dynamics_sites = self._declare(
             model.dynamics.priors(), model.dynamics.starting_values()
@@ -166,7 +166,7 @@ class GuideParameters(nn.Module):
         if model.dynamics.noisy:
             noise = torch.full((model.config.n_latent,), math.log(model.priors.state_noise_sd))
             self._gaussian("state_noise", noise, torch.tensor(0.1))
-            self.reversal = Reversal(model.config.n_latent)
+            self.reversal = BackwardChain(model.config.n_latent)
 
     def _shared_cells(self, model: GenerativeModel, screen: Screen) -> None:
         """Cells by perturbation and batch, along the principal axes of who shares cells with whom.
@@ -275,6 +275,6 @@ class GuideParameters(nn.Module):
         """Parameters of the global sites, trained at the higher rate."""
         return [p for name, p in self.named_parameters() if not name.startswith("encoder.")]
 
-    def motion_parameters(self) -> list[nn.Parameter]:
+    def state_dynamics_parameters(self) -> list[nn.Parameter]:
         """Those of them that say how states move: field, codes, noise and the way back."""
         return [p for n, p in self.named_parameters() if n.startswith(_MOTION)]

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 
 __all__ = [
     "METHODS",
@@ -300,7 +300,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {
 def distance(method: str) -> Callable[..., Tensor]:
     """The function of a method, or raise ValueError with the names that there are."""
     if method not in METHODS:
-        raise ValueError(f'method="{method}" is not known{suggestion(method, METHODS)}')
+        raise ValueError(f'method="{method}" is not known{did_you_mean(method, METHODS)}')
     return METHODS[method]
 
 

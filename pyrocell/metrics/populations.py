@@ -13,12 +13,12 @@ import torch
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell._core.threading import few_threads
 from pyrocell.data.validation import count_matrix
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.metrics.distances import default_entropy, distance, median_bandwidth
-from pyrocell.screen.labels import control_suggestion, factorise
+from pyrocell.screen.labels import control_suggestion, encode_labels
 
 __all__ = ["distribution_distance"]
 
@@ -207,11 +207,11 @@ def _labels(adata: AnnData, columns: list[str], name: str) -> pd.DataFrame:
     for column in columns:
         if column not in adata.obs:
             raise UnknownLabelError(
-                f'groupby="{column}" is not in {name}.obs{suggestion(column, adata.obs.columns)}'
+                f'groupby="{column}" is not in {name}.obs{did_you_mean(column, adata.obs.columns)}'
             )
     table = adata.obs[columns].reset_index(drop=True)
     for column in columns:
-        codes, names = factorise(table[column], f'{name}.obs["{column}"]')
+        codes, names = encode_labels(table[column], f'{name}.obs["{column}"]')
         if column == columns[0] or not pd.api.types.is_numeric_dtype(table[column]):
             table[column] = np.array(names, dtype=object)[codes]
     return table
@@ -230,7 +230,8 @@ def _check_labels(
     if missing:
         raise UnknownLabelError(
             f"{len(missing)} conditions of predicted have no observed cells: "
-            f"{listed(' | '.join(map(str, condition)) for condition in missing)}; leave them out"
+            f"{join_names(' | '.join(map(str, condition)) for condition in missing)}; leave them "
+            f"out"
         )
 
 
@@ -246,7 +247,7 @@ def _features(
     if use_rep is not None:
         for adata, name in _both(predicted, observed):
             if use_rep not in adata.obsm:
-                there = suggestion(use_rep, adata.obsm)
+                there = did_you_mean(use_rep, adata.obsm)
                 raise UnknownLabelError(f'use_rep="{use_rep}" is not in {name}.obsm{there}')
         values = [np.asarray(adata.obsm[use_rep], float) for adata in (predicted, observed)]
         if values[0].shape[1] != values[1].shape[1]:
@@ -256,7 +257,8 @@ def _features(
         absent = observed.var_names.difference(predicted.var_names)
         if len(absent):
             raise ScreenError(
-                f"{len(absent)} genes of observed are not in predicted: {listed(absent)}; take the "
+                f"{len(absent)} genes of observed are not in predicted: {join_names(absent)}; "
+                f"take the "
                 "genes of both"
             )
         predicted = predicted[:, observed.var_names]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from pyrocell.noise.contrasts import contrast_matrix
 
-__all__ = ["Nesting", "new_batch_moments"]
+__all__ = ["LaboratoryContrasts", "new_batch_moments"]
 
 
-class Nesting(NamedTuple):
+class LaboratoryContrasts(NamedTuple):
     """Contrasts of B batches in L laboratories.
 
     Attributes
@@ -37,7 +37,7 @@ class Nesting(NamedTuple):
     mean: Tensor
 
     @classmethod
-    def of(cls, laboratory: Tensor) -> Nesting:
+    def of(cls, laboratory: Tensor) -> LaboratoryContrasts:
         """Build the contrasts.
 
         Parameters
@@ -85,7 +85,11 @@ class Nesting(NamedTuple):
 
 
 def new_batch_moments(
-    nesting: Nesting, free: Tensor, scale: Tensor, laboratory_scale: Tensor, laboratory: Tensor
+    nesting: LaboratoryContrasts,
+    free: Tensor,
+    scale: Tensor,
+    laboratory_scale: Tensor,
+    laboratory: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Mean and covariance of η of batches that were not measured, given those that were.
 

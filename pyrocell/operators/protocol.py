@@ -10,7 +10,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ConflictingTypesError, ProtocolError, ScreenError, UnknownLabelError
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
@@ -245,7 +245,7 @@ def _require_name(name: object, example: str) -> None:
 
 def _find(name: str, known: Mapping[str, int], kind: str) -> int:
     if name not in known:
-        raise UnknownLabelError(f'the screen has no {kind} "{name}"{suggestion(name, known)}')
+        raise UnknownLabelError(f'the screen has no {kind} "{name}"{did_you_mean(name, known)}')
     return known[name]
 
 

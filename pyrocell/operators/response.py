@@ -21,19 +21,26 @@ import torch
 from torch import Tensor
 
 from pyrocell.errors import ProtocolError
-from pyrocell.operators.dynamics.flow import NOISY_STEPS, Leg, StateField, carry, code_of, diffuse
-from pyrocell.operators.dynamics.node import Production, deviate, step_times
+from pyrocell.operators.dynamics.flow import (
+    NOISY_STEPS,
+    Segment,
+    StateField,
+    code_of,
+    integrate_ode,
+    integrate_sde,
+)
+from pyrocell.operators.dynamics.node import Production, integrate_deviation, step_times
 from pyrocell.operators.medium import expose, gain_limit
 from pyrocell.operators.perturbation import perturb
 from pyrocell.operators.state import State
 from pyrocell.operators.waiting import (
-    driven,
     onset_curve,
     reference_curve,
     relative_curve,
     relative_onset,
     relax,
     wait,
+    weighted_drive,
 )
 
 __all__ = [
@@ -188,7 +195,7 @@ def respond(
         t = t.unsqueeze(-1)
         onset = carried * relative_onset(rate, decay, t, reference)  # (..., C, most)
         grown = gain * relative_curve(rate, t, reference)  # (..., C, J)
-        return driven(onset, effect) + grown @ params.media_effect
+        return weighted_drive(onset, effect) + grown @ params.media_effect
 
     def dose(t: Tensor) -> Tensor:  # (..., C) to (..., C, most)
         return carried * reference_curve(decay, t.unsqueeze(-1))
@@ -199,8 +206,8 @@ def respond(
         times = step_times(duration)
         path = linear(times)
         drive, media_drive = _drives(rate, effect, decay, params)
-        pull = driven(dose(times), drive) + driven(gain, media_drive)
-        y = path[-1] + deviate(path, pull, rate, duration, params.field)
+        pull = weighted_drive(dose(times), drive) + weighted_drive(gain, media_drive)
+        y = path[-1] + integrate_deviation(path, pull, rate, duration, params.field)
     begun = dose(duration)
     nothing = begun.new_zeros(*begun.shape[:-1], genotype.shape[-1])
     return State(
@@ -288,9 +295,9 @@ def let_wait(state: State, duration: Tensor, params: ResponseParameters) -> Stat
     if params.field is None:
         return after
     path = [wait(state, t, *drive) for t in step_times(duration)]
-    pull = [driven(x.dose, drive[1]) + driven(x.gain, drive[3]) for x in path]
+    pull = [weighted_drive(x.dose, drive[1]) + weighted_drive(x.gain, drive[3]) for x in path]
     linear = torch.stack([x.y for x in path])
-    moved = deviate(linear, torch.stack(pull), drive[0], duration, params.field)
+    moved = integrate_deviation(linear, torch.stack(pull), drive[0], duration, params.field)
     return replace(after, y=after.y + moved)
 
 
@@ -304,11 +311,13 @@ def _carried(
         dose = relax(state.dose, state.genotype, decay.unsqueeze(-2), s)
         return code_of(dose, relax(state.gain, limit, turnover.unsqueeze(-2), s), params.motion)
 
-    leg = Leg(torch.zeros_like(duration), duration, code)
+    segment = Segment(torch.zeros_like(duration), duration, code)
     if params.motion.noise is None:
-        return carry(state.z, [leg], params.motion)[0]
-    luck = torch.randn(NOISY_STEPS, *state.z.shape, dtype=state.z.dtype, device=state.z.device)
-    return diffuse(state.z, leg, params.motion, luck)[-1]
+        return integrate_ode(state.z, [segment], params.motion)[0]
+    driving_noise = torch.randn(
+        NOISY_STEPS, *state.z.shape, dtype=state.z.dtype, device=state.z.device
+    )
+    return integrate_sde(state.z, segment, params.motion, driving_noise)[-1]
 
 
 def flow(state: State, params: ResponseParameters) -> tuple[Tensor, ...]:

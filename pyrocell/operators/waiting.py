@@ -32,7 +32,6 @@ from pyrocell.operators.state import State
 
 __all__ = [
     "average_decay",
-    "driven",
     "onset_curve",
     "reference_curve",
     "relative_curve",
@@ -40,6 +39,7 @@ __all__ = [
     "relax",
     "unwait",
     "wait",
+    "weighted_drive",
 ]
 
 # Below this a quotient cancels and three terms of its series do not; relative errors stay below
@@ -257,9 +257,9 @@ def wait(
     """
     t = duration.unsqueeze(-1)  # (C, 1)
     limit = state.exposure * limit  # a medium not met has no cascade
-    plateau = driven(state.genotype, drive) + driven(limit, media_drive)  # (C, D)
-    on_the_way = driven(state.dose - state.genotype, drive, _carry_over(rate, decay, t))
-    on_the_way = on_the_way + driven(
+    plateau = weighted_drive(state.genotype, drive) + weighted_drive(limit, media_drive)  # (C, D)
+    on_the_way = weighted_drive(state.dose - state.genotype, drive, _carry_over(rate, decay, t))
+    on_the_way = on_the_way + weighted_drive(
         state.gain - limit, media_drive, _carry_over(rate, turnover, t)
     )
     return replace(
@@ -270,7 +270,7 @@ def wait(
     )
 
 
-def driven(level: Tensor, drive: Tensor, carried: Tensor | float = 1.0) -> Tensor:
+def weighted_drive(level: Tensor, drive: Tensor, carried: Tensor | float = 1.0) -> Tensor:
     """Σ_n level[c, n] carried[c, n, d] drive[c, n, d]; (C, D)."""
     return (level.unsqueeze(-1) * carried * drive).sum(-2)
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, TwoSlopeNorm
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import UnknownLabelError
 
 BLUE, ORANGE, GREY = "#3b6fb6", "#d1622b", "#8a8a8a"
@@ -83,7 +83,7 @@ def chosen(table: pd.DataFrame, column: str, names: str | Iterable[str] | None) 
     for name in names:
         if name not in present:
             raise UnknownLabelError(
-                f'{column} "{name}" is not in the table{suggestion(name, present)}'
+                f'{column} "{name}" is not in the table{did_you_mean(name, present)}'
             )
     return table[table[column].isin(names)]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.design.error_analysis import ALL
 from pyrocell.errors import DesignError
 from pyrocell.plotting._style import BLUE, GREY, ORANGE, forest, name_ticks, new_axes, rows_height
@@ -37,7 +37,7 @@ def error_analysis(table: pd.DataFrame, time: float | None = None, ax: Axes | No
     if times:
         time = times[-1] if time is None else time
         if time not in times:
-            raise DesignError(f"time={time} is not in the table: {listed(times)}")
+            raise DesignError(f"time={time} is not in the table: {join_names(times)}")
         table = table[table["time"] == time]
     labels = table["perturbation"] + np.where(table["media"] == ALL, "", " | " + table["media"])
     table = table.assign(label=labels)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.plotting._style import BLUE, GREY, ORANGE, new_axes
 
@@ -46,7 +46,7 @@ def learning_curves(
     for i, (name, history) in enumerate(histories.items()):
         if column not in history:
             raise UnknownLabelError(
-                f'column "{column}" is not in the history{suggestion(column, history.columns)}'
+                f'column "{column}" is not in the history{did_you_mean(column, history.columns)}'
             )
         by_epoch = history.groupby("epoch")[column]
         mean = by_epoch.mean()

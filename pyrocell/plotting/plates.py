@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, TwoSlopeNorm
 from matplotlib.patches import Patch
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.arrayed.edge_effects import locate
 from pyrocell.arrayed.plates import PLATES
 from pyrocell.errors import ScreenError, UnknownLabelError
@@ -75,10 +75,10 @@ def plate_map(
     names, position = locate(values.index, wells, plates, plate_size)
     present = list(dict.fromkeys(names))
     if plate is None and len(present) > 1:
-        raise ScreenError(f"several plates: {listed(present)}; choose one by plate=")
+        raise ScreenError(f"several plates: {join_names(present)}; choose one by plate=")
     plate = present[0] if plate is None else plate
     if plate not in present:
-        raise UnknownLabelError(f'plate "{plate}" is not there{suggestion(plate, present)}')
+        raise UnknownLabelError(f'plate "{plate}" is not there{did_you_mean(plate, present)}')
     mine = np.flatnonzero(names == plate)
     rows, columns = PLATES[position.attrs["plate_size"]]
     ax = new_axes(ax, 1.6 + 0.26 * columns, 0.9 + 0.26 * rows)
@@ -131,7 +131,7 @@ def _noise(model: PyroCell, gene: str | None, n_samples: int) -> tuple[pd.Series
     table = model.batch_effects(n_samples).pivot(index="batch", columns="gene", values="mean")
     if gene is not None:
         if gene not in table:
-            raise UnknownLabelError(f'gene "{gene}" is not in the model{suggestion(gene, table)}')
+            raise UnknownLabelError(f'gene "{gene}" is not in the model{did_you_mean(gene, table)}')
         return table[gene], f"η of {gene}, {LFC}"
     axis = np.linalg.svd(table.to_numpy(), full_matrices=False)[2][0]
     axis *= np.sign(axis[np.abs(axis).argmax()])

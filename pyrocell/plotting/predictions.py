@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.plotting._style import COLUMN, name_ticks, new_axes
 
@@ -103,7 +103,7 @@ def _genes(adata: AnnData, genes: str | Sequence[str] | None, n: int) -> list[st
     for name in names:
         if name not in adata.var_names:
             raise UnknownLabelError(
-                f'gene "{name}" is not in the prediction{suggestion(name, adata.var_names)}'
+                f'gene "{name}" is not in the prediction{did_you_mean(name, adata.var_names)}'
             )
     return names
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import UnknownLabelError
 from pyrocell.plotting._style import COLUMN, MAX_TICKS, heat_map, new_axes, rows_height
 from pyrocell.screen.screen import Screen
@@ -124,7 +124,7 @@ def _cell_values(model: PyroCell, color: str | pd.Series) -> pd.Series:
     obs = model.adata.obs
     if color not in obs:
         raise UnknownLabelError(
-            f'color="{color}" is not a column of adata.obs{suggestion(color, obs.columns)}'
+            f'color="{color}" is not a column of adata.obs{did_you_mean(color, obs.columns)}'
         )
     return obs[color]
 

@@ -71,7 +71,7 @@ def labelled(
         "axis": [*(f"z{i + 1}" for i in range(model.config.n_latent)), *own_axis],
         "own_axis": own_axis,
         "state_axis": [f"z{i + 1}" for i in range(model.config.n_latent)],
-        "code": [f"c{i + 1}" for i in range(model.motion.n_codes if model.has_motion else 0)],
+        "code": [f"c{i + 1}" for i in range(model.motion.n_codes if model.moves_states else 0)],
         "part": ["constant", "proportional"],
         "gate": ["intercept", "slope"],
         "covariate": list(covariates),

@@ -10,14 +10,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyrocell.data.loader import CellData
+from pyrocell.data.loader import CellDataset
 from pyrocell.posterior.fitted_screen import Blocks, FittedScreen
-from pyrocell.posterior.output import Keep
+from pyrocell.posterior.output import OutputTarget
 
 __all__ = ["cells_by", "latent", "normalised"]
 
 
-def latent(fit: FittedScreen, cells: CellData, batch_size: int) -> Blocks:
+def latent(fit: FittedScreen, cells: CellDataset, batch_size: int) -> Blocks:
     """Posterior mean of the resting state z of each cell, (cells, d), some cells at a time."""
     for rows, loc, _ in _encoded(fit, fit.posterior.mean(), cells, batch_size):
         yield rows, loc
@@ -25,7 +25,7 @@ def latent(fit: FittedScreen, cells: CellData, batch_size: int) -> Blocks:
 
 def normalised(
     fit: FittedScreen,
-    cells: CellData,
+    cells: CellDataset,
     batch_size: int,
     library_size: float | None,
     batch_corrected: bool,
@@ -60,7 +60,7 @@ def normalised(
 
 
 def _encoded(
-    fit: FittedScreen, values: dict[str, Tensor], cells: CellData, batch_size: int
+    fit: FittedScreen, values: dict[str, Tensor], cells: CellDataset, batch_size: int
 ) -> Iterator[tuple[slice, np.ndarray, dict[str, Tensor]]]:
     for start in range(0, len(cells), batch_size):
         rows = np.arange(start, min(start + batch_size, len(cells)))
@@ -84,7 +84,7 @@ def cells_by(
     columns: tuple[str, Sequence[str]],
     batch_size: int,
     progress: Callable[..., Iterator],
-    keep: Keep,
+    keep: OutputTarget,
 ) -> np.ndarray | xr.Dataset:
     """Values of cells that come some at a time, (cells, columns).
 

@@ -12,12 +12,12 @@ from anndata import AnnData
 from torch import Tensor
 
 from pyrocell._core.random import seeded, stream
-from pyrocell.data.loader import CellData
-from pyrocell.generative.state_dynamics import arrive, set_out
+from pyrocell.data.loader import CellDataset
+from pyrocell.generative.state_dynamics import invert_path, propagate
 from pyrocell.posterior.cell_state import draw_own_state, drawn_loading
 from pyrocell.posterior.draws import check_draws
 from pyrocell.posterior.fitted_screen import Draws, FittedScreen
-from pyrocell.posterior.output import INTERVAL, Keep, annotated
+from pyrocell.posterior.output import INTERVAL, OutputTarget, annotated
 from pyrocell.posterior.summaries import summaries
 from pyrocell.screen.conditions import Conditions
 
@@ -26,13 +26,13 @@ __all__ = ["counterfactual"]
 
 def counterfactual(
     fit: FittedScreen,
-    cells: CellData,
+    cells: CellDataset,
     obs: pd.DataFrame,
     target: pd.DataFrame,
     n_samples: int,
     credible_level: float,
     progress: Callable[..., Iterator],
-    keep: Keep,
+    keep: OutputTarget,
 ) -> AnnData | xr.Dataset:
     """Expected counts of cells under another treatment, cells × genes."""
     genes, parts = fit.screen.genes, fit.parts(len(cells))
@@ -59,7 +59,11 @@ def counterfactual(
 
 # ---------------------------------------------------------------------- draws
 def _expected(
-    fit: FittedScreen, cells: CellData, frame: pd.DataFrame, n_samples: int, parts: Sequence[slice]
+    fit: FittedScreen,
+    cells: CellDataset,
+    frame: pd.DataFrame,
+    n_samples: int,
+    parts: Sequence[slice],
 ) -> Draws:
     """Counts expected of cells under the treatment of `frame`, (cells, G).
 
@@ -105,10 +109,12 @@ def _elsewhere(
 
     Back to where they set out from and on from there; z itself where states do not move.
     """
-    if not fit.model.has_motion:
+    if not fit.model.moves_states:
         return z
     reversal = getattr(fit.posterior.guide, "reversal", None)
     with seeded(z.device, "past", seed):
-        start, luck = set_out(z, *fit.model.cell_way(values, cells["condition"], table), reversal)
-    luck = None if luck is None else luck[:, None]
-    return arrive(start[None], *fit.model.way(values, condition), luck)[0]
+        start, driving_noise = invert_path(
+            z, *fit.model.cell_path(values, cells["condition"], table), reversal
+        )
+    driving_noise = None if driving_noise is None else driving_noise[:, None]
+    return propagate(start[None], *fit.model.path_of(values, condition), driving_noise)[0]

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.special import digamma, polygamma
 from scipy.stats import f as f_distribution
 
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.errors import ScreenError, UnknownLabelError, warn
 from pyrocell.posterior.draws import check_level
 from pyrocell.posterior.gene_level.counts import LevelCounts
@@ -112,7 +112,7 @@ def _measured(
     if missing:
         warn(
             f'left out, since they were not measured alone in medium "{media}"{at}: '
-            f"{listed(missing)}"
+            f"{join_names(missing)}"
         )
     return names, rows
 

@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrocell.errors import ScreenError
-from pyrocell.posterior.unidentified import redraw
+from pyrocell.posterior.unidentified import resample_unidentified
 
 __all__ = ["Posterior", "check_draws", "check_level", "summarise"]
 
@@ -107,9 +107,9 @@ class Posterior:
 
     def _determined(self, values: dict[str, Tensor], noise: bool = True) -> dict[str, Tensor]:
         """Split what the layout cannot tell as the prior does, given the sum that it can."""
-        if not self.model.can_redraw:
+        if not self.model.can_resample:
             return values
-        return redraw(self.model, values, noise)
+        return resample_unidentified(self.model, values, noise)
 
     def samples(self, n: int, sites: list[str] | None = None) -> dict[str, np.ndarray]:
         """Stack n joint draws of the chosen sites, (n, ...) each."""

@@ -21,7 +21,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 from pyrocell.data.backed import count_blocks
 from pyrocell.data.statistics import add_by_group
 from pyrocell.errors import ScreenError
@@ -29,7 +29,7 @@ from pyrocell.posterior.counts_alone import FEWEST_COUNTS, long_table
 from pyrocell.posterior.draws import check_draws, check_level
 from pyrocell.posterior.fitted_screen import Draws, FittedScreen, Part, stacked
 from pyrocell.posterior.gene_level.states import Request
-from pyrocell.posterior.output import Keep
+from pyrocell.posterior.output import OutputTarget
 from pyrocell.posterior.populations import moments, resting_cells
 from pyrocell.posterior.summaries import summaries
 
@@ -71,7 +71,7 @@ def perturbation_effects(
     n_samples: int,
     credible_level: float,
     progress: Callable[..., Iterator],
-    keep: Keep,
+    keep: OutputTarget,
 ) -> pd.DataFrame | xr.Dataset:
     """Posterior of the change of each gene under each perturbation; see `PyroCell`."""
     if not perturbations:
@@ -143,7 +143,7 @@ def _interval(draws: np.ndarray, credible_level: float) -> np.ndarray:
         ends = [tail, 100 - tail]
         out[:, :, genes] = np.percentile(draws[..., genes], ends, axis=0, method="weibull")
 
-    in_threads(work, len(edges))
+    parallel_for(work, len(edges))
     return out
 
 
@@ -181,7 +181,7 @@ def _from_draws(
     time: float | None,
     n_samples: int,
     credible_level: float,
-    keep: Keep,
+    keep: OutputTarget,
     progress: Callable[..., Iterator],
 ) -> Found:
     """Summaries of joint draws, for conditions and models that the states do not speak of."""
@@ -215,7 +215,7 @@ def effects(
         labels = [fit.screen.control, *perturbations[part]]
         frame = pd.DataFrame({"perturbation": labels, "media": media, "time": time})
         asked.append(fit.part(frame, part.start))
-    moves = fit.model.has_motion
+    moves = fit.model.moves_states
     cells = resting_cells(fit.data, fit.model, fit.posterior.seed) if moves else None
     some = fit.asked_of(asked)
     for s, values in enumerate(fit.posterior.draws(n_samples, perturbations=some)):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrocell._core.random import generator, seeded
-from pyrocell.data.loader import CellData
+from pyrocell.data.loader import CellDataset
 from pyrocell.noise.contrasts import centre
 from pyrocell.operators import Protocol, run
 from pyrocell.operators.state import State
@@ -74,7 +74,7 @@ class FittedScreen:
         self,
         posterior: Posterior,
         screen: Screen,
-        data: CellData,
+        data: CellDataset,
         gene_level: GeneLevel | None = None,
     ):
         self.posterior, self.screen, self.data = posterior, screen, data
@@ -225,7 +225,7 @@ class FittedScreen:
     ) -> Tensor:
         """States of resting cells under each condition, (C, n, d); (n, d) where states stay."""
         z = resting_states(self.posterior.guide, values, cells, seed, self.data.conditions)
-        if not self.model.has_motion:
+        if not self.model.moves_states:
             return z
         return self.carried(values, z, conditions, seed, protocol)
 
@@ -240,7 +240,7 @@ class FittedScreen:
         """Where cells at states z (n, d) at time 0 are under each condition, (C, n, d)."""
         values = self.with_turnover(values, seed)
         if protocol is None:
-            return carried_states(z, self.model.way(values, conditions), seed)
+            return carried_states(z, self.model.path_of(values, conditions), seed)
         with seeded(z.device, "luck", seed):
             return self._carry_out(protocol, values, z).z
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyrocell.data.statistics import CountSums
+from pyrocell.data.statistics import CountStatistics
 from pyrocell.generative.config import ModelConfig
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.generative.starting_values import ScreenStatistics, starting_values
@@ -47,7 +47,7 @@ class ScreenModule(nn.Module):
 
     @classmethod
     def from_sums(
-        cls, sums: CountSums, screen: Screen, config: ModelConfig, priors: Priors
+        cls, sums: CountStatistics, screen: Screen, config: ModelConfig, priors: Priors
     ) -> ScreenModule:
         """Build with starting values read off the counts."""
         return cls(screen, config, priors, starting_values(sums, screen, config))

@@ -10,17 +10,17 @@ import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell._core.random import generator
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.noise.content import average_content, content_names
 from pyrocell.noise.laboratories import new_batch_moments
 from pyrocell.posterior.draws import Posterior
-from pyrocell.screen.requests import RequestedNoise, encode_noise
+from pyrocell.screen.requests import BatchRequest, encode_noise
 from pyrocell.screen.screen import Screen
 
-__all__ = ["NoiseOfRequest", "content_of", "noise_of_request", "shared_axes"]
+__all__ = ["RequestedBatchNoise", "content_of", "requested_batch_noise", "shared_axes"]
 
 _FEWEST_CONTRASTS = 3  # from which genes are seen to vary together
 
@@ -47,7 +47,7 @@ def content_of(screen: Screen, stated: Mapping[str, float] | None) -> Tensor:
         if name not in names:
             raise UnknownLabelError(
                 f'batch_content has "{name}", by which batches of the screen do not differ'
-                f"{suggestion(name, names)}"
+                f"{did_you_mean(name, names)}"
             )
         if not 0 <= fraction <= 1:
             raise ScreenError(f'batch_content["{name}"]={fraction} is a fraction, from 0 to 1')
@@ -76,7 +76,7 @@ def shared_axes(model: GenerativeModel, values: dict[str, Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class NoiseOfRequest:
+class RequestedBatchNoise:
     """Batch noise of requested conditions.
 
     Attributes
@@ -93,14 +93,14 @@ class NoiseOfRequest:
     """
 
     model: GenerativeModel
-    request: RequestedNoise
+    request: BatchRequest
     content: Tensor | None = None
     shared: Tensor | None = None
 
-    def of_rows(self, rows: slice) -> NoiseOfRequest:
+    def of_rows(self, rows: slice) -> RequestedBatchNoise:
         """That of some of the conditions; new batches are the same ones."""
         *index, origin = self.request
-        return replace(self, request=RequestedNoise(*(i[rows] for i in index), origin))
+        return replace(self, request=BatchRequest(*(i[rows] for i in index), origin))
 
     def draw(self, values: dict[str, Tensor], seed: int) -> Tensor:
         """η of each requested condition under one draw of the globals, (n, G).
@@ -139,9 +139,9 @@ class NoiseOfRequest:
         return drawn
 
 
-def noise_of_request(
+def requested_batch_noise(
     posterior: Posterior, screen: Screen, frame: pd.DataFrame, stated: Mapping[str, float] | None
-) -> NoiseOfRequest:
+) -> RequestedBatchNoise:
     """Batch noise of the conditions of a table; see `encode_noise` and `content_of`.
 
     Raises
@@ -156,6 +156,6 @@ def noise_of_request(
             "the model with content_dependent_noise=True, where batches differ in content"
         )
     if not len(request.origin):
-        return NoiseOfRequest(model, request)
+        return RequestedBatchNoise(model, request)
     content = content_of(screen, stated) if model.has_content else None
-    return NoiseOfRequest(model, request, content, shared_axes(model, posterior.mean()))
+    return RequestedBatchNoise(model, request, content, shared_axes(model, posterior.mean()))

@@ -14,12 +14,12 @@ from anndata import AnnData
 from pyrocell.posterior.summaries import Summaries
 from pyrocell.posterior.zarr_store import new_store, open_store
 
-__all__ = ["INTERVAL", "Keep", "annotated"]
+__all__ = ["INTERVAL", "OutputTarget", "annotated"]
 
 INTERVAL = ("mean", "sd", "lower", "upper")
 
 
-class Keep(NamedTuple):
+class OutputTarget(NamedTuple):
     """How much of an answer to hold, and where to write it.
 
     Attributes

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from pyrocell._core.random import generator, seeded
-from pyrocell.data.loader import CellData
+from pyrocell.data.loader import CellDataset
 from pyrocell.generative.model import GenerativeModel
-from pyrocell.generative.state_dynamics import arrive, set_out
+from pyrocell.generative.state_dynamics import invert_path, propagate
 from pyrocell.guide.guide import Guide
-from pyrocell.operators.dynamics.flow import NOISY_STEPS, Leg, StateField, check_steps
+from pyrocell.operators.dynamics.flow import NOISY_STEPS, Segment, StateField, check_steps
 from pyrocell.screen.conditions import Conditions
 
 __all__ = ["carried_states", "moments", "resting_cells", "resting_states", "starting_states"]
@@ -20,7 +20,7 @@ _BLOCK_BYTES = 2**26  # with some eight tables of a quarter of it each
 _POPULATION = 500
 
 
-def resting_cells(data: CellData, model: GenerativeModel, seed: int) -> dict[str, Tensor]:
+def resting_cells(data: CellDataset, model: GenerativeModel, seed: int) -> dict[str, Tensor]:
     """Some unperturbed cells in baseline medium (of all cells where there are none)."""
     table = model.conditions if data.conditions is None else data.conditions
     plain = (table.genotype.sum(1) == 0) & (table.exposure.sum(1) == 0)
@@ -47,11 +47,11 @@ def resting_states(
     loc, scale = guide.encode(values, cells["x"], *labels)
     stream = generator(loc.device, "state", seed)
     z = loc + scale * torch.randn(loc.shape, generator=stream, device=loc.device)
-    if not guide.model.has_motion:
+    if not guide.model.moves_states:
         return z
     with seeded(z.device, "past", seed):
-        way = guide.model.cell_way(values, cells["condition"], table)
-        return set_out(z, *way, getattr(guide, "reversal", None))[0]
+        way = guide.model.cell_path(values, cells["condition"], table)
+        return invert_path(z, *way, getattr(guide, "reversal", None))[0]
 
 
 def starting_states(model: GenerativeModel, n: int, seed: int) -> Tensor:
@@ -61,7 +61,7 @@ def starting_states(model: GenerativeModel, n: int, seed: int) -> Tensor:
     return loc + scale * torch.randn(loc.shape, generator=stream, device=loc.device)
 
 
-def carried_states(z: Tensor, way: tuple[tuple[Leg, ...], StateField], seed: int) -> Tensor:
+def carried_states(z: Tensor, way: tuple[tuple[Segment, ...], StateField], seed: int) -> Tensor:
     """States of resting cells z (n, d) in each of C conditions, (C, n, d).
 
     Each cell has the same luck in all conditions, so that what differs between them is not noise.
@@ -71,15 +71,15 @@ def carried_states(z: Tensor, way: tuple[tuple[Leg, ...], StateField], seed: int
     StiffFieldError
         If a field without noise bends too fast for its steps, asked of the first draw.
     """
-    legs, field = way
-    z = z.expand(len(legs[0].span), *z.shape)
+    segments, field = way
+    z = z.expand(len(segments[0].span), *z.shape)
     if field.noise is None:
         if seed == 0:
-            check_steps(z, legs, field)
-        return arrive(z, legs, field)
+            check_steps(z, segments, field)
+        return propagate(z, segments, field)
     stream = generator(z.device, "luck", seed)
-    luck = torch.randn((NOISY_STEPS, 1, *z.shape[1:]), generator=stream, device=z.device)
-    return arrive(z, legs, field, luck)
+    driving_noise = torch.randn((NOISY_STEPS, 1, *z.shape[1:]), generator=stream, device=z.device)
+    return propagate(z, segments, field, driving_noise)
 
 
 def moments(

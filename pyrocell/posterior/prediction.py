@@ -16,8 +16,8 @@ from pyrocell.errors import ScreenError
 from pyrocell.operators import Protocol
 from pyrocell.posterior.draws import check_draws
 from pyrocell.posterior.fitted_screen import Draws, FittedScreen, Part, stacked
-from pyrocell.posterior.new_batches import NoiseOfRequest, noise_of_request
-from pyrocell.posterior.output import INTERVAL, Keep, annotated
+from pyrocell.posterior.new_batches import RequestedBatchNoise, requested_batch_noise
+from pyrocell.posterior.output import INTERVAL, OutputTarget, annotated
 from pyrocell.posterior.populations import moments, resting_cells
 from pyrocell.posterior.requests import requested
 from pyrocell.posterior.summaries import summaries
@@ -37,7 +37,7 @@ def predict(
     return_draws: bool,
     progress: Callable[..., Iterator],
     batch_content: Mapping[str, float] | None,
-    keep: Keep,
+    keep: OutputTarget,
 ) -> AnnData | xr.DataArray | xr.Dataset:
     """Predicted counts of conditions as AnnData or dataset, or their joint draws."""
     screen = fit.screen
@@ -110,7 +110,7 @@ def expected(
     check_draws(n_samples)
     if not size_factor > 0:
         raise ScreenError(f"size_factor={size_factor} must be above 0: the depth of a cell")
-    noise = noise_of_request(fit.posterior, fit.screen, frame, batch_content)
+    noise = requested_batch_noise(fit.posterior, fit.screen, frame, batch_content)
     cells = encode_cells(frame["n_cells"]) if "n_cells" in frame else None
     population = resting_cells(fit.data, fit.model, fit.posterior.seed)
     asked = [
@@ -127,7 +127,7 @@ def expected(
         values: dict[str, Tensor],
         s: int,
         part: Part,
-        noise: NoiseOfRequest,
+        noise: RequestedBatchNoise,
         cells: np.ndarray | None,
     ) -> np.ndarray:
         conditions = part.conditions

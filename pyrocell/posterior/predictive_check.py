@@ -10,7 +10,7 @@ import torch
 import torch.distributions as dist
 
 from pyrocell._core.random import seeded
-from pyrocell.data.loader import CellData
+from pyrocell.data.loader import CellDataset
 from pyrocell.posterior.draws import Posterior
 
 __all__ = ["importance_log_likelihood", "posterior_predictive_check"]
@@ -21,7 +21,7 @@ _AT_ONCE = 2**21  # counts replicated at once
 
 def posterior_predictive_check(
     posterior: Posterior,
-    cells: CellData,
+    cells: CellDataset,
     genes: pd.Index,
     n_samples: int,
     n_cells: int,
@@ -91,7 +91,7 @@ def _statistics(blocks: Iterable[torch.Tensor]) -> np.ndarray:
 
 def importance_log_likelihood(
     posterior: Posterior,
-    cells: CellData,
+    cells: CellDataset,
     n_particles: int,
     batch_size: int,
 ) -> np.ndarray:

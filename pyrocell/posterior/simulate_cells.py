@@ -182,7 +182,7 @@ def _populations(
     """Of each draw: the globals, states (C, n, d) and log-mean shift (C, G) of the conditions."""
     check_draws(n_samples)
     conditions, unseen = fit.conditions(frame)
-    model, moves = fit.model, fit.model.has_motion
+    model, moves = fit.model, fit.model.moves_states
     cells = None if moves else resting_cells(fit.data, model, fit.posterior.seed)
     for s, values in enumerate(fit.posterior.draws(n_samples)):
         with torch.no_grad():

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 from pyrocell.errors import ScreenError
 from pyrocell.posterior.draws import check_level
 
@@ -97,7 +97,7 @@ class RunningSummary:
             first = i * _AT_ONCE
             add(first, min(first + _AT_ONCE, size), flat, self.seen, *state)
 
-        in_threads(work, -(-size // _AT_ONCE))
+        parallel_for(work, -(-size // _AT_ONCE))
         self.seen += 1
 
     def summary(self) -> dict[str, np.ndarray]:

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from pyrocell.generative.response import ScreenMap
 
-__all__ = ["redraw"]
+__all__ = ["resample_unidentified"]
 
 _BLOCK = 2**24  # numbers held at once
 
 
-def redraw(model: ScreenMap, values: dict[str, Tensor], noise: bool = True) -> dict[str, Tensor]:
+def resample_unidentified(
+    model: ScreenMap, values: dict[str, Tensor], noise: bool = True
+) -> dict[str, Tensor]:
     """Move a joint draw along every direction that the layout cannot tell, by its conditional.
 
     Parameters

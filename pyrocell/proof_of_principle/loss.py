@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.errors import NonFiniteError
 from pyrocell.proof_of_principle.vector_field import VectorField, flow
 
@@ -105,6 +105,7 @@ def _check_finite(total: Tensor, seeds: Sequence[int], epoch: int) -> None:
     bad = [seed for seed, fine in zip(seeds, torch.isfinite(total).tolist()) if not fine]
     if bad:
         raise NonFiniteError(
-            f"the loss of seed {listed(bad)} is not finite at epoch {epoch}; lower learning_rate, "
+            f"the loss of seed {join_names(bad)} is not finite at epoch {epoch}; lower "
+            f"learning_rate, "
             "or raise n_steps"
         )

@@ -26,8 +26,8 @@ import xarray as xr
 from anndata import AnnData
 from torch import Tensor
 
-from pyrocell._core.messages import listed, suggestion
-from pyrocell._core.threading import on_few_threads
+from pyrocell._core.messages import did_you_mean, join_names
+from pyrocell._core.threading import limit_threads
 from pyrocell.data.registration import ScreenManager, cell_tensors, register
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.proof_of_principle.loss import PathLoss, minimise
@@ -142,7 +142,7 @@ class PseudobulkODE:
         self._pool = np.zeros(0, int)  # conditions that X is taken from
 
     # ------------------------------------------------------------------ fitting
-    @on_few_threads
+    @limit_threads
     def fit(
         self,
         seeds: Iterable[int] = range(10),
@@ -194,7 +194,7 @@ class PseudobulkODE:
         """
         seeds = tuple(int(seed) for seed in seeds)
         if not seeds or len(set(seeds)) < len(seeds):
-            raise ScreenError(f"seeds={listed(seeds)} must be one or more different numbers")
+            raise ScreenError(f"seeds={join_names(seeds)} must be one or more different numbers")
         if steady_state_weight < 0 or max_epochs < 0:
             raise ScreenError("steady_state_weight and max_epochs must not be below zero")
         out = self._conditions(held_out, "held_out")
@@ -212,7 +212,7 @@ class PseudobulkODE:
         return self.history
 
     # ------------------------------------------------------------------ asking
-    @on_few_threads
+    @limit_threads
     def predict(
         self, conditions: pd.DataFrame, return_seeds: bool = False
     ) -> AnnData | xr.DataArray:
@@ -324,21 +324,21 @@ class PseudobulkODE:
         if absent:
             raise UnknownLabelError(
                 f'start="same_time": no controls in baseline medium at time {absent[0]:g} to start '
-                f'from; there are some at {listed(sorted(there))}; start="pooled" needs none'
+                f'from; there are some at {join_names(sorted(there))}; start="pooled" needs none'
             )
         return self.levels.to_numpy()[[there[float(t)] for t in duration]]
 
 
 def _check_settings(start: str, **whole: int) -> None:
     if start not in _STARTS:
-        raise ScreenError(f'start="{start}" is not one of: {listed(_STARTS)}')
+        raise ScreenError(f'start="{start}" is not one of: {join_names(_STARTS)}')
     for name, value in whole.items():
         if int(value) != value or value < 1:
             raise ScreenError(f"{name}={value} must be a whole number of at least 1")
 
 
 def _own_annotation(adata: Any) -> Any:
-    """The same counts under annotation of our own, since registration writes into it."""
+    """These counts under annotation of our own, since registration writes into it."""
     if not isinstance(adata, AnnData):
         return adata  # registration says what is wrong with it
     return AnnData(
@@ -356,7 +356,7 @@ def _check_columns(table: pd.DataFrame, argument: str) -> None:
     for column in table.columns:
         if column not in allowed:
             raise UnknownLabelError(
-                f'column "{column}" of {argument} is not understood{suggestion(column, allowed)}'
+                f'column "{column}" of {argument} is not understood{did_you_mean(column, allowed)}'
             )
 
 

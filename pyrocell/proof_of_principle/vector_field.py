@@ -45,7 +45,7 @@ class VectorField(NamedTuple):
         return [*self.weights, *self.biases, self.drive]
 
     def detached(self) -> VectorField:
-        """The same numbers, without gradients."""
+        """A copy of these numbers without gradients."""
         weights, biases = (tuple(t.detach() for t in part) for part in self[:2])
         return VectorField(weights, biases, self.drive.detach())
 

@@ -11,10 +11,10 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell.data.validation import check_counts, count_matrix
 from pyrocell.errors import ScreenError, UnknownLabelError, warn
-from pyrocell.screen.labels import control_suggestion, factorise
+from pyrocell.screen.labels import control_suggestion, encode_labels
 
 __all__ = ["assign_pseudotime", "pseudotime_stages"]
 
@@ -169,7 +169,7 @@ def pseudotime_of(obs: pd.DataFrame, key: str) -> np.ndarray:
     """The column of pseudotime as floats, or raise."""
     if key not in obs:
         raise UnknownLabelError(
-            f'key="{key}" is not in .obs{suggestion(key, obs.columns)}; it is written by '
+            f'key="{key}" is not in .obs{did_you_mean(key, obs.columns)}; it is written by '
             "pyrocell.pseudotime.assign_pseudotime(adata, root=..., inplace=True)"
         )
     return obs[key].to_numpy(float)
@@ -180,9 +180,9 @@ def _controls(cells: AnnData | pd.DataFrame, key: str, control: str) -> np.ndarr
     obs = cells.obs if isinstance(cells, AnnData) else cells
     if key not in obs:
         raise UnknownLabelError(
-            f'perturbation_key="{key}" is not in .obs{suggestion(key, obs.columns)}'
+            f'perturbation_key="{key}" is not in .obs{did_you_mean(key, obs.columns)}'
         )
-    codes, labels = factorise(obs[key], f'perturbation_key="{key}"')
+    codes, labels = encode_labels(obs[key], f'perturbation_key="{key}"')
     if control not in labels:
         raise UnknownLabelError(
             f'perturbation_key="{key}" has {len(labels)} labels but none equals '
@@ -206,12 +206,12 @@ def _root_cells(
         column, value = root
         if column not in adata.obs:
             raise UnknownLabelError(
-                f'root column "{column}" is not in .obs{suggestion(column, adata.obs.columns)}'
+                f'root column "{column}" is not in .obs{did_you_mean(column, adata.obs.columns)}'
             )
         labels = adata.obs[column].astype(str)
         marked, what = (labels == str(value)).to_numpy(), f'root=("{column}", "{value}")'
         if not marked.any():
-            there = suggestion(value, labels.unique())
+            there = did_you_mean(value, labels.unique())
             raise UnknownLabelError(f'no cell has "{value}" in root column "{column}"{there}')
     found = marked & is_control
     if not found.any():
@@ -232,7 +232,7 @@ def _representation(
     """Coordinates of all cells, (N, c): principal components of the controls, or the user's."""
     if use_rep is not None:
         if use_rep not in adata.obsm:
-            there = suggestion(use_rep, adata.obsm)
+            there = did_you_mean(use_rep, adata.obsm)
             raise UnknownLabelError(f'use_rep="{use_rep}" is not in adata.obsm{there}')
         return np.asarray(adata.obsm[use_rep], float)
     check_counts(adata, layer, has_size_factor=False, warn_of_genes=False)

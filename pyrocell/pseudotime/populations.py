@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.pseudotime.assignment import pseudotime_of
 from pyrocell.pseudotime.shares import Cells, cells_of
@@ -267,13 +267,13 @@ def _threshold(
     column, mark = early
     if column not in table.obs:
         raise UnknownLabelError(
-            f'early column "{column}" is not in .obs{suggestion(column, table.obs.columns)}'
+            f'early column "{column}" is not in .obs{did_you_mean(column, table.obs.columns)}'
         )
     labels = table.obs[column].astype(str).to_numpy()
     marked = (labels == str(mark)) & table.is_control
     if not marked.any():
         raise UnknownLabelError(
             f'no control cell with pseudotime has "{mark}" in early column "{column}"'
-            f"{suggestion(mark, np.unique(labels))}"
+            f"{did_you_mean(mark, np.unique(labels))}"
         )
     return float(np.quantile(table.value[marked], _REACH))

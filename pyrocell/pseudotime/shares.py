@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.errors import ScreenError, UnknownLabelError, warn
-from pyrocell.screen.labels import control_suggestion, factorise
+from pyrocell.screen.labels import control_suggestion, encode_labels
 
 __all__ = ["Cells", "cells_of"]
 
@@ -261,9 +261,9 @@ def cells_of(
             continue
         if key not in obs:
             raise UnknownLabelError(
-                f'{option}="{key}" is not in .obs{suggestion(key, obs.columns)}'
+                f'{option}="{key}" is not in .obs{did_you_mean(key, obs.columns)}'
             )
-        codes[option] = factorise(obs[key], f'{option}="{key}"')
+        codes[option] = encode_labels(obs[key], f'{option}="{key}"')
     code, names = codes["perturbation_key"]
     if control not in names:
         raise UnknownLabelError(
@@ -286,7 +286,8 @@ def _check_batches(cells: Cells, batches: list[str], batch_key: str | None) -> N
     if len(bare):
         raise ScreenError(
             f'{len(bare)} batches of batch_key="{batch_key}" have no control cells with '
-            f"pseudotime: {listed(batches[b] for b in bare)}; leave them out, or give no batch_key"
+            f"pseudotime: {join_names(batches[b] for b in bare)}; leave them out, or give no "
+            f"batch_key"
         )
 
 
@@ -295,14 +296,15 @@ def _check_units(cells: Cells, units: list[str], unit_key: str | None) -> None:
     if len(shared):
         raise ScreenError(
             f'{len(shared)} units of unit_key="{unit_key}" hold both controls and perturbed cells: '
-            f"{listed(units[u] for u in shared)}; what perturbations share (animals, lanes) is "
+            f"{join_names(units[u] for u in shared)}; what perturbations share (animals, lanes) is "
             "batch_key=, and units lie within one of them (clones, guides)"
         )
     number = {n: len(np.unique(cells.unit[cells.label == n])) for n in cells.names}
     few = [name for name, n in number.items() if n < _FEW_UNITS]
     if few:
         warn(
-            f'{listed(few)} have fewer than {_FEW_UNITS} different "{unit_key}": intervals from so '
+            f'{join_names(few)} have fewer than {_FEW_UNITS} different "{unit_key}": intervals '
+            f"from so "
             "few units are too narrow"
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.errors import PyrocellError
 from pyrocell.posterior.effect_checks import effect_checks
 
@@ -54,7 +54,7 @@ def collect(
     screen = model.screen
     tables: dict[str, pd.DataFrame] = {}
     places = [screen.baseline_media, *screen.media]
-    say(f"effects in {listed(places)}")
+    say(f"effects in {join_names(places)}")
     tables["perturbation_effects"] = pd.concat(
         [model.perturbation_effects(media=media, n_samples=n_samples) for media in places],
         ignore_index=True,

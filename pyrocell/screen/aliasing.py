@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.errors import warn
 
 __all__ = [
@@ -203,7 +203,7 @@ def _partners(
 
 
 def _together(names: list[str]) -> str:
-    return f"batch {names[0]}" if len(names) == 1 else f"batches {listed(names)}"
+    return f"batch {names[0]}" if len(names) == 1 else f"batches {join_names(names)}"
 
 
 def _reason_of_medium(layout: Layout, name: str, mask: np.ndarray) -> str:
@@ -223,13 +223,14 @@ def _reason_of_gene(layout: Layout, gene: str, mask: np.ndarray, partners: list[
         media = [layout.media[m] for m in np.flatnonzero(layout.exposure[mask].any(axis=0))]
         return (
             f"{gene} was never measured in medium {layout.baseline_media}, only in "
-            f"{listed(media)}: its effect at baseline and the change it makes to the response "
+            f"{join_names(media)}: its effect at baseline and the change it makes to the response "
             f"cannot be told apart; only their sum is identified; add {gene} cells in "
             f"{layout.baseline_media}"
         )
     if partners and set(partners) <= set(layout.perturbations):
         return (
-            f"{gene} was measured only in combinations that mix it with {listed(partners)}: their "
+            f"{gene} was measured only in combinations that mix it with {join_names(partners)}: "
+            f"their "
             "effects cannot be told apart; only sums of them are identified; add cells with "
             f"{gene} alone"
         )
@@ -321,7 +322,7 @@ def aliased_table(layout: Layout) -> pd.DataFrame:
         if touched[position]:
             partners = _partners(layout, columns, circuits, position)
             reason = _reason(layout, column, partners)
-        rows[column] = (listed(partners, _NAMED), not touched[position], reason)
+        rows[column] = (join_names(partners, _NAMED), not touched[position], reason)
     for j, medium in enumerate(layout.media):
         for k, gene in enumerate(layout.perturbations):
             never = f"{gene} was never measured in medium {medium}"
@@ -372,7 +373,7 @@ def warn_of_layout(
     if lonely:
         warn(
             f"{len(lonely)} perturbation{'s have' if len(lonely) > 1 else ' has'} a single cell "
-            f"({listed(lonely)}): what is said about {'them' if len(lonely) > 1 else 'it'} is "
+            f"({join_names(lonely)}): what is said about {'them' if len(lonely) > 1 else 'it'} is "
             "mostly the prior"
         )
     mixed = aliased[~aliased["estimable"] & (aliased["name"] != layout.baseline_media)]

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.screen.screen import Screen
 
-__all__ = ["Arm", "Links", "arm_name", "several"]
+__all__ = ["Arm", "LayoutGraph", "arm_name", "several"]
 
 Arm = dict[int, int]  # index of a measured time → condition, both as in the screen
 SHOWN = 8  # times or batches that a reason spells out
@@ -26,7 +26,7 @@ def several(noun: str, names: Iterable[str]) -> str:
     """Join names behind their noun, as in "batch x" or "batches x, y"."""
     names = list(names)
     plural = "batches" if noun == "batch" else f"{noun}s"
-    return f"{noun if len(names) == 1 else plural} {listed(names, SHOWN)}"
+    return f"{noun if len(names) == 1 else plural} {join_names(names, SHOWN)}"
 
 
 def arm_name(perturbation: str, medium: str) -> str:
@@ -34,7 +34,7 @@ def arm_name(perturbation: str, medium: str) -> str:
     return f"{perturbation} in medium {medium}"
 
 
-class Links:
+class LayoutGraph:
     """Who was measured when and in which batches, and which conditions the batches link.
 
     Attributes

@@ -10,12 +10,12 @@ from torch import Tensor
 from pyrocell.screen.aliasing import null_space
 from pyrocell.screen.screen import Screen
 
-__all__ = ["undetermined"]
+__all__ = ["unidentified_directions"]
 
 _TOUCHED = 1e-6  # a direction moves what has an entry above this
 
 
-def undetermined(screen: Screen) -> Tensor:
+def unidentified_directions(screen: Screen) -> Tensor:
     """Directions of (batches, media, perturbations) that no cell sees, (Q, B + J + K).
 
     Those that move η; a response that is the same at all times is what a direction changes.

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyrocell._core.messages import suggestion
+from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ConflictingTypesError, ScreenError, UnknownLabelError
 
 __all__ = [
     "PERTURBATION_TYPES",
-    "factorise",
+    "encode_labels",
     "perturbation_type",
     "split_label",
 ]
@@ -52,10 +52,10 @@ def control_suggestion(value: str, labels: Sequence[str]) -> str:
     for label in labels:
         if re.sub(r"[^a-z0-9]", "", label.casefold()) in _CONTROL_SPELLINGS:
             return f'; did you mean "{label}"?'
-    return suggestion(value, labels)
+    return did_you_mean(value, labels)
 
 
-def factorise(
+def encode_labels(
     values: Any, column: str, *, allow_missing: bool = False
 ) -> tuple[np.ndarray, list[str]]:
     """Turn a column of labels into codes.
@@ -106,7 +106,7 @@ def perturbation_type(value: str, column: str = "perturbation_type") -> str:
         meant = _TYPE_HINTS.get(spelling, value)
         raise ScreenError(
             f'{column} has the value "{value}", which is not a type of perturbation'
-            f"{suggestion(meant, PERTURBATION_TYPES)}"
+            f"{did_you_mean(meant, PERTURBATION_TYPES)}"
         ) from None
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.errors import ScreenError, UnknownLabelError, warn
-from pyrocell.screen.labels import factorise
+from pyrocell.screen.labels import encode_labels
 from pyrocell.screen.vocabulary import Vocabulary
 
 __all__ = ["read_laboratories"]
@@ -64,7 +64,7 @@ def read_laboratories(
             "column in batch_key=, or, where each laboratory made one, the column of laboratories "
             "there and none in laboratory_key="
         )
-    code, names = factorise(laboratory, column)
+    code, names = encode_labels(laboratory, column)
     of_batch = np.full(len(batches), -1)
     of_batch[batch] = code
     astray = np.flatnonzero(of_batch[batch] != code)
@@ -73,7 +73,8 @@ def read_laboratories(
         both = [names[i] for i in np.unique(code[batch == b])]
         raise ScreenError(
             f'{batch_column}: batch "{batches[b]}" is in {len(both)} laboratories of {column} '
-            f"({listed(both)}); a batch is made in one: where laboratories number theirs alike, "
+            f"({join_names(both)}); a batch is made in one: where laboratories number theirs "
+            f"alike, "
             "put the laboratory into the name of the batch, such as "
             'adata.obs["laboratory"].astype(str) + "_" + adata.obs["batch"].astype(str)'
         )
@@ -99,7 +100,7 @@ def _check_like(
     for b in np.flatnonzero(of_batch >= 0):
         here, there = names[of_batch[b]], like.laboratories[like.batch_laboratory[b]]
         if here != there:
-            hint = "" if here in like.laboratories else suggestion(here, like.laboratories)
+            hint = "" if here in like.laboratories else did_you_mean(here, like.laboratories)
             raise UnknownLabelError(
                 f'{column} has batch "{batches[b]}" in laboratory "{here}"; the model has it in '
                 f'"{there}"{hint}'

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.screen.conditions import condition_arrays
 from pyrocell.screen.events import read_events, read_times
-from pyrocell.screen.labels import control_suggestion, factorise, genotype_of, single_names
+from pyrocell.screen.labels import control_suggestion, encode_labels, genotype_of, single_names
 from pyrocell.screen.laboratories import read_laboratories
 from pyrocell.screen.vocabulary import Vocabulary
 
 __all__ = [
     "CellLabels",
+    "group_cells",
     "read_labels",
-    "tabulate",
 ]
 
 _WHOLE_SCREEN = "all"  # name of the only batch where no batch column is given
@@ -57,12 +57,12 @@ def _read_genotypes(
     """Codes (N,) and the genotype, a set of (gene, type), that each code stands for."""
     column = columns.get("perturbation", "perturbation")
     type_column = columns.get("perturbation_type", "perturbation_type")
-    codes, labels = factorise(perturbation, column)
+    codes, labels = encode_labels(perturbation, column)
     if isinstance(types, str):
         kinds: list[str | None] = [types]
         pairs = codes
     else:
-        kind, stated = factorise(types, type_column, allow_missing=True)
+        kind, stated = encode_labels(types, type_column, allow_missing=True)
         kinds = [*stated, None]
         pairs = codes * len(kinds) + np.where(kind < 0, len(stated), kind)
     used, code = np.unique(pairs, return_inverse=True)
@@ -105,7 +105,7 @@ def _read_media(
         names = like.media if like is not None else ()
         kept = {"media": names, "baseline_media": baseline, "baseline_observed": True}
         return np.full(n, -1, dtype=np.int64), kept
-    codes, labels = factorise(media, column)
+    codes, labels = encode_labels(media, column)
     observed = baseline in labels
     if like is not None:
         order, observed = list(like.media), like.baseline_observed
@@ -113,12 +113,12 @@ def _read_media(
         if unknown:
             raise UnknownLabelError(
                 f'{column} has the value "{unknown[0]}", which the model never saw'
-                f"{suggestion(unknown[0], [baseline, *order])}"
+                f"{did_you_mean(unknown[0], [baseline, *order])}"
             )
     elif not observed and len(labels) > 1:
         raise UnknownLabelError(
             f'{column} has {len(labels)} media but none equals baseline_media="{baseline}"'
-            f"{suggestion(baseline, labels)}; name the medium without stimulus, or the one to "
+            f"{did_you_mean(baseline, labels)}; name the medium without stimulus, or the one to "
             "compare with, in baseline_media="
         )
     else:
@@ -135,9 +135,9 @@ def _read_batches(
     """Batch codes (N,) and names."""
     if batch is None:
         if like is not None and len(like.batches) > 1:
-            raise UnknownLabelError(f"{column} is needed; the model has {listed(like.batches)}")
+            raise UnknownLabelError(f"{column} is needed; the model has {join_names(like.batches)}")
         return np.zeros(n, np.int64), (_WHOLE_SCREEN,) if like is None else like.batches
-    codes, labels = factorise(batch, column)
+    codes, labels = encode_labels(batch, column)
     if like is None:
         return codes, tuple(labels)
     index = {label: b for b, label in enumerate(like.batches)}
@@ -145,7 +145,7 @@ def _read_batches(
     if unknown:
         raise UnknownLabelError(
             f'{column} has the value "{unknown[0]}", a batch that the model never saw'
-            f"{suggestion(unknown[0], like.batches)}"
+            f"{did_you_mean(unknown[0], like.batches)}"
         )
     return np.array([index[label] for label in labels], dtype=np.int64)[codes], like.batches
 
@@ -163,7 +163,7 @@ def _name_singles(
             if (gene, kind) not in index:
                 raise UnknownLabelError(
                     f'{column} has "{gene}" ({kind}), which the model never saw'
-                    f"{suggestion(gene, like.perturbations)}"
+                    f"{did_you_mean(gene, like.perturbations)}"
                 )
     else:
         named = single_names(single for genotype in genotypes for single in genotype)
@@ -210,7 +210,7 @@ def read_labels(
         moments, moment = np.unique(values, return_inverse=True)
     elif like is not None and len(like.times):
         raise UnknownLabelError(
-            f"{columns.get('time', 'time')} is needed: the model has times {listed(like.times)}"
+            f"{columns.get('time', 'time')} is needed: the model has times {join_names(like.times)}"
         )
     perturbed = np.array([bool(g) for g in genotypes])[code]
     told = {
@@ -227,7 +227,9 @@ def read_labels(
     nested = read_laboratories(laboratory, batch is not None, batches, batch_names, columns, like)
     guides, guide_names = None, []
     if guide is not None:
-        guides, guide_names = factorise(guide, columns.get("guide", "guide"), allow_missing=True)
+        guides, guide_names = encode_labels(
+            guide, columns.get("guide", "guide"), allow_missing=True
+        )
     names |= {**media_names, **nested} | {
         "control": control,
         "times": tuple(moments.tolist()) if like is None else like.times,
@@ -237,7 +239,7 @@ def read_labels(
     return CellLabels(names, genotypes, code, medium, moment, moments, batches, guides, events)
 
 
-def tabulate(cells: CellLabels) -> dict[str, Any]:
+def group_cells(cells: CellLabels) -> dict[str, Any]:
     """Gather cells into conditions: the fields of a `Screen` that follow from its labels."""
     names = cells.names
     perturbations, media = names["perturbations"], names["media"]

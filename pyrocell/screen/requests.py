@@ -8,19 +8,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.screen.events import EVENTS, read_times
-from pyrocell.screen.labels import factorise
+from pyrocell.screen.labels import encode_labels
 from pyrocell.screen.vocabulary import Vocabulary
 
-__all__ = ["NEW", "RequestedNoise", "encode_cells", "encode_noise", "encode_treatments"]
+__all__ = ["NEW", "BatchRequest", "encode_cells", "encode_noise", "encode_treatments"]
 
 NEW = "new"  # label of a batch that was not measured
 _COLUMNS = ("perturbation", "media", "time", *EVENTS, "batch", "laboratory")
 
 
-class RequestedNoise(NamedTuple):
+class BatchRequest(NamedTuple):
     """Whose batch noise each requested condition has; n rows, M new batches, L laboratories.
 
     Attributes
@@ -55,7 +55,7 @@ def encode_treatments(
     for column in frame.columns:
         if column not in (*_COLUMNS, "n_cells"):
             raise UnknownLabelError(
-                f'column "{column}" is not understood{suggestion(column, _COLUMNS)}'
+                f'column "{column}" is not understood{did_you_mean(column, _COLUMNS)}'
             )
     if "perturbation" not in frame:
         raise UnknownLabelError('the table of conditions needs a column "perturbation"')
@@ -75,7 +75,9 @@ def _encode_times(time: pd.Series | None, n: int, times: Sequence[float]) -> np.
     """Durations (n,) float32 of requested conditions; the only time, or 1, where none is given."""
     if time is None:
         if len(times) > 1:
-            raise UnknownLabelError(f'a column "time" is needed; the screen has {listed(times)}')
+            raise UnknownLabelError(
+                f'a column "time" is needed; the screen has {join_names(times)}'
+            )
         return np.full(n, times[0] if len(times) else 1.0, dtype=np.float32)
     if not len(times):
         if time.notna().any():
@@ -86,7 +88,7 @@ def _encode_times(time: pd.Series | None, n: int, times: Sequence[float]) -> np.
     return read_times(time, 'column "time"').astype(np.float32)
 
 
-def encode_noise(screen: Vocabulary, frame: pd.DataFrame) -> RequestedNoise:
+def encode_noise(screen: Vocabulary, frame: pd.DataFrame) -> BatchRequest:
     """Whose batch noise requested conditions have, by their columns batch and laboratory.
 
     A laboratory that the screen has, without a batch: the average over its batches. One that it
@@ -114,7 +116,7 @@ def encode_noise(screen: Vocabulary, frame: pd.DataFrame) -> RequestedNoise:
         for i, label in enumerate(dict.fromkeys([*homes, None]) if n_laboratories else [])
         if label not in known_home
     }
-    out = RequestedNoise(*(np.full(n, -1) for _ in range(3)), np.zeros(0, np.int64))
+    out = BatchRequest(*(np.full(n, -1) for _ in range(3)), np.zeros(0, np.int64))
     found: dict[tuple[int, str | None], int] = {}
     for (b, h), rows in pd.DataFrame({"b": batch, "h": home}).groupby(["b", "h"]).indices.items():
         label = None if b < 0 else batches[b]
@@ -126,7 +128,7 @@ def encode_noise(screen: Vocabulary, frame: pd.DataFrame) -> RequestedNoise:
             out.new[rows] = found.setdefault(key, len(found))
         elif label is not None:
             raise UnknownLabelError(
-                f'batch "{label}" is not in the screen{suggestion(label, screen.batches)}; leave '
+                f'batch "{label}" is not in the screen{did_you_mean(label, screen.batches)}; leave '
                 '"batch" out for the average over batches, or say "new" for one that was not '
                 "measured"
             )
@@ -143,7 +145,7 @@ def encode_noise(screen: Vocabulary, frame: pd.DataFrame) -> RequestedNoise:
 def _labels(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, list[str]]:
     if column not in frame:
         return np.full(len(frame), -1), []
-    return factorise(frame[column], f'column "{column}"', allow_missing=True)
+    return encode_labels(frame[column], f'column "{column}"', allow_missing=True)
 
 
 def _checked(screen: Vocabulary, batch: int, laboratory: str | None) -> int:

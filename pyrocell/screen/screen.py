@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from pyrocell._core.messages import listed
+from pyrocell._core.messages import join_names
 from pyrocell.errors import UnknownLabelError
 from pyrocell.screen.aliasing import (
     Layout,
@@ -21,7 +21,7 @@ from pyrocell.screen.aliasing import (
     warn_of_layout,
 )
 from pyrocell.screen.events import EVENTS, encode_events
-from pyrocell.screen.parse import read_labels, tabulate
+from pyrocell.screen.parse import group_cells, read_labels
 from pyrocell.screen.requests import encode_noise, encode_treatments
 from pyrocell.screen.serialization import screen_fields, screen_to_dict
 from pyrocell.screen.vocabulary import Vocabulary
@@ -181,7 +181,7 @@ class Screen:
             columns=columns or {},
             like=None if like is None else like.vocabulary,
         )
-        found = tabulate(cells)
+        found = group_cells(cells)
         layout = Layout(
             present=found["layout"].to_numpy() > 0,
             **{name: found[name] for name in _LAYOUT_FIELDS},
@@ -290,12 +290,14 @@ class Screen:
         medium = self.baseline_media if media is None else str(media).strip()
         self.media_index(medium)
         if time is None and len(self.times) > 1:
-            raise UnknownLabelError(f"time= is needed: one of {listed(self.times)}")
+            raise UnknownLabelError(f"time= is needed: one of {join_names(self.times)}")
         moment = self.times[0] if self.times else 0.0
         if time is not None and self.times:
             moment = min(self.times, key=lambda t: abs(t - time))
             if not np.isclose(moment, time):
-                raise UnknownLabelError(f"time {time} is not in the screen: {listed(self.times)}")
+                raise UnknownLabelError(
+                    f"time {time} is not in the screen: {join_names(self.times)}"
+                )
         found = self._condition_index.get((label, medium, moment), [])
         for at, known in zip((perturbed_at, exposed_at), (self.perturbed_at, self.exposed_at)):
             found = found if at is None else [c for c in found if np.isclose(known[c], at)]
@@ -303,7 +305,7 @@ class Screen:
             return found[0]
         at = f" at time {moment:g}" if self.times else ""
         if found:
-            ways = listed(f"{self.perturbed_at[c]:g} and {self.exposed_at[c]:g}" for c in found)
+            ways = join_names(f"{self.perturbed_at[c]:g} and {self.exposed_at[c]:g}" for c in found)
             raise UnknownLabelError(
                 f'"{label}" in "{medium}"{at} needs perturbed_at= and exposed_at=, one of {ways}'
             )

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pyrocell._core.messages import listed, suggestion
+from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.errors import ConflictingTypesError, UnknownLabelError
 from pyrocell.screen.labels import split_label
 
@@ -45,12 +45,12 @@ class Vocabulary:
             options = [*self.perturbations, self.control]
             where = "" if gene == label else f' in "{label}"'
             raise UnknownLabelError(
-                f'perturbation "{gene}"{where} is not in the screen{suggestion(gene, options)}'
+                f'perturbation "{gene}"{where} is not in the screen{did_you_mean(gene, options)}'
             )
         matching = [k for k in known if kind in (None, self.perturbation_types[k])]
         if len(matching) == 1:
             return matching[0]
-        have = listed(f'"{gene} ({self.perturbation_types[k]})"' for k in known)
+        have = join_names(f'"{gene} ({self.perturbation_types[k]})"' for k in known)
         problem = "occurs with several types" if matching else f"has no type {kind}"
         raise UnknownLabelError(f'perturbation "{gene}" {problem} in the screen; say {have}')
 
@@ -81,5 +81,5 @@ class Vocabulary:
         if label in options:
             return options.index(label) - 1
         raise UnknownLabelError(
-            f'medium "{label}" is not in the screen{suggestion(label, options)}'
+            f'medium "{label}" is not in the screen{did_you_mean(label, options)}'
         )

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyrocell.data.loader import ShuffledBatches
+from pyrocell.data.loader import MinibatchSampler
 from pyrocell.data.model_files import content_hash
 from pyrocell.errors import ModelFileError
 
@@ -199,7 +199,7 @@ class TrainingCheckpoints(pl.Callback):
         If the directory cannot be written.
     """
 
-    def __init__(self, where: Checkpoints, identity: Mapping[str, Any], batches: ShuffledBatches):
+    def __init__(self, where: Checkpoints, identity: Mapping[str, Any], batches: MinibatchSampler):
         self.where, self.directory, self.batches = where, Path(where.directory), batches
         versions = {name: version(name) for name in ("pyrocell", "lightning")}
         identity = {**where.belongs_to, **identity, "version": versions}

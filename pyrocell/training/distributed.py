@@ -44,9 +44,9 @@ from torch import nn
 
 from pyrocell._core.random import stream
 from pyrocell.errors import ProcessError, ScreenError
-from pyrocell.training.lightning import listed
+from pyrocell.training.lightning import join_names
 
-__all__ = ["OwnNoise", "Processes", "requested", "train_in_processes"]
+__all__ = ["PerRankSeed", "Processes", "requested", "train_in_processes"]
 
 _LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
 _STOP = "stop"  # file that asks the processes to stop
@@ -146,7 +146,7 @@ def _count(accelerator: str, devices: int | str | list[int]) -> int:
     return devices if isinstance(devices, int) else len(devices)
 
 
-class OwnNoise(pl.Callback):
+class PerRankSeed(pl.Callback):
     """Gives every process draws of its own: a function of seed, process and minibatch."""
 
     def __init__(self, seed: int):
@@ -222,7 +222,7 @@ class _Rank:
     ) -> tuple[list, pd.DataFrame, list] | None:
         """Train; the first process returns parameters, history and warnings."""
         ours = {"callbacks": _StopWhenAsked(Path(self.folder)), "plugins": LightningEnvironment()}
-        options |= {name: [*listed(options.get(name)), own] for name, own in ours.items()}
+        options |= {name: [*join_names(options.get(name)), own] for name, own in ours.items()}
         try:
             with (
                 self._joined(options["accelerator"]),

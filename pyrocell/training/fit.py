@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pyrocell._core.threading import few_threads
-from pyrocell.data.loader import CellData, batch_loader
+from pyrocell.data.loader import CellDataset, batch_loader
 from pyrocell.distributions.counts import compiled_likelihood
 from pyrocell.errors import NonFiniteError, ScreenError
 from pyrocell.generative.cell_shift import shifts_shared
 from pyrocell.training.best_epoch import BestEpoch, mark
 from pyrocell.training.checkpoints import Checkpoints, SafeCheckpointIO, TrainingCheckpoints
-from pyrocell.training.distributed import OwnNoise, Processes, requested, train_in_processes
+from pyrocell.training.distributed import PerRankSeed, Processes, requested, train_in_processes
 from pyrocell.training.elbo import held_out_elbo, negative_elbo
-from pyrocell.training.lightning import accelerator_named, fit, listed, quiet, seeded
+from pyrocell.training.lightning import accelerator_named, fit, join_names, quiet, seeded
 from pyrocell.training.nonfinite import find_failure, non_finite_parameter
-from pyrocell.training.precision import ReducedProducts, products_restored
+from pyrocell.training.precision import TF32Check, products_restored
 from pyrocell.training.row_adam import RowAdam
-from pyrocell.training.row_subsampling import Visited, Visits, visits_of
-from pyrocell.training.state_dynamics import train_field
+from pyrocell.training.row_subsampling import RestrictedStep, RowSubsampler, row_subsampler
+from pyrocell.training.state_dynamics import refine_state_dynamics
 
 __all__ = ["ElboPlan", "TrainingConfig", "held_out_elbo", "negative_elbo", "train"]
 
@@ -129,7 +129,7 @@ class ElboPlan(pl.LightningModule):
         n_cells: int,
         total_steps: int,
         config: TrainingConfig,
-        visits: Visits | None = None,
+        visits: RowSubsampler | None = None,
     ):
         super().__init__()
         self.model, self.guide, self.visits = model, guide, visits
@@ -194,10 +194,10 @@ class ElboPlan(pl.LightningModule):
             "site is; start again with another seed",
         )
 
-    def _visited(self, batch: dict[str, Tensor], training: bool = True) -> Visited:
+    def _visited(self, batch: dict[str, Tensor], training: bool = True) -> RestrictedStep:
         """What a minibatch needs of model and guide: all, unless rows are drawn by minibatch."""
         if self.visits is None:
-            return Visited(self.model, self.guide, batch, {})
+            return RestrictedStep(self.model, self.guide, batch, {})
         return self.visits.restrict(batch, training)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -235,7 +235,7 @@ class ElboPlan(pl.LightningModule):
 def train(
     model: nn.Module,
     guide: nn.Module,
-    data: CellData,
+    data: CellDataset,
     train_positions: np.ndarray,
     validation_positions: np.ndarray,
     config: TrainingConfig,
@@ -282,7 +282,7 @@ def train(
     # norms of gradients are those of whole tables, and processes exchange whole gradients
     whole = trainer_kwargs.get("gradient_clip_val") or processes.total > 1
     wanted = False if whole else config.by_minibatch
-    visits = visits_of(model, guide, data.condition[train_positions], size, wanted)
+    visits = row_subsampler(model, guide, data.condition[train_positions], size, wanted)
     if visits:
         visits.shuffle(loaders[0].batch_sampler, data.condition)
     if len(validation_positions):
@@ -300,16 +300,16 @@ def train(
     settings |= {"processes": processes.total} if processes.total > 1 else {}
     settings |= asked | trainer_kwargs
     written = checkpoints and _writer(checkpoints, loaders[0], config, settings)
-    callbacks.append(ReducedProducts(config.precision, data, train_positions, size, seed))
+    callbacks.append(TF32Check(config.precision, data, train_positions, size, seed))
     if written:
         callbacks.append(written)
-        trainer_kwargs["plugins"] = [*listed(trainer_kwargs.get("plugins")), SafeCheckpointIO()]
+        trainer_kwargs["plugins"] = [*join_names(trainer_kwargs.get("plugins")), SafeCheckpointIO()]
     if processes.total > 1:
-        callbacks.append(OwnNoise(seed))
+        callbacks.append(PerRankSeed(seed))
     options = {
         "max_epochs": epochs,
         "accelerator": accelerator,
-        "callbacks": [*callbacks, *listed(trainer_kwargs.pop("callbacks", None))],
+        "callbacks": [*callbacks, *join_names(trainer_kwargs.pop("callbacks", None))],
         "enable_progress_bar": progress_bar,
         "logger": False,
         "enable_checkpointing": False,
@@ -369,13 +369,15 @@ def _train_field(
     plan.to(trainer.strategy.root_device)  # where Lightning has taken it from
     cells = loader.dataset, loader.batch_sampler.positions
     try:
-        return train_field(plan.model, plan.guide, *cells, steps, 2 * config.global_lr, seed, show)
+        return refine_state_dynamics(
+            plan.model, plan.guide, *cells, steps, 2 * config.global_lr, seed, show
+        )
     finally:
         plan.cpu()
 
 
 def _check(
-    data: CellData,
+    data: CellDataset,
     config: TrainingConfig,
     max_epochs: int | None,
     n_cells: int,

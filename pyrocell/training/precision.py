@@ -34,10 +34,10 @@ import torch
 from torch import Tensor
 
 from pyrocell._core.random import seeded, stream
-from pyrocell.data.loader import CellData
+from pyrocell.data.loader import CellDataset
 from pyrocell.errors import NonFiniteError, ScreenError
 
-__all__ = ["ReducedProducts", "in_units_of_noise", "products_restored"]
+__all__ = ["TF32Check", "in_units_of_noise", "products_restored"]
 
 PRECISIONS = (None, "full")
 _MINIBATCHES = 3
@@ -73,7 +73,7 @@ def products_restored() -> Iterator[None]:
             set_tf32(before)
 
 
-class ReducedProducts(pl.Callback):
+class TF32Check(pl.Callback):
     """Tests TF32 when training starts, and has steps use it where it passes.
 
     Held-out evaluation stays in full. Several processes test minibatches of their own and use it if
@@ -103,7 +103,7 @@ class ReducedProducts(pl.Callback):
     """
 
     def __init__(
-        self, precision: str | None, data: CellData, positions: np.ndarray, size: int, seed: int
+        self, precision: str | None, data: CellDataset, positions: np.ndarray, size: int, seed: int
     ):
         if precision not in PRECISIONS:
             raise ScreenError(
@@ -118,7 +118,7 @@ class ReducedProducts(pl.Callback):
     @property
     def state_key(self) -> str:
         """Name of the verdict in a checkpoint."""
-        return "ReducedProducts"
+        return "TF32Check"
 
     def state_dict(self) -> dict[str, Any]:
         """The verdict."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 
 __all__ = ["RowAdam", "visited_rows"]
 
@@ -121,7 +121,7 @@ def _in_one_pass(
     step: float,
     group: dict[str, Any],
 ) -> None:
-    """The same, reading and writing each entry once."""
+    """A step of Adam on some rows that reads and writes each entry once."""
     from pyrocell.distributions.kernels.row_adam import move  # loads numba
 
     tables = [t.detach().view(len(t), -1).numpy() for t in (value, mean, square)]
@@ -133,4 +133,4 @@ def _in_one_pass(
         first = i * _ROWS_PER_BLOCK
         move(first, min(first + _ROWS_PER_BLOCK, len(rows)), *arrays, *numbers)
 
-    in_threads(work, -(-len(rows) // _ROWS_PER_BLOCK))
+    parallel_for(work, -(-len(rows) // _ROWS_PER_BLOCK))

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyrocell.data.loader import ShuffledBatches
+from pyrocell.data.loader import MinibatchSampler
 from pyrocell.errors import ScreenError
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.guide.guide import Guide
 from pyrocell.training.row_adam import visited_rows
 
-__all__ = ["Visited", "Visits", "visits_of"]
+__all__ = ["RestrictedStep", "RowSubsampler", "row_subsampler"]
 
 _MANY = 2**20  # gene-level residuals from which on it is worth it
 _WITHOUT = 16  # perturbations without training cells that a step draws, if there are as many
@@ -51,7 +51,7 @@ _DRIVERS = (
 )
 
 
-class Visited(NamedTuple):
+class RestrictedStep(NamedTuple):
     """Model and guide of a minibatch, and the minibatch in their terms."""
 
     model: nn.Module
@@ -60,7 +60,7 @@ class Visited(NamedTuple):
     row_weights: Mapping[str, Tensor]  # by site, (n,) of its rows
 
 
-class Visits:
+class RowSubsampler:
     """Which perturbations and conditions a minibatch meets.
 
     Parameters
@@ -90,7 +90,7 @@ class Visits:
         packs = np.ceil(self.cells / _TOGETHER)
         return float((1 - (1 - min(1.0, batch_size / self.n_cells)) ** packs).sum())
 
-    def shuffle(self, batches: ShuffledBatches, condition: np.ndarray) -> None:
+    def shuffle(self, batches: MinibatchSampler, condition: np.ndarray) -> None:
         """Let cells of a perturbation travel together; `condition` is that of every cell.
 
         Not where neighbours are shuffled as one: there they are together, or far apart in a file.
@@ -101,7 +101,7 @@ class Visits:
         labels = label[condition[batches.positions]]
         batches.generator = _Together(batches.generator, labels)
 
-    def restrict(self, batch: dict[str, Tensor], training: bool = True) -> Visited:
+    def restrict(self, batch: dict[str, Tensor], training: bool = True) -> RestrictedStep:
         """Views of model and guide with the rows that a minibatch needs.
 
         In training, perturbations without cells take their turn, at random.
@@ -122,7 +122,7 @@ class Visits:
         index = torch.from_numpy(np.searchsorted(table, condition))
         batch = batch | {"condition": index.to(batch["condition"].device)}
         model, weights = self._model_of(rows, table), self._weights(weight[rows])
-        return Visited(model, self._guide_of(model, rows, table), batch, weights)
+        return RestrictedStep(model, self._guide_of(model, rows, table), batch, weights)
 
     def _weights(self, weight: np.ndarray) -> dict[str, Tensor]:
         weights = self.model.loading.new_tensor(weight)
@@ -160,13 +160,13 @@ class Visits:
         )
 
 
-def visits_of(
+def row_subsampler(
     model: nn.Module,
     guide: nn.Module,
     condition: np.ndarray,
     batch_size: int,
     wanted: bool | None = None,
-) -> Visits | None:
+) -> RowSubsampler | None:
     """How to restrict the steps of a training, or None where each is to draw everything.
 
     Parameters
@@ -198,7 +198,7 @@ def visits_of(
                 "it out of the model, or by_minibatch out of TrainingConfig"
             )
         return None
-    visits = Visits(model, guide, condition)
+    visits = RowSubsampler(model, guide, condition)
     if wanted is None and visits.expected(batch_size) > model.n_perturbations / 2:
         return None
     return visits
@@ -218,7 +218,7 @@ def _obstacle(model: nn.Module, guide: nn.Module) -> str:
 
 
 class _Together:
-    """Shuffles cells so that a few of one label follow each other; what `ShuffledBatches` asks.
+    """Shuffles cells so that a few of one label follow each other; what `MinibatchSampler` asks.
 
     A row that a step draws is then paid for by more than one cell. Every cell comes once per epoch,
     and at any place of it with the same probability.
@@ -248,7 +248,7 @@ class _Together:
 
 
 def _view(module: nn.Module, **changes: object) -> nn.Module:
-    """The same module with other attributes, parameters and buffers among them."""
+    """A view of a module in which some attributes (parameters, buffers) are others."""
     view = object.__new__(type(module))
     view.__dict__.update(module.__dict__ | changes)
     return view

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from pyrocell._core.progress import progress
 from pyrocell._core.random import seeded
-from pyrocell.data.loader import CellData, batch_loader
+from pyrocell.data.loader import CellDataset, batch_loader
 from pyrocell.errors import NonFiniteError
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.guide.guide import Guide
 
-__all__ = ["EncodedCells", "negative_field_elbo", "train_field"]
+__all__ = ["EncodedCells", "negative_field_elbo", "refine_state_dynamics"]
 
 _BATCH = 1024  # ways of a step, over all its cells
 _BLOCK = 4096  # cells encoded at once
@@ -58,7 +58,7 @@ class EncodedCells:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, guide: Guide, data: CellData, positions: np.ndarray, n: int) -> EncodedCells:
+    def of(cls, guide: Guide, data: CellDataset, positions: np.ndarray, n: int) -> EncodedCells:
         """Encode cells at positions, a block at a time, under n draws of the globals."""
         draws, device = [guide.globals() for _ in range(n)], guide.mean_count.device
         locs, scales, conditions = [], [], []
@@ -100,8 +100,8 @@ def negative_field_elbo(
     ways
         Ways by which a noisy field may have led to each state.
     """
-    q = poutine.trace(guide.motion_sites).get_trace()
-    p = poutine.trace(poutine.replay(model.motion_sites, q)).get_trace()
+    q = poutine.trace(guide.state_dynamics_sites).get_trace()
+    p = poutine.trace(poutine.replay(model.state_dynamics_sites, q)).get_trace()
     values = values | {name: node["value"] for name, node in q.iter_stochastic_nodes()}
     if not model.dynamics.noisy:
         density = model.state_log_prob(values, z, condition)
@@ -112,10 +112,10 @@ def negative_field_elbo(
     return (q.log_prob_sum() - p.log_prob_sum()) / model.n_cells - density.mean()
 
 
-def train_field(
+def refine_state_dynamics(
     model: GenerativeModel,
     guide: Guide,
-    data: CellData,
+    data: CellDataset,
     positions: np.ndarray,
     steps: int,
     lr: float,
@@ -131,7 +131,7 @@ def train_field(
     NonFiniteError
         If the ELBO becomes NaN or infinite.
     """
-    parameters = [*model.motion.parameters(), *guide.motion_parameters()]
+    parameters = [*model.motion.parameters(), *guide.state_dynamics_parameters()]
     optimiser = torch.optim.Adam(parameters, lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
     ways = _WAYS if model.dynamics.noisy else 1

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-__all__ = ["Curvature"]
+__all__ = ["CurvedDecoder"]
 
 _WIDTH = 32  # features; 64 gain nothing and cost twice as much
 _START = 0.2  # width of the weights' prior, log-fold change
 
 
-class Curvature(nn.Module):
+class CurvedDecoder(nn.Module):
     """Features φ(z) that vanish at rest together with their slope; site `V.curvature` weighs them.
 
     φ_h(z) = s(u_h + a_h) − s(a_h) − s'(a_h) u_h, with u = z A and s the softplus. So expression at

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
 from pyrocell.distributions import (
+    EventLogNormal,
+    EventNormal,
     NegativeBinomial,
     Start,
-    WideLogNormal,
-    WideNormal,
     ZeroInflatedNegativeBinomial,
 )
 from pyrocell.priors import Priors
@@ -66,13 +66,13 @@ class RNAView(View):
         if self.by_cell:
             self.gate_loading = nn.Parameter(torch.zeros(n_latent, n_genes))
 
-    def priors(self) -> dict[str, WideNormal | WideLogNormal]:
+    def priors(self) -> dict[str, EventNormal | EventLogNormal]:
         """θ and, with dropout, its intercept and slope, by gene."""
         p, one, g = self.scales, self.one, self.n_genes
-        out = {"V.dispersion": WideLogNormal(p.dispersion_loc * one, p.dispersion_sd * one, (g,))}
+        out = {"V.dispersion": EventLogNormal(p.dispersion_loc * one, p.dispersion_sd * one, (g,))}
         if self.zero_inflated:
             loc, sd = (_numbers(one, pair) for pair in (p.gate_loc, p.gate_sd))
-            out["V.gate"] = WideNormal(loc.expand(g, 2), sd)
+            out["V.gate"] = EventNormal(loc.expand(g, 2), sd)
         return out
 
     def starting_values(self, log_dispersion: Tensor) -> dict[str, Start]:

@@ -10,18 +10,23 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from pyrocell.contrasts import evidence
-from pyrocell.contrasts.evidence import Noisy, log_size_evidence, log_slope_evidence, without_common
+from pyrocell.contrasts.evidence import (
+    ContrastEstimate,
+    log_size_evidence,
+    log_slope_evidence,
+    without_common,
+)
 
 SIZES = np.array([0.01, 0.05, 0.2, 0.8])
 
 
-def contrast(rng: np.random.Generator, genes: int = 12, axes: int = 2) -> Noisy:
+def contrast(rng: np.random.Generator, genes: int = 12, axes: int = 2) -> ContrastEstimate:
     factor = 0.1 * rng.standard_normal((axes, genes))
     variance = (factor**2).sum(0) + rng.uniform(0.01, 0.1, genes)
-    return Noisy(rng.normal(0, 0.5, genes), variance, factor)
+    return ContrastEstimate(rng.normal(0, 0.5, genes), variance, factor)
 
 
-def covariance(noisy: Noisy) -> np.ndarray:
+def covariance(noisy: ContrastEstimate) -> np.ndarray:
     return np.diag(noisy.own) + noisy.factor.T @ noisy.factor
 
 
@@ -59,7 +64,7 @@ def test_a_share_of_moving_genes_is_summed_out(share, monkeypatch):
     monkeypatch.setattr(evidence, "SHARES", (share,))
     monkeypatch.setattr(evidence, "NOISE_SD", 0.0)
     noisy = contrast(np.random.default_rng(1), axes=1)
-    alone = Noisy(noisy.value, noisy.own, np.zeros((1, 12)))
+    alone = ContrastEstimate(noisy.value, noisy.own, np.zeros((1, 12)))
     exact = [
         np.logaddexp(
             np.log1p(-share) + norm(scale=np.sqrt(alone.own)).logpdf(alone.value),
@@ -84,7 +89,9 @@ def test_a_share_of_moving_genes_is_summed_out(share, monkeypatch):
 def test_without_information_no_size_is_preferred(seed, noise):
     rng = np.random.default_rng(seed)
     sd = np.full(20, noise)
-    noisy = Noisy(rng.normal(0, noise, 20), sd**2, 0.3 * noise * rng.standard_normal((2, 20)))
+    noisy = ContrastEstimate(
+        rng.normal(0, noise, 20), sd**2, 0.3 * noise * rng.standard_normal((2, 20))
+    )
     log, _ = log_size_evidence(noisy, SIZES, rng.standard_normal((2, 20)))
     assert np.ptp(log) < 1e-2
 
@@ -92,7 +99,7 @@ def test_without_information_no_size_is_preferred(seed, noise):
 def test_a_gene_without_information_changes_nothing(monkeypatch):
     monkeypatch.setattr(evidence, "NOISE_SD", 0.0)
     noisy = contrast(np.random.default_rng(0), axes=2)
-    more = Noisy(
+    more = ContrastEstimate(
         np.append(noisy.value, 7.0),
         np.append(noisy.variance, 1e12),
         np.hstack([noisy.factor, np.zeros((2, 1))]),
@@ -109,7 +116,7 @@ def test_the_slope_of_a_response_is_found_and_noise_in_the_reference_does_not_we
     true = rng.normal(0, 0.5, 400)
     reference = true + rng.normal(0, 0.3, 400)
     seen = 0.8 * true + rng.normal(0, 0.1, 400)
-    response = Noisy(seen, np.full(400, 0.01), np.zeros((1, 400)))
+    response = ContrastEstimate(seen, np.full(400, 0.01), np.zeros((1, 400)))
     log = log_slope_evidence(response, reference, np.full(400, 0.09), slopes, np.array([0.02, 0.1]))
     p = np.exp(log - log.max())
     mean = (p * slopes).sum() / p.sum()
@@ -146,7 +153,9 @@ def test_the_size_that_an_effect_had_is_that_of_the_effect_not_of_its_law(q):
     rng = np.random.default_rng(6)
     axes = rng.standard_normal((2, 200))
     effect = (0.6 * axes[0]) if q == 0 else np.where(np.arange(200) < 3, 2.0, 0.0)
-    seen = Noisy(effect + rng.normal(0, 0.1, 200), np.full(200, 0.01), np.zeros((1, 200)))
+    seen = ContrastEstimate(
+        effect + rng.normal(0, 0.1, 200), np.full(200, 0.01), np.zeros((1, 200))
+    )
     sizes = np.exp(np.linspace(np.log(0.01), np.log(3), 40))
     log, moments = log_size_evidence(seen, sizes, axes)
     p = np.exp(log - log.max())
@@ -171,7 +180,7 @@ def test_the_spread_of_the_realised_size_is_that_of_its_errors(law, monkeypatch)
             share = {"all": 1.0, "few": 0.1}[law]
             effect = rng.normal(0, size / np.sqrt(share), g) * (rng.random(g) < share)
         seen = effect + rng.normal(0, 0.15, g) + rng.standard_normal(2) @ factor
-        noisy = Noisy(seen, 0.15**2 + (factor**2).sum(0), factor)
+        noisy = ContrastEstimate(seen, 0.15**2 + (factor**2).sum(0), factor)
         given = (axes,) if law == "along" else ()
         mean, second = log_size_evidence(noisy, np.array([size]), *given)[1][:, 0]
         score.append(((effect**2).mean() - mean) / np.sqrt(second - mean**2))

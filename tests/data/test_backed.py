@@ -17,8 +17,8 @@ from anndata import AnnData
 from pyrocell import PseudobulkODE, PyroCell, TrainingConfig, read_backed
 from pyrocell.data import backed as stored
 from pyrocell.data import loader as batches
-from pyrocell.data.backed import StoredCounts, count_blocks, gene_totals, read_ahead
-from pyrocell.data.loader import ShuffledBatches
+from pyrocell.data.backed import BackedCounts, count_blocks, gene_totals, prefetch
+from pyrocell.data.loader import MinibatchSampler
 from pyrocell.data.registration import register
 from pyrocell.design.fitted import cell_variance
 from pyrocell.errors import CountError, ScreenError, ScreenWarning, UnknownLabelError
@@ -66,7 +66,7 @@ def test_training_from_a_file_is_training_in_memory_to_the_last_bit(tiny_adata, 
         tiny_adata.X = tiny_adata.X.toarray()
     on_disk = written(tiny_adata, tmp_path, "zarr" if kind == "dense" else kind)
     there, here = fit(on_disk), fit(tiny_adata)
-    assert isinstance(there._cells.counts, StoredCounts)
+    assert isinstance(there._cells.counts, BackedCounts)
     pd.testing.assert_frame_equal(there.history, here.history, check_exact=True)
     for name, value in here.module.state_dict().items():
         np.testing.assert_array_equal(value, there.module.state_dict()[name], err_msg=name)
@@ -122,7 +122,7 @@ def test_registration_reads_columns_and_not_counts(tiny_adata, tmp_path, monkeyp
     def touched(*_):
         raise AssertionError("counts were read")
 
-    monkeypatch.setattr(stored.StoredCounts, "_read", touched)
+    monkeypatch.setattr(stored.BackedCounts, "_read", touched)
     kind = type(read_backed(tmp_path / "screen.zarr").X)
     monkeypatch.setattr(kind, "__getitem__", touched)
     monkeypatch.setattr(kind, "to_memory", touched)
@@ -136,9 +136,9 @@ def test_registration_reads_columns_and_not_counts(tiny_adata, tmp_path, monkeyp
 
 def test_a_model_is_built_from_one_pass_over_the_counts(tiny_adata, tmp_path, monkeypatch):
     on_disk, read = written(tiny_adata, tmp_path, "zarr"), []
-    one = StoredCounts._read
+    one = BackedCounts._read
     monkeypatch.setattr(
-        StoredCounts, "_read", lambda self, a, b: read.extend(range(a, b)) or one(self, a, b)
+        BackedCounts, "_read", lambda self, a, b: read.extend(range(a, b)) or one(self, a, b)
     )
     PyroCell.setup_anndata(on_disk, media_key="media")
     PyroCell(on_disk, **SMALL)
@@ -152,7 +152,7 @@ def test_a_model_is_built_from_one_pass_over_the_counts(tiny_adata, tmp_path, mo
     ids=["slice", "mask", "positions", "none"],
 )
 def test_rows_of_a_file_are_those_of_the_matrix(tiny_adata, tmp_path, kind, rows):
-    counts = StoredCounts(written(tiny_adata, tmp_path, kind).X)
+    counts = BackedCounts(written(tiny_adata, tmp_path, kind).X)
     found = counts[rows]
     assert found.dtype == np.float32 and found.has_canonical_format
     np.testing.assert_array_equal(found.toarray(), tiny_adata.X[rows].toarray())
@@ -162,7 +162,7 @@ def test_rows_of_a_file_are_those_of_the_matrix(tiny_adata, tmp_path, kind, rows
 
 @pytest.mark.parametrize("kind", ["backed", "zarr"])
 def test_another_process_reads_the_file_by_itself(tiny_adata, tmp_path, kind):
-    counts = StoredCounts(written(tiny_adata, tmp_path, kind).X)
+    counts = BackedCounts(written(tiny_adata, tmp_path, kind).X)
     copy = pickle.loads(pickle.dumps(counts))
     expected = tiny_adata.X[7:20].toarray()
     np.testing.assert_array_equal(copy[7:20].toarray(), expected)
@@ -181,17 +181,17 @@ def test_one_item_is_read_ahead_and_never_more():
             done.set()
         return i
 
-    ahead = read_ahead(take, range(10))
+    ahead = prefetch(take, range(10))
     assert [next(ahead) for _ in range(3)] == [(i, i) for i in range(3)]
     assert done.wait(10) and read == [0, 1, 2, 3]
     ahead.close()
     with pytest.raises(ZeroDivisionError):  # what a thread raises is raised here
-        list(read_ahead(lambda i: 1 / i, [1, 0]))
+        list(prefetch(lambda i: 1 / i, [1, 0]))
 
 
 # ---------------------------------------------------------------------- the order
 def test_blocks_are_read_whole_and_mixed_within_pools():
-    order = ShuffledBatches(np.arange(1000), 16, seed=1, drop_last=True, block=10)
+    order = MinibatchSampler(np.arange(1000), 16, seed=1, drop_last=True, block=10)
     pools = list(order.pools())
     seen = np.concatenate([np.concatenate(pool) for pool in pools])
     assert len(seen) == len(np.unique(seen)) == 16 * len(order) == 992
@@ -203,7 +203,7 @@ def test_blocks_are_read_whole_and_mixed_within_pools():
 
 
 def test_every_cell_meets_every_other_in_the_long_run():
-    order, together = ShuffledBatches(np.arange(200), 8, 0, drop_last=True, block=4), np.zeros(200)
+    order, together = MinibatchSampler(np.arange(200), 8, 0, drop_last=True, block=4), np.zeros(200)
     for _ in range(300):
         for batch in order:
             if 100 in batch:
@@ -218,9 +218,9 @@ def test_runs_of_no_cells_are_refused(tiny_adata):
 
 
 def test_processes_share_the_minibatches_of_one():
-    one = ShuffledBatches(np.arange(1000), 16, 1, True, block=10)
+    one = MinibatchSampler(np.arange(1000), 16, 1, True, block=10)
     two = [
-        ShuffledBatches(np.arange(1000), 8, 1, True, block=10, rank=r, processes=2)
+        MinibatchSampler(np.arange(1000), 8, 1, True, block=10, rank=r, processes=2)
         for r in range(2)
     ]
     together = [np.sort(np.concatenate(parts)) for parts in zip(*two, strict=True)]
@@ -228,12 +228,12 @@ def test_processes_share_the_minibatches_of_one():
 
 
 def test_a_screen_of_one_pool_is_shuffled_as_in_memory():
-    blocked, plain = (ShuffledBatches(np.arange(64), 16, 5, True, block=b) for b in (8, 1))
+    blocked, plain = (MinibatchSampler(np.arange(64), 16, 5, True, block=b) for b in (8, 1))
     np.testing.assert_equal(list(blocked), list(plain))
 
 
 def test_the_order_by_blocks_is_a_function_of_seed_and_epoch():
-    straight, resumed = (ShuffledBatches(np.arange(300), 16, 3, True, block=7) for _ in range(2))
+    straight, resumed = (MinibatchSampler(np.arange(300), 16, 3, True, block=7) for _ in range(2))
     epochs = [list(straight) for _ in range(4)]
     resumed.skip(2, 5)
     np.testing.assert_equal(list(resumed), epochs[2][5:])
@@ -287,7 +287,7 @@ def test_a_layer_of_a_file_is_read_there(tiny_adata, tmp_path):
 
 def test_a_file_that_was_closed_is_named(tiny_adata, tmp_path):
     on_disk = written(tiny_adata, tmp_path, "backed")
-    counts = StoredCounts(on_disk.X)
+    counts = BackedCounts(on_disk.X)
     on_disk.file.close()
     with pytest.raises(CountError, match="cells 3 to 9 of adata.X could not be read.*stay open"):
         counts[3:10]

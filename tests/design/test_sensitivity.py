@@ -8,7 +8,7 @@ import torch
 
 from pyrocell import design, pl
 from pyrocell.errors import DesignError, ScreenWarning
-from pyrocell.posterior.unidentified import redraw
+from pyrocell.posterior.unidentified import resample_unidentified
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
 KEYS = ["contrast", "perturbation", "media"]
@@ -91,7 +91,7 @@ def test_draws_move_where_the_counts_are_blind_and_nowhere_else(lanes):
     cells = lanes._cells.rows(np.arange(len(lanes.adata)))
     with torch.no_grad():
         before = guide.globals()
-        after = redraw(model, before)
+        after = resample_unidentified(model, before)
         level = [
             values["V.baseline"] + model.cell_shift(values, cells["condition"], cells["batch"])
             for values in (before, after)
@@ -126,4 +126,4 @@ def test_the_posterior_of_an_aliased_response_is_its_prior_given_the_sum(lanes):
 
 
 def test_where_nothing_is_aliased_draws_are_the_guide_s(fitted):
-    assert not fitted.module.model.can_redraw
+    assert not fitted.module.model.can_resample

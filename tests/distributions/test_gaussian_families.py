@@ -7,13 +7,13 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from pyrocell.distributions import (
+    EventLogNormal,
+    EventMultivariateNormal,
+    EventNormal,
     GaussianWalk,
     LowRankNormal,
     LowRankRow,
     MarkovLowRankNormal,
-    WideLogNormal,
-    WideMultivariateNormal,
-    WideNormal,
 )
 from pyrocell.distributions._low_rank import low_rank_log_prob
 
@@ -147,7 +147,7 @@ def test_a_wide_normal_is_normals_side_by_side(shapes):
     inputs = [t.requires_grad_() for t in (value, loc, scale) if t is not None]
     plain = torch.distributions.Normal(0.0 if loc is None else loc, scale)
     expected = plain.log_prob(value).sum()
-    found = WideNormal(loc, scale, (J, G)).log_prob(value)
+    found = EventNormal(loc, scale, (J, G)).log_prob(value)
     torch.testing.assert_close(found, expected)
     gradients = (torch.autograd.grad(x, inputs, create_graph=True) for x in (found, expected))
     for mine, theirs in zip(*gradients, strict=True):
@@ -163,10 +163,10 @@ def test_a_wide_normal_is_normals_side_by_side(shapes):
 def families() -> dict:
     lower = torch.linalg.cholesky(covariance_of(low_rank())[:G, :G]).expand(J, G, G)
     return {
-        "normal": WideNormal(torch.randn(J, G), positive(J, G)),
-        "scalar": WideNormal(torch.randn(()), positive(1)[0]),
-        "log-normal": WideLogNormal(torch.randn(J, G), positive(J, G)),
-        "multivariate": WideMultivariateNormal(torch.randn(J, G), lower),
+        "normal": EventNormal(torch.randn(J, G), positive(J, G)),
+        "scalar": EventNormal(torch.randn(()), positive(1)[0]),
+        "log-normal": EventLogNormal(torch.randn(J, G), positive(J, G)),
+        "multivariate": EventMultivariateNormal(torch.randn(J, G), lower),
         "low rank": low_rank(lower_triangular(J)),
         "row": LowRankRow(
             LowRankNormal(torch.randn(1, G), positive(1, G), torch.randn(D, G), positive(1, D))

@@ -15,19 +15,19 @@ from torch.distributions import Normal
 from torchdiffeq import odeint
 
 from pyrocell import Media, Perturb, Protocol, Wait
-from pyrocell.distributions.paths import CarriedNormal, GaussianChain
+from pyrocell.distributions.paths import GaussianChain, TransportedNormal
 from pyrocell.errors import ProtocolError, ScreenError, StiffFieldError
-from pyrocell.generative.state_dynamics import Reversal, arrive, set_out, state_log_prob
+from pyrocell.generative.state_dynamics import BackwardChain, invert_path, propagate, state_log_prob
 from pyrocell.operators import ResponseParameters, forward, inverse
 from pyrocell.operators.dynamics.flow import (
     NOISY_STEPS,
-    Leg,
+    Segment,
     StateField,
-    arm_legs,
-    carry,
+    arm_segments,
     check_steps,
     code_in_arm,
-    diffuse,
+    integrate_ode,
+    integrate_sde,
 )
 from pyrocell.operators.state import State
 from pyrocell.posterior import simulate_cells as simulated
@@ -56,11 +56,13 @@ def field(seed: int = 0, size: float = 0.5, noise: float | None = None) -> State
     )
 
 
-def legs(duration: Tensor, of: StateField, at: tuple[float, float] = (0.0, 0.0)) -> tuple[Leg, ...]:
+def segments(
+    duration: Tensor, of: StateField, at: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Segment, ...]:
     events = [torch.full_like(duration, time) for time in at]
     gain, rates = normal(9, K, J).abs(), (torch.ones(J).double(), torch.full((K,), 2.0).double())
     code = code_in_arm(GENOTYPE, EXPOSURE, *events, gain, *rates, of)
-    return arm_legs(duration, *events, code)
+    return arm_segments(duration, *events, code)
 
 
 def biology(motion: StateField) -> ResponseParameters:
@@ -105,14 +107,24 @@ def test_waiting_twice_is_waiting_for_the_sum(seed):
 def test_waiting_with_noise_twice_is_waiting_for_the_sum_in_distribution():
     """Chapman-Kolmogorov: mean and spread over many cells, within three standard errors."""
     of, n = field(3, size=0.2, noise=0.4), 20_000
-    luck = [
+    driving_noise = [
         normal(20 + i, steps, 1, n, D)
         for i, steps in enumerate((NOISY_STEPS, NOISY_STEPS, 2 * NOISY_STEPS))
     ]
-    leg = lambda t: Leg(*torch.tensor([[0.0], [t]]).double(), lambda s: torch.zeros(1, M).double())  # noqa: E731
+
+    def segment(span: float) -> Segment:
+        return Segment(
+            *torch.tensor([[0.0], [span]]).double(), lambda s: torch.zeros(1, M).double()
+        )
+
     start = torch.zeros(1, n, D).double()
-    twice = diffuse(diffuse(start, leg(1.0), of, luck[0])[-1], leg(1.0), of, luck[1])[-1]
-    once = diffuse(start, leg(2.0), of, luck[2])[-1]
+    twice = integrate_sde(
+        integrate_sde(start, segment(1.0), of, driving_noise[0])[-1],
+        segment(1.0),
+        of,
+        driving_noise[1],
+    )[-1]
+    once = integrate_sde(start, segment(2.0), of, driving_noise[2])[-1]
     spread = once.std(1)
     assert ((twice.mean(1) - once.mean(1)).abs() < 3 * spread * (2 / n) ** 0.5).all()
     assert ((twice.std(1) / spread - 1).abs() < 3 / n**0.5).all()
@@ -120,32 +132,32 @@ def test_waiting_with_noise_twice_is_waiting_for_the_sum_in_distribution():
 
 def test_the_flow_agrees_with_an_adaptive_solver():
     of, duration = field(1), torch.tensor([0.5, 1.0, 3.0]).double()
-    way, start = legs(duration, of), normal(7, 3, D)
-    (leg,) = way
+    way, start = segments(duration, of), normal(7, 3, D)
+    (segment,) = way
 
     def slope(u: Tensor, z: Tensor) -> Tensor:
-        return duration[:, None] * of.velocity(z, leg.code(u * duration))
+        return duration[:, None] * of.velocity(z, segment.code(u * duration))
 
     exact = odeint(slope, start, torch.tensor([0.0, 1.0]).double(), method="dopri8", rtol=1e-9)[-1]
-    error = (carry(start, way, of)[0] - exact).abs().max()
+    error = (integrate_ode(start, way, of)[0] - exact).abs().max()
     assert error < 0.01 * (exact - start).abs().max()
 
 
 def test_where_a_cell_goes_does_not_depend_on_the_cells_beside_it():
     for noise in (None, 0.5):
         of, duration = field(2, noise=noise), torch.tensor([0.5, 1.0, 3.0]).double()
-        start, luck = normal(7, 3, N, D), normal(8, NOISY_STEPS, 3, N, D)
-        way = legs(duration, of)
-        together = arrive(start, way, of, luck)
-        alone = arrive(start[:, [2]], way, of, luck[:, :, [2]])
+        start, driving_noise = normal(7, 3, N, D), normal(8, NOISY_STEPS, 3, N, D)
+        way = segments(duration, of)
+        together = propagate(start, way, of, driving_noise)
+        alone = propagate(start[:, [2]], way, of, driving_noise[:, :, [2]])
         torch.testing.assert_close(alone[:, 0], together[:, 2], rtol=1e-10, atol=1e-10)
 
 
 def test_the_flow_can_be_undone():
     of = field(4)
-    way, start = legs(torch.tensor([0.5, 1.0, 2.0]).double(), of), normal(7, 3, N, D)
-    there, forth = carry(start, way, of)
-    back, home = carry(there, way, of, back=True)
+    way, start = segments(torch.tensor([0.5, 1.0, 2.0]).double(), of), normal(7, 3, N, D)
+    there, forth = integrate_ode(start, way, of)
+    back, home = integrate_ode(there, way, of, back=True)
     assert (back - start).abs().max() < 1e-3 * (there - start).abs().max()
     torch.testing.assert_close(home, -forth, rtol=1e-2, atol=1e-3)
     params = biology(of)
@@ -165,10 +177,10 @@ def test_events_cut_the_way_and_are_felt_when_they_happen():
     """Perturbed only at the end, cells go as controls do; cut at its events, the way is smooth."""
     of, duration = field(5), torch.full((3,), 2.0).double()
     start = normal(7, 1, D).expand(3, D)
-    late = carry(start, legs(duration, of, at=(2.0, 2.0)), of)[0]
+    late = integrate_ode(start, segments(duration, of, at=(2.0, 2.0)), of)[0]
     torch.testing.assert_close(late, late[:1].expand_as(late))
     coarse, fine = (
-        carry(start, legs(duration, of, at=(0.7, 1.1)), of, steps=n)[0] for n in (8, 64)
+        integrate_ode(start, segments(duration, of, at=(0.7, 1.1)), of, steps=n)[0] for n in (8, 64)
     )
     assert (coarse - fine).abs().max() < 0.01 * (fine - start).abs().max()
 
@@ -177,23 +189,23 @@ def test_long_waits_have_finite_gradients_and_a_wild_field_is_named_with_the_rem
     of = field(0, size=1.0)
     weight = of.weight.clone().requires_grad_()
     wild = StateField(**{**vars(of), "weight": weight})
-    end = carry(normal(7, 3, D), legs(torch.full((3,), 1e3).double(), wild), wild)[0]
+    end = integrate_ode(normal(7, 3, D), segments(torch.full((3,), 1e3).double(), wild), wild)[0]
     (gradient,) = torch.autograd.grad(end.square().sum(), weight)
     assert torch.isfinite(end).all() and torch.isfinite(gradient).all()
     with pytest.raises(StiffFieldError, match="shorter steps"):
-        check_steps(normal(7, 3, D), legs(torch.full((3,), 60.0).double(), of), of)
-    check_steps(normal(7, 3, D), legs(torch.ones(3).double(), of), of)
+        check_steps(normal(7, 3, D), segments(torch.full((3,), 60.0).double(), of), of)
+    check_steps(normal(7, 3, D), segments(torch.ones(3).double(), of), of)
 
 
 # ---------------------------------------------------------------- densities
 def test_the_density_of_carried_states_is_that_of_a_change_of_variables():
     of = field(6)
-    way = legs(torch.tensor([0.5, 1.0, 2.0]).double(), of)
+    way = segments(torch.tensor([0.5, 1.0, 2.0]).double(), of)
     loc, scale = torch.zeros(3, D).double(), torch.full((3, D), 0.8).double()
-    law = CarriedNormal(loc, scale, lambda z, back: carry(z, way, of, back))
+    law = TransportedNormal(loc, scale, lambda z, back: integrate_ode(z, way, of, back))
     end = normal(11, 3, D)
-    start = carry(end, way, of, back=True)[0]
-    jacobian = torch.autograd.functional.jacobian(lambda z: carry(z, way, of, True)[0], end)
+    start = integrate_ode(end, way, of, back=True)[0]
+    jacobian = torch.autograd.functional.jacobian(lambda z: integrate_ode(z, way, of, True)[0], end)
     log_det = torch.stack([torch.linalg.slogdet(jacobian[i, :, i])[1] for i in range(3)])
     expected = Normal(loc, scale).log_prob(start).sum(-1) + log_det
     torch.testing.assert_close(law.log_prob(end), expected, rtol=1e-3, atol=1e-3)
@@ -214,10 +226,10 @@ def test_without_a_field_noise_alone_spreads_states_and_its_density_is_known():
     """The one-way estimate of the density, averaged, is that of the normal sum of all steps."""
     of = StateField(**{**vars(field(0, noise=0.5)), "weight": torch.zeros(H, D).double()})
     duration = torch.full((3,), 2.0).double()
-    way, z = legs(duration, of), 0.5 * normal(3, 3, D)
+    way, z = segments(duration, of), 0.5 * normal(3, 3, D)
     start = torch.zeros(3, D).double(), torch.ones(3, D).double()
     torch.manual_seed(0)
-    reversal = Reversal(D, M).double()
+    reversal = BackwardChain(D, M).double()
     with torch.no_grad():
         draws = torch.stack([state_log_prob(z, way, of, start, reversal) for _ in range(300)])
     estimate = torch.logsumexp(draws, 0) - math.log(len(draws))
@@ -229,12 +241,17 @@ def test_without_a_field_noise_alone_spreads_states_and_its_density_is_known():
 def test_a_cell_sent_back_and_on_again_with_its_luck_arrives_where_it_was():
     for noise in (None, 0.5):
         of = field(2, noise=noise)
-        way, z = legs(torch.tensor([0.5, 1.0, 2.0]).double(), of), normal(3, 3, D)
+        way, z = segments(torch.tensor([0.5, 1.0, 2.0]).double(), of), normal(3, 3, D)
         torch.manual_seed(0)
-        reversal = None if noise is None else Reversal(D, M).double()
+        reversal = None if noise is None else BackwardChain(D, M).double()
         with torch.no_grad():
-            start, luck = set_out(z, way, of, reversal)
-            again = arrive(start[:, None], way, of, None if luck is None else luck[:, :, None])
+            start, driving_noise = invert_path(z, way, of, reversal)
+            again = propagate(
+                start[:, None],
+                way,
+                of,
+                None if driving_noise is None else driving_noise[:, :, None],
+            )
         torch.testing.assert_close(again[:, 0], z, rtol=1e-3, atol=1e-3)
 
 

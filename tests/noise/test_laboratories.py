@@ -13,7 +13,7 @@ from pyrocell import PyroCell, simulate
 from pyrocell.contrasts.levels import condition_levels
 from pyrocell.errors import ScreenError, ScreenWarning, UnknownLabelError
 from pyrocell.noise.laboratories import new_batch_moments
-from pyrocell.posterior.new_batches import NoiseOfRequest, content_of, shared_axes
+from pyrocell.posterior.new_batches import RequestedBatchNoise, content_of, shared_axes
 from pyrocell.screen.requests import encode_noise
 from pyrocell.screen.screen import Screen
 from pyrocell.transfer import leave_one_laboratory_out
@@ -134,7 +134,9 @@ def test_draws_of_new_batches_have_the_width_and_the_share_that_were_derived(nes
     asked = pd.DataFrame(
         {"perturbation": "control", "laboratory": ["u", "u", "v"], "batch": [*"abc"]}
     )
-    noise = NoiseOfRequest(model, encode_noise(screen.vocabulary, asked), content_of(screen, None))
+    noise = RequestedBatchNoise(
+        model, encode_noise(screen.vocabulary, asked), content_of(screen, None)
+    )
     values = nested.posterior.mean()
     n = 400
     draws = torch.stack([noise.draw(values, seed) for seed in range(n)]).detach()
@@ -160,7 +162,7 @@ def test_genes_of_a_new_batch_vary_together_as_they_did_between_measured_ones(ne
         screen.vocabulary, pd.DataFrame({"perturbation": "control", "batch": ["new"]})
     )
     draws = [
-        torch.stack([NoiseOfRequest(model, asked, content_of(screen, None), s).draw(values, i)
+        torch.stack([RequestedBatchNoise(model, asked, content_of(screen, None), s).draw(values, i)
                      for i in range(400)])[:, 0].detach()
         for s in (None, axes)
     ]  # fmt: skip

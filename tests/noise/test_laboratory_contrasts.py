@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from pyrocell.noise.contrasts import contrast_matrix
-from pyrocell.noise.laboratories import Nesting, new_batch_moments
+from pyrocell.noise.laboratories import LaboratoryContrasts, new_batch_moments
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) > 1)
 
 
-def nested(sizes: list[int]) -> tuple[Nesting, torch.Tensor]:
+def nested(sizes: list[int]) -> tuple[LaboratoryContrasts, torch.Tensor]:
     """In double precision, and Z, which batch is of which laboratory (B, L)."""
     codes = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     codes = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))]
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        return Nesting.of(codes), torch.nn.functional.one_hot(codes).double()
+        return LaboratoryContrasts.of(codes), torch.nn.functional.one_hot(codes).double()
     finally:
         torch.set_default_dtype(before)
 

@@ -18,11 +18,11 @@ from pyrocell.operators import (
     inverse,
     respond,
 )
-from pyrocell.operators.dynamics.node import deviate
+from pyrocell.operators.dynamics.node import integrate_deviation
 from pyrocell.operators.response import flow, let_wait
 from pyrocell.operators.state import State
 from pyrocell.operators.waiting import wait
-from pyrocell.views.decoder import Curvature
+from pyrocell.views.decoder import CurvedDecoder
 
 K, J, D = 3, 1, 4
 GENOTYPE = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]]).double()
@@ -32,7 +32,7 @@ EXPOSURE = torch.tensor([[1.0], [0], [1], [0], [1]]).double()
 def biology(seed: int = 0, size: float = 1.0, bound: float | None = 0.9) -> ResponseParameters:
     generator = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    features = Curvature(2 * D).double()
+    features = CurvedDecoder(2 * D).double()
     direction = features.direction.detach()
     weight = bounded_weight(size * normal(len(features.offset), D), direction[:D], bound)
 
@@ -124,7 +124,7 @@ def test_gradients_of_the_deviation_are_exact():
     t = torch.tensor([0.7, 2.0]).double()
 
     def answer(linear, drive, rate, *field):
-        return deviate(linear, drive, rate, t, Production(*field))
+        return integrate_deviation(linear, drive, rate, t, Production(*field))
 
     torch.autograd.gradcheck(answer, inputs, eps=1e-6, atol=1e-7)
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 import pyrocell.training.checkpoints
 from pyrocell import Priors, PyroCell, TrainingConfig
-from pyrocell.data.loader import ShuffledBatches
+from pyrocell.data.loader import MinibatchSampler
 from pyrocell.errors import ModelFileError
 from pyrocell.training.checkpoints import (
     Checkpoints,
@@ -168,7 +168,7 @@ def test_early_stopping_remembers_what_it_saw(adata, build, tmp_path):
 
 def test_the_order_of_minibatches_is_a_function_of_seed_and_epoch():
     cells = np.arange(50)
-    straight, resumed = (ShuffledBatches(cells, 12, 3, drop_last=True) for _ in range(2))
+    straight, resumed = (MinibatchSampler(cells, 12, 3, drop_last=True) for _ in range(2))
     epochs = [list(straight) for _ in range(4)]
     resumed.skip(2, 1)
     np.testing.assert_equal(list(resumed), epochs[2][1:])
@@ -253,7 +253,7 @@ def test_a_directory_that_cannot_be_used_is_said_before_training(adata, build, t
 
 
 def test_processes_that_see_other_files_are_refused(tmp_path):
-    batches = ShuffledBatches(np.arange(4), 2, 0, drop_last=True)
+    batches = MinibatchSampler(np.arange(4), 2, 0, drop_last=True)
     written = TrainingCheckpoints(Checkpoints(tmp_path), {}, batches)
     strategy = SimpleNamespace(broadcast=lambda mine: "checkpoint-000004.safetensors")
     with pytest.raises(ModelFileError, match="process 1 sees other checkpoints.*all nodes share"):

@@ -12,7 +12,7 @@ from pyrocell import Assume
 from pyrocell.distributions.counts import likelihood_path
 from pyrocell.generative.population_objective import DistributionObjective
 from pyrocell.training.fit import ElboPlan, TrainingConfig
-from pyrocell.training.row_subsampling import visits_of
+from pyrocell.training.row_subsampling import row_subsampler
 
 TIMES = {"media": 1, "times": (1.0, 2.0)}
 STEADY = [Assume.steady("gene0"), Assume.steady("gene1", probability=0.5)]
@@ -82,7 +82,7 @@ def test_a_step_elsewhere_is_that_of_the_cpu_and_seldom_waits(
 def test_views_of_visited_perturbations_are_on_the_device(make_screen, build, as_in_training):
     model = build(make_screen(n_perturbations=8))
     net, guide = model.module.model, model.module.guide
-    visits = visits_of(net, guide, model._cells.condition, 20, True)
+    visits = row_subsampler(net, guide, model._cells.condition, 20, True)
     plan, batch = plan_of(model, visits), model.module_arguments(np.arange(20))
     torch.manual_seed(5)
     with likelihood_path("analytic"):

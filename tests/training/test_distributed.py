@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrocell import TrainingConfig
-from pyrocell.data.loader import ShuffledBatches
+from pyrocell.data.loader import MinibatchSampler
 from pyrocell.errors import NonFiniteError, ProcessError, ScreenError
 from pyrocell.training.distributed import requested
 from pyrocell.training.fit import held_out_elbo
@@ -75,9 +75,9 @@ def test_processes_share_the_minibatches_of_one(n, size, processes, seed):
     if n < size * processes:
         return
     cells = np.arange(n) * 3
-    one = ShuffledBatches(cells, size * processes, seed, True)
+    one = MinibatchSampler(cells, size * processes, seed, True)
     parts = [
-        ShuffledBatches(cells, size, seed, True, rank=r, processes=processes)
+        MinibatchSampler(cells, size, seed, True, rank=r, processes=processes)
         for r in range(processes)
     ]
     assert {len(part) for part in parts} == {len(one)}

@@ -16,7 +16,7 @@ from pyrocell import TrainingConfig
 from pyrocell.errors import ScreenError
 from pyrocell.training import precision
 from pyrocell.training.fit import ElboPlan
-from pyrocell.training.precision import ReducedProducts, is_tf32, too_far
+from pyrocell.training.precision import TF32Check, is_tf32, too_far
 
 QUIET = {"progress_bar": False, "max_epochs": 2}
 
@@ -74,13 +74,13 @@ def model(make_screen, build):
 @pytest.fixture
 def verdicts(monkeypatch):
     """What the trainings of a test decided."""
-    found, start = [], ReducedProducts.on_train_start
+    found, start = [], TF32Check.on_train_start
 
     def on_train_start(self, *args) -> None:
         start(self, *args)
         found.append(self.reduced)
 
-    monkeypatch.setattr(ReducedProducts, "on_train_start", on_train_start)
+    monkeypatch.setattr(TF32Check, "on_train_start", on_train_start)
     return found
 
 
@@ -144,7 +144,7 @@ def test_a_training_that_goes_on_keeps_its_verdict(make_screen, build, reduced_t
     said = reduced_to(11)
     options = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0, **QUIET}
 
-    class Stop(ReducedProducts):
+    class Stop(TF32Check):
         state_key = "Stop"
 
         def on_train_epoch_end(self, *_: object) -> None:

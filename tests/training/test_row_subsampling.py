@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from pyrocell import Assume, TrainingConfig
-from pyrocell.data.loader import ShuffledBatches
+from pyrocell.data.loader import MinibatchSampler
 from pyrocell.distributions import (
+    EventLogNormal,
+    EventMultivariateNormal,
+    EventNormal,
     GaussianWalk,
     MarkovLowRankNormal,
-    WideLogNormal,
-    WideMultivariateNormal,
-    WideNormal,
     log_prob_by_row,
 )
-from pyrocell.distributions.kernels.compensation import given_back
+from pyrocell.distributions.kernels.compensation import subtract_share
 from pyrocell.errors import ScreenError
 from pyrocell.generative import screen_tensors
 from pyrocell.generative.cell_shift import shifts_shared
@@ -26,7 +26,13 @@ from pyrocell.training import row_subsampling as visited
 from pyrocell.training.elbo import negative_elbo
 from pyrocell.training.fit import train
 from pyrocell.training.row_adam import RowAdam, visited_rows
-from pyrocell.training.row_subsampling import _DRIVERS, _GUIDE, _MODEL, Visits, visits_of
+from pyrocell.training.row_subsampling import (
+    _DRIVERS,
+    _GUIDE,
+    _MODEL,
+    RowSubsampler,
+    row_subsampler,
+)
 
 K, BATCH = 7, 4  # perturbations, and cells of a minibatch
 SCREENS = {
@@ -87,7 +93,7 @@ def test_mean_over_an_epoch_is_the_loss_and_gradient_of_all_cells(model, at_cent
     loss = negative_elbo(net, guide, whole)
     loss.backward()
     expected = dense_gradients(model)
-    visits = Visits(net, guide, model._cells.condition[cells])
+    visits = RowSubsampler(net, guide, model._cells.condition[cells])
     assert (visits.cells == 0).any()
     found, total = {}, 0.0
     for step, part in enumerate(cells.reshape(-1, BATCH)):
@@ -206,9 +212,9 @@ def test_small_screens_are_trained_as_a_whole(make_screen, build):
 def test_what_needs_all_perturbations_at_once_says_so(screen, options, named, make_screen, build):
     model = build(make_screen(**screen), **options)
     parts = model.module.model, model.module.guide, model._cells.condition, 4
-    assert visits_of(*parts) is None
+    assert row_subsampler(*parts) is None
     with pytest.raises(ScreenError, match=named):
-        visits_of(*parts, wanted=True)
+        row_subsampler(*parts, wanted=True)
 
 
 def test_rows_always_seen_are_moved_as_adam_moves_them():
@@ -247,10 +253,10 @@ def test_cells_of_a_perturbation_travel_together_and_all_cells_come_once_per_epo
     model = build(make_screen(n_perturbations=3, n_cells_per_condition=10, n_controls=20))
     net, guide, condition = model.module.model, model.module.guide, model._cells.condition
     cells = np.arange(0, len(condition), 2)
-    visits = Visits(net, guide, condition[cells])
+    visits = RowSubsampler(net, guide, condition[cells])
 
-    def batches() -> ShuffledBatches:
-        sampler = ShuffledBatches(cells, 5, seed=3, drop_last=False)
+    def batches() -> MinibatchSampler:
+        sampler = MinibatchSampler(cells, 5, seed=3, drop_last=False)
         visits.shuffle(sampler, condition)
         return sampler
 
@@ -261,9 +267,9 @@ def test_cells_of_a_perturbation_travel_together_and_all_cells_come_once_per_epo
     def met(batch: np.ndarray) -> int:
         return visits.restrict(model.module_arguments(batch)).model.n_perturbations
 
-    alone = ShuffledBatches(cells, 5, 3, drop_last=False)
+    alone = MinibatchSampler(cells, 5, 3, drop_last=False)
     assert np.mean([met(b) for b in first]) < np.mean([met(b) for b in alone])
-    on_disk = ShuffledBatches(cells, 5, seed=3, drop_last=False, block=2)
+    on_disk = MinibatchSampler(cells, 5, seed=3, drop_last=False, block=2)
     before = on_disk.generator
     visits.shuffle(on_disk, condition)
     assert on_disk.generator is before
@@ -283,11 +289,11 @@ def families() -> dict[str, tuple]:
     lower = torch.eye(6) + 0.1 * torch.ones(6, 6).tril(-1)
     step, first = scale[:, 1:], scale[:, 0]
     return {
-        "normal": (WideNormal(loc, scale), loc, scale),
-        "normal around zero": (WideNormal(None, scale[0, 0], (4, 6)), scale),
-        "one width": (WideNormal(loc[:, 0, 0], scale[0, 0, 0]), loc, scale),
-        "log-normal": (WideLogNormal(loc[:, 0, 0], scale[:, 0, 0]), loc, scale),
-        "multivariate": (WideMultivariateNormal(loc[:, 0], scale[:, 0, :, None] * lower), scale),
+        "normal": (EventNormal(loc, scale), loc, scale),
+        "normal around zero": (EventNormal(None, scale[0, 0], (4, 6)), scale),
+        "one width": (EventNormal(loc[:, 0, 0], scale[0, 0, 0]), loc, scale),
+        "log-normal": (EventLogNormal(loc[:, 0, 0], scale[:, 0, 0]), loc, scale),
+        "multivariate": (EventMultivariateNormal(loc[:, 0], scale[:, 0, :, None] * lower), scale),
         "walk": (GaussianWalk(first, step, torch.tensor([0.8])), scale),
         "one node": (GaussianWalk(scale.new_tensor(0.3), step[:, :0]),),
         "Markov": (
@@ -329,7 +335,7 @@ def test_what_is_given_back_is_the_same_in_single_precision_and_double():
     draws = [torch.randn(*s, generator=generator) for s in (shape, shape, shape[:2], shape)]
     for dtype in (torch.float32, torch.float64):  # kernels, and torch's own operations
         loc, ratio, kept, taken = (d.detach().to(dtype).requires_grad_() for d in draws)
-        out = given_back(loc, ratio.detach(), kept, taken)
+        out = subtract_share(loc, ratio.detach(), kept, taken)
         results.append([out, *torch.autograd.grad(out.square().sum(), (loc, kept, taken))])
     for single, double in zip(*results, strict=True):
         torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)

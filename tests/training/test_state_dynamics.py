@@ -14,7 +14,11 @@ from pyrocell import PyroCell, TrainingConfig
 from pyrocell.errors import NonFiniteError, ScreenError
 from pyrocell.training import state_dynamics as field_training
 from pyrocell.training.elbo import negative_elbo
-from pyrocell.training.state_dynamics import EncodedCells, negative_field_elbo, train_field
+from pyrocell.training.state_dynamics import (
+    EncodedCells,
+    negative_field_elbo,
+    refine_state_dynamics,
+)
 
 SETTINGS = {"max_epochs": 1, "progress_bar": False}
 STEPS = 20
@@ -125,7 +129,7 @@ def test_the_field_is_a_function_of_model_cells_and_seed(pair):
     ends = []
     for seed in (3, 3, 4):
         torch.manual_seed(len(ends))
-        train_field(module.model, module.guide, pair[0]._cells, rows, 3, 1e-2, seed)
+        refine_state_dynamics(module.model, module.guide, pair[0]._cells, rows, 3, 1e-2, seed)
         ends.append(module.guide.flow_loc.detach().clone())
         module.load_state_dict(before)
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
@@ -180,7 +184,7 @@ def test_a_field_that_diverges_is_named(pair):
         pyro.validation_enabled(False),
         pytest.raises(NonFiniteError, match=r"of the field stopped at step 0.*global_lr"),
     ):
-        train_field(net, guide, pair[0]._cells, rows, 2, 1e-2, 0)
+        refine_state_dynamics(net, guide, pair[0]._cells, rows, 2, 1e-2, 0)
     net.motion.start.data = start
 
 

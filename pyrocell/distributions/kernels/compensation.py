@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 
-__all__ = ["given_back"]
+__all__ = ["subtract_share"]
 
 _ROWS_PER_BLOCK = 64
 
 
-def given_back(loc: Tensor, log_ratio: Tensor, kept: Tensor, taken: Tensor) -> Tensor:
+def subtract_share(loc: Tensor, log_ratio: Tensor, kept: Tensor, taken: Tensor) -> Tensor:
     """loc − σ(log_ratio + kept) · taken, (n, T, G); kept (n, T) is shared by the genes."""
     return _GivenBack.apply(loc, log_ratio, kept, taken)
 
@@ -68,4 +68,4 @@ def _by_rows(kernel: Callable[..., None], *tensors: Tensor) -> None:
         first = i * _ROWS_PER_BLOCK
         kernel(first, min(first + _ROWS_PER_BLOCK, len(arrays[0])), *arrays)
 
-    in_threads(work, -(-len(arrays[0]) // _ROWS_PER_BLOCK))
+    parallel_for(work, -(-len(arrays[0]) // _ROWS_PER_BLOCK))

@@ -63,7 +63,7 @@ class Compiled:
 
 
 def _bare(t: Tensor) -> Tensor:
-    """The same values, contiguous and with nothing about gradients."""
+    """The values of a tensor, contiguous and with nothing about gradients."""
     if t.is_inference() or t.storage_offset() or not t.is_contiguous():
         return t.clone(memory_format=torch.contiguous_format)
     return t.detach()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 from pyrocell.distributions.kernels.counts_numba import (
     CURVE,
     FREE,
@@ -94,7 +94,7 @@ def _gathered(logit_grad: Tensor, offset: Tensor, rows: Tensor) -> Tensor:
     n_parts = min(torch.get_num_threads(), n_genes)
     edges = [n_genes * i // n_parts for i in range(n_parts + 1)]
     arrays = logit_grad.numpy(), rows.numpy(), out.numpy()
-    in_threads(lambda i: add_rows(edges[i], edges[i + 1], *arrays), n_parts)
+    parallel_for(lambda i: add_rows(edges[i], edges[i + 1], *arrays), n_parts)
     return out
 
 
@@ -133,7 +133,7 @@ def _run(
     def work(i: int) -> None:
         sum_rows(edges[i], edges[i + 1], *arguments, gene_grad[i].numpy())
 
-    in_threads(work, n_blocks)
+    parallel_for(work, n_blocks)
     per_gene = gene_grad.double().sum(0).float() if n_blocks > 1 else gene_grad[0]
     curve = (per_gene[1], per_gene[2]) if kind == CURVE else (None, None)
     free = gate_grad if kind == FREE else None
@@ -143,7 +143,7 @@ def _run(
 def _differentiable_gradient(
     saved: tuple[Tensor, ...], composition: bool, weight: Tensor
 ) -> list[Tensor | None]:
-    """The same gradient through the reference formula, for derivatives of higher order."""
+    """Gradient through the reference formula, for derivatives of higher order."""
     logits, log_theta, intercept, slope, gate_logits, log_size, offset, rows = saved[:8]
     start, column, count = saved[8:]
     logits = logits + offset[rows].sum(1)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 from pyrocell.distributions.kernels.fastmath import F32, log32, summing
 
 __all__ = ["slopes", "weigh"]
@@ -78,4 +78,4 @@ def _by_rows(kernel, n_genes: int, *tensors: Tensor) -> None:  # type: ignore[no
         first = i * ROWS_PER_BLOCK
         kernel(first, min(first + ROWS_PER_BLOCK, n), *arrays)
 
-    in_threads(work, -(-n // ROWS_PER_BLOCK))
+    parallel_for(work, -(-n // ROWS_PER_BLOCK))

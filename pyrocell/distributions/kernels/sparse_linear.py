@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 from pyrocell.distributions.kernels.fastmath import exact
 
 __all__ = ["SparseLinear"]
@@ -72,7 +72,7 @@ class SparseLinear(torch.autograd.Function):
             first = i * ROWS_PER_BLOCK
             _forward(first, min(first + ROWS_PER_BLOCK, n_cells), *arrays, out.numpy())
 
-        in_threads(work, -(-n_cells // ROWS_PER_BLOCK))
+        parallel_for(work, -(-n_cells // ROWS_PER_BLOCK))
         return out
 
     @staticmethod
@@ -89,5 +89,5 @@ class SparseLinear(torch.autograd.Function):
         def work(i: int) -> None:
             _backward(edges[i], edges[i + 1], start, column, value, upper, out.numpy())
 
-        in_threads(work, n_parts)
+        parallel_for(work, n_parts)
         return None, None, None, out.T, grad.sum(0)

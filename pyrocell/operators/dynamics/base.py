@@ -92,7 +92,7 @@ class Flow(Dynamics):
 
 
 class NoisyFlow(Flow):
-    """The same, driven by noise."""
+    """Resting states move along a field and are driven by noise."""
 
     noisy = True
 

@@ -27,15 +27,15 @@ from pyrocell.operators.waiting import relax
 __all__ = [
     "NOISY_STEPS",
     "STEPS",
-    "Leg",
+    "Segment",
     "StateField",
-    "arm_legs",
-    "carry",
+    "arm_segments",
     "check_steps",
     "code_in_arm",
     "code_of",
-    "diffuse",
-    "diffusion_step",
+    "integrate_ode",
+    "integrate_sde",
+    "sde_step",
 ]
 
 STEPS = 8  # of a leg without noise, by Runge-Kutta of order 4
@@ -97,7 +97,7 @@ class StateField:
 
 
 @dataclass(frozen=True, eq=False)
-class Leg:
+class Segment:
     """A stretch of time without events: its start and length (C,), and the code within it.
 
     `rows` says which of the C conditions each state has, where states are cells in any order.
@@ -123,8 +123,12 @@ class Leg:
         return values.unsqueeze(-2) if z.dim() == 3 else values
 
 
-def carry(
-    z: Tensor, legs: Sequence[Leg], field: StateField, back: bool = False, steps: int = STEPS
+def integrate_ode(
+    z: Tensor,
+    segments: Sequence[Segment],
+    field: StateField,
+    back: bool = False,
+    steps: int = STEPS,
 ) -> tuple[Tensor, Tensor]:
     """Carry states along a flow, or back to where they came from.
 
@@ -153,12 +157,15 @@ def carry(
     """
     log_det = z.new_zeros(*z.shape[:-1], 1)
     ends = z.new_tensor([1.0, 0.0] if back else [0.0, 1.0])
-    for leg in reversed(legs) if back else legs:
+    for segment in reversed(segments) if back else segments:
 
         def slope(
-            u: Tensor, now: tuple[Tensor, Tensor], leg: Leg = leg, span: Tensor = leg.spans(z)
+            u: Tensor,
+            now: tuple[Tensor, Tensor],
+            segment: Segment = segment,
+            span: Tensor = segment.spans(z),
         ) -> tuple[Tensor, Tensor]:
-            velocity, divergence = field.velocity_and_divergence(now[0], leg.codes(u, now[0]))
+            velocity, divergence = field.velocity_and_divergence(now[0], segment.codes(u, now[0]))
             return span * velocity, span * divergence
 
         path = odeint(slope, (z, log_det), ends, method="rk4", options={"step_size": 1 / steps})
@@ -171,7 +178,7 @@ def carry(
     return z, log_det[..., 0]
 
 
-def diffuse(z: Tensor, leg: Leg, field: StateField, noise: Tensor) -> Tensor:
+def integrate_sde(z: Tensor, segment: Segment, field: StateField, noise: Tensor) -> Tensor:
     """Carry states along the field with noise, by Euler-Maruyama.
 
     Parameters
@@ -192,23 +199,23 @@ def diffuse(z: Tensor, leg: Leg, field: StateField, noise: Tensor) -> Tensor:
         States at every step, the start first; shape (steps + 1, *z.shape).
     """
     path = [z]
-    for i, luck in enumerate(noise):
-        loc, scale = diffusion_step(path[-1], i, len(noise), leg, field)
-        path.append(loc + scale * luck)
+    for i, driving_noise in enumerate(noise):
+        loc, scale = sde_step(path[-1], i, len(noise), segment, field)
+        path.append(loc + scale * driving_noise)
     return torch.stack(path)
 
 
-def diffusion_step(
-    z: Tensor, i: int, steps: int, leg: Leg, field: StateField
+def sde_step(
+    z: Tensor, i: int, steps: int, segment: Segment, field: StateField
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of where step i (from 0) of so many takes states z."""
-    step = leg.spans(z) / steps
+    step = segment.spans(z) / steps
     u = z.new_tensor((i + 0.5) / steps)  # an event is felt from the nearest step on
-    loc = z + step * field.velocity(z, leg.codes(u, z))
+    loc = z + step * field.velocity(z, segment.codes(u, z))
     return loc, field.noise * (step / field.clock).sqrt()
 
 
-def check_steps(z: Tensor, legs: Sequence[Leg], field: StateField) -> None:
+def check_steps(z: Tensor, segments: Sequence[Segment], field: StateField) -> None:
     """Refuse a field that bends too fast for the number of steps.
 
     Raises
@@ -216,13 +223,14 @@ def check_steps(z: Tensor, legs: Sequence[Leg], field: StateField) -> None:
     StiffFieldError
         If twice the steps change where cells arrive by more than 5% of the way they went.
     """
-    ends = [carry(z, legs, field, steps=n * STEPS)[0] for n in (1, 2)]
+    ends = [integrate_ode(z, segments, field, steps=n * STEPS)[0] for n in (1, 2)]
     way = (ends[1] - z).square().mean().sqrt()
     error = (ends[1] - ends[0]).square().mean().sqrt()
     if float(error) > _TOLERANCE * float(way) + 1e-3:
         raise StiffFieldError(
             f"the field moves cells by {float(way):.3g} within a wait of "
-            f"{float(sum(leg.span for leg in legs).max()):g} and bends too fast on the way: "
+            f"{float(sum(segment.span for segment in segments).max()):g} and bends too fast on "
+            f"the way: "
             f"{STEPS} steps and {2 * STEPS} differ by {float(error):.2g}. Wait in shorter steps, "
             "or train with fewer epochs or a lower global_lr of TrainingConfig"
         )
@@ -271,15 +279,15 @@ def code_in_arm(
     return code
 
 
-def arm_legs(
+def arm_segments(
     duration: Tensor,
     perturbed_at: Tensor,
     exposed_at: Tensor,
     code: Code,
     rows: Tensor | None = None,
-) -> tuple[Leg, ...]:
+) -> tuple[Segment, ...]:
     """Time of conditions from 0 to the measurement, cut where something is done; all (C,)."""
     events = torch.stack([perturbed_at, exposed_at]).clamp_min(0).sort(0).values
     cuts = [torch.minimum(event, duration) for event in events if bool((event > 0).any())]
     starts, ends = [torch.zeros_like(duration), *cuts], [*cuts, duration]
-    return tuple(Leg(a, b - a, code, rows) for a, b in zip(starts, ends, strict=True))
+    return tuple(Segment(a, b - a, code, rows) for a, b in zip(starts, ends, strict=True))

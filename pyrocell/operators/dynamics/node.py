@@ -20,7 +20,7 @@ from torch.nn.functional import softplus
 from pyrocell.errors import StiffFieldError
 from pyrocell.operators.waiting import average_decay, reference_curve
 
-__all__ = ["STEPS", "Production", "bounded_weight", "deviate", "step_times"]
+__all__ = ["STEPS", "Production", "bounded_weight", "integrate_deviation", "step_times"]
 
 STEPS = 8  # error of the deviation below 1% up to λ t = 8 (tests/test_field.py)
 
@@ -28,7 +28,7 @@ STEPS = 8  # error of the deviation below 1% up to λ t = 8 (tests/test_field.py
 class Production(NamedTuple):
     """h(y, Δ) = φ(u) W, u = (y, Δ) A, with φ(u) = s(u + a) - s(a) - s'(a) u of the softplus s.
 
-    The features φ vanish at rest together with their slope (`Curvature` has them for states).
+    The features φ vanish at rest together with their slope (`CurvedDecoder` has them for states).
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ def step_times(duration: Tensor) -> Tensor:
     return grid.reshape(-1, *[1] * duration.dim()) * duration
 
 
-def deviate(
+def integrate_deviation(
     linear: Tensor, drive: Tensor, rate: Tensor, duration: Tensor, field: Production
 ) -> Tensor:
     """Deviation u from the linear solution after a duration, u = 0 at its start.

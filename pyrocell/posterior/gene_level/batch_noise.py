@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 from pyrocell.distributions.kernels.fastmath import jit
 
 __all__ = ["NoiseFit", "fit_noise"]
@@ -118,7 +118,7 @@ class NoiseFit:
 
     @property
     def unsure_prior(self) -> np.ndarray:
-        """The same with the posterior mean of each variance in the place of its estimate.
+        """Widths with the posterior mean of each variance in the place of its estimate.
 
         A variance known from n groups, and from other genes as if from a few more, is
         scaled-inverse-χ²: its mean is above the estimate, the more the fewer the groups.
@@ -181,6 +181,6 @@ def fit_noise(
             *(rows[name] for name in ("total", "depth", "poisson", "square", "start", "group")),
             *(replicate, rate, factor, inverse, precision, fit.eta, fit.covariance),
         )
-        in_threads(lambda i: _profile(edges[i], edges[i + 1], *arguments), len(edges) - 1)  # noqa: B023
+        parallel_for(lambda i: _profile(edges[i], edges[i + 1], *arguments), len(edges) - 1)  # noqa: B023
         if learn:
             fit.learn_widths()

@@ -74,7 +74,7 @@ class CellGroups:
     group: np.ndarray
 
     def rows(self) -> dict[str, np.ndarray]:
-        """The same by name, as the kernels take them."""
+        """The arrays by name, as the kernels take them."""
         return {name: value for name, value in self.__dict__.items() if name != "raw"}
 
 

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 
 from pyrocell._core.random import stream
-from pyrocell.data.loader import CellData
+from pyrocell.data.loader import CellDataset
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.guide.guide import Guide
 from pyrocell.noise.contrasts import centre
@@ -90,7 +90,7 @@ def has_gene_level(model: GenerativeModel) -> bool:
     """
     return (
         model.config.gene_residual
-        and not model.has_motion
+        and not model.moves_states
         and not model.has_field
         and (model.dynamics.gene_level or bool(model.dynamics.integrated))
         and model.config.effect_prior == "normal"
@@ -186,7 +186,7 @@ def _drivers(screen: Screen) -> np.ndarray:
     return codes
 
 
-def counts_of_screen(screen: Screen, data: CellData, priors: Priors) -> LevelCounts:
+def counts_of_screen(screen: Screen, data: CellDataset, priors: Priors) -> LevelCounts:
     """The likelihood of the levels of all conditions; needs no fitted model."""
     group, noise_levels = _noise_groups(screen)
     return level_counts(
@@ -206,7 +206,7 @@ def fit_gene_level(
     model: GenerativeModel,
     guide: Guide,
     screen: Screen,
-    data: CellData,
+    data: CellDataset,
     counts: LevelCounts,
     seed: int = 0,
     bar: Callable[..., Iterator] = iter,
@@ -363,7 +363,7 @@ def _sampler(
 
 # ---------------------------------------------------------------------- programs
 def _halves(
-    data: CellData, screen: Screen, group: np.ndarray, counts: LevelCounts, seed: int
+    data: CellDataset, screen: Screen, group: np.ndarray, counts: LevelCounts, seed: int
 ) -> list[LevelCounts]:
     """The likelihood of two halves of the cells of every condition."""
     rng = np.random.default_rng(stream("halves", seed))
@@ -485,7 +485,7 @@ def _at_nodes(model: GenerativeModel, screen: Screen, values: dict) -> dict[str,
 
 @torch.no_grad()
 def _calibration(
-    model: GenerativeModel, guide: Guide, data: CellData, values: dict, seed: int
+    model: GenerativeModel, guide: Guide, data: CellDataset, values: dict, seed: int
 ) -> dict[str, np.ndarray]:
     """How the log mean count of a gene follows the model's logit, at the level of controls.
 

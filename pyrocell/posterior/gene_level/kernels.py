@@ -147,7 +147,7 @@ def _spread_one_row(n, t, d, k, offset, base, toward, error):  # type: ignore[no
 @quick
 def _along_one_row(n, s, t, k, base, toward, error, value, mean, variance, first, second, mode,
                    scale, peak):  # fmt: skip
-    """The same as `_along_line` for n genes with one row each and a prior N(0, s²) of its effect.
+    """What `_along_line` finds, for n genes with one row each and a prior N(0, s²) of its effect.
 
     Single precision, so that genes are worked on side by side; the log evidence is that over no
     effect. `mean` and `variance` are of the effect over s; the arrays from `first` on are scratch.
@@ -610,7 +610,7 @@ def coefficient_sums(first, last, row_value, owned_start, owned_rows, precision_
 @quick
 def frame_sums(first, last, design, owned_start, owned_rows, precision_start, precision, response,
                curvature, gradient):  # fmt: skip
-    """The same for several columns at once: design (C, Q) to (G, Q, Q) and (G, Q)."""
+    """What `coefficient_sums` finds, for several columns: design (C, Q) to (G, Q, Q) and (G, Q)."""
     n_columns = design.shape[1]
     curvature[first:last] = 0.0
     gradient[first:last] = 0.0

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 from pyrocell.distributions.kernels.fastmath import jit
 
 __all__ = ["LOG_THETA", "Overdispersion", "draw_log_theta", "pooled_overdispersion"]
@@ -144,7 +144,7 @@ def pooled_overdispersion(
         likelihood,
         spread,
     )
-    in_threads(lambda i: _likelihoods(edges[i], edges[i + 1], *arguments), len(edges) - 1)
+    parallel_for(lambda i: _likelihoods(edges[i], edges[i + 1], *arguments), len(edges) - 1)
     total = np.asarray(counts.sum(axis=0)).ravel()
     log_theta, log_weight = _shrunk(likelihood, total, n_cells)
     freedom = n_cells / max(n_cells - len(np.unique(group)), 1)
@@ -213,7 +213,7 @@ def _excess(
         *(np.append(start, len(group)).astype(np.int64), order.astype(np.int64)),
         *(np.ascontiguousarray(level[present], np.float64), out),
     )
-    in_threads(lambda i: _excesses(edges[i], edges[i + 1], *arguments), len(edges) - 1)
+    parallel_for(lambda i: _excesses(edges[i], edges[i + 1], *arguments), len(edges) - 1)
     return out
 
 
@@ -328,7 +328,7 @@ def draw_log_theta(
     n_genes = log.shape[1]
     edges = np.linspace(0, n_genes, min(n_genes, 64) + 1).astype(int)
     arguments = (total, depth, within, between, x, reference, LOG_THETA, log)
-    in_threads(lambda i: _weights(edges[i], edges[i + 1], *arguments), len(edges) - 1)
+    parallel_for(lambda i: _weights(edges[i], edges[i + 1], *arguments), len(edges) - 1)
     share = np.exp(log - log.max(0))
     share /= share.sum(0)
     chosen = (rng.random(n_genes) > share.cumsum(0)).sum(0).clip(max=len(LOG_THETA) - 1)

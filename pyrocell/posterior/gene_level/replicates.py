@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 from pyrocell.distributions.kernels.fastmath import jit
 
 __all__ = ["TAU", "replicate_variance"]
@@ -151,7 +151,7 @@ def _by_driver(
         local = _rows_of(rows, part)
         table = np.zeros((len(part), len(genes), len(TAU)))
         arguments = (*(local[n] for n in names), eta, factor, inverse, genes, TAU, table)
-        in_threads(lambda c: _likelihoods(c, c + 1, *arguments), len(part))  # noqa: B023
+        parallel_for(lambda c: _likelihoods(c, c + 1, *arguments), len(part))  # noqa: B023
         np.add.at(out, driver[part], table)
     return out
 

@@ -26,7 +26,7 @@ from itertools import pairwise
 import numpy as np
 import scipy.sparse as sp
 
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 from pyrocell.posterior.gene_level import kernels
 from pyrocell.posterior.gene_level.blocks import Blocks
 from pyrocell.posterior.gene_level.counts import LevelCounts
@@ -381,7 +381,7 @@ class Sampler:
                 table, center,
             )  # fmt: skip
 
-        in_threads(draw, len(self.parts))
+        parallel_for(draw, len(self.parts))
         self.coefficients = coefficients
         return share.sum(0)
 
@@ -420,7 +420,7 @@ class Sampler:
         def work(i: int) -> None:
             kernel(*self.parts[i], arguments[0], *layout, *fields, *arguments[1:])
 
-        in_threads(work, len(self.parts))
+        parallel_for(work, len(self.parts))
 
     def _move(self, rows: np.ndarray, change: np.ndarray) -> None:
         """Add rows (C,) × change (G,) to the levels."""
@@ -429,7 +429,7 @@ class Sampler:
         def work(i: int) -> None:
             kernels.move_genes(*self.parts[i], rows, change, self.x, self.response)
 
-        in_threads(work, len(self.parts))
+        parallel_for(work, len(self.parts))
 
     def _move_rows(self, change: np.ndarray) -> None:
         """Add change (C, G) to the levels."""
@@ -476,7 +476,7 @@ class Sampler:
                 blocks.precision_start, self.precision, self.response, value, curvature, gradient,
             )  # fmt: skip
 
-        in_threads(work, len(self.row_parts))
+        parallel_for(work, len(self.row_parts))
         return curvature, gradient
 
     def _draw_offsets(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrocell._core.random import generator
-from pyrocell._core.threading import in_threads
+from pyrocell._core.threading import parallel_for
 from pyrocell.posterior.gene_level import kernels
 from pyrocell.posterior.gene_level.blocks import Blocks
 from pyrocell.posterior.gene_level.sampler import (
@@ -350,7 +350,7 @@ class GeneLevel:
                 *edges[i], seeds, *layout, share[i], nowhere, none, none, found, table, center
             )
 
-        in_threads(work, len(edges))
+        parallel_for(work, len(edges))
         return found, effect
 
     def _levels(self, draw: int, rows: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, ...]:
