@@ -1,41 +1,70 @@
-"""The map from the sites of batch noise to η, on every level of it (eqs. 15, 19)."""
+"""Batch noise η: its sites, their priors, and η as a function of them (eqs. 15, 19)."""
 
 from __future__ import annotations
 
+import math
+
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrocell.distributions import EventLogNormal, EventNormal
 from pyrocell.generative.config import ModelConfig
 from pyrocell.noise.content import batch_content
 from pyrocell.noise.contrasts import content_effect
 from pyrocell.noise.laboratories import LaboratoryContrasts
+from pyrocell.priors import Priors
 from pyrocell.screen.identifiability import unidentified_directions
 from pyrocell.screen.screen import Screen
 
-__all__ = ["NoiseMap"]
+__all__ = ["BatchNoise"]
 
 
-class NoiseMap(nn.Module):
-    """η as a deterministic function of its sites; the screen's map is built on it."""
+class BatchNoise(nn.Module):
+    """Sites `eta.*`, on two levels where there are laboratories.
 
-    config: ModelConfig
+    Parameters
+    ----------
+    screen
+        The registered screen.
+    config, priors
+        Shape and priors of the model.
+
+    Attributes
+    ----------
+    contrast, between, laboratory_mean
+        See `LaboratoryContrasts`.
+    content
+        (B, M) what each batch contains, centred.
+    unidentified
+        (Q, B + J + K) directions of batches, media and perturbations that no cell sees.
+    """
+
     contrast: Tensor
     between: Tensor
     laboratory_mean: Tensor
-    unidentified_directions: Tensor
     content: Tensor
+    unidentified: Tensor
 
-    def _noise_tables(self, screen: Screen) -> dict[str, Tensor]:
-        """Batches as tensors, to be registered as buffers."""
+    def __init__(self, screen: Screen, config: ModelConfig, priors: Priors):
+        super().__init__()
+        self.config, self.priors = config, priors
+        self.n_batches, self.n_genes = len(screen.batches), len(screen.genes)
         self.has_laboratories = len(screen.laboratories) > 1
         nesting = LaboratoryContrasts.of(torch.as_tensor(screen.batch_laboratory))
-        return {
+        for name, value in {
             "contrast": nesting.contrast,
             "between": nesting.between,
             "laboratory_mean": nesting.mean,
-            "undetermined": unidentified_directions(screen),
+            "unidentified": unidentified_directions(screen),
             "content": batch_content(screen),
-        }
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+        if self.n_batches > 1:
+            self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
+        if self.has_laboratories:
+            self.log_laboratory_scale = nn.Parameter(torch.tensor(math.log(priors.laboratory_sd)))
 
     @property
     def nesting(self) -> LaboratoryContrasts:
@@ -43,14 +72,34 @@ class NoiseMap(nn.Module):
         return LaboratoryContrasts(self.contrast, self.between, self.laboratory_mean)
 
     @property
-    def can_resample(self) -> bool:
-        """Whether there is what the layout cannot tell, and gene-level parts that can take it."""
-        return bool(len(self.undetermined)) and self.config.gene_residual and not self.follows_gain
-
-    @property
     def has_content(self) -> bool:
         """Whether batch noise depends on what the batch contains."""
         return self.config.content_dependent_noise and self.content.shape[1] > 0
+
+    def sample(self) -> dict[str, Tensor]:
+        """Sample every site of batch noise from its prior; η is zero where there is one batch."""
+        if self.n_batches == 1:
+            return {"eta": self.contrast.new_zeros(1, self.n_genes)}
+        spread = self.log_eta_scale.new_full((), self.priors.eta_spread)
+        prior = EventLogNormal(self.log_eta_scale, spread, (self.n_genes,))
+        scale = pyro.sample("eta.scale", prior)
+        values = {"eta.scale": scale}
+        if self.has_laboratories:
+            loc = self.log_laboratory_scale.expand(self.n_genes)
+            common = dist.LogNormal(loc, self.priors.eta_spread).to_event(1)
+            values["eta.laboratory_scale"] = pyro.sample("eta.laboratory_scale", common)
+        if self.has_content:
+            shape = (self.content.shape[1], self.n_genes)
+            sd = scale.new_full((), self.priors.content_sd)
+            values["eta.content"] = pyro.sample("eta.content", EventNormal(None, sd, shape))
+        shape = (self.n_batches - 1, self.n_genes)
+        prior = EventNormal(None, self.scale(values), shape)
+        values["eta.free"] = pyro.sample("eta.free", prior)
+        values["eta"] = pyro.deterministic("eta", self.eta(values), event_dim=2)
+        if self.has_laboratories:
+            offset = self.laboratory_offset(values)
+            values["eta.laboratory"] = pyro.deterministic("eta.laboratory", offset, event_dim=2)
+        return values
 
     def eta(self, values: dict[str, Tensor]) -> Tensor:
         """η of every batch (eqs. 15, 19), (B, G); sums to zero over batches exactly."""
@@ -59,7 +108,7 @@ class NoiseMap(nn.Module):
             eta = eta + content_effect(self.content, values["eta.content"])
         return eta
 
-    def eta_scale(self, values: dict[str, Tensor]) -> Tensor:
+    def scale(self, values: dict[str, Tensor]) -> Tensor:
         """Prior standard deviation of the contrasts of η, (G,), or (B − 1, G) with laboratories."""
         scale = values["eta.scale"]
         if not self.has_laboratories:

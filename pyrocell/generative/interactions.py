@@ -2,50 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from pyrocell.generative.screen_tensors import ScreenTensors
 from pyrocell.operators import ResponseParameters, condition_rate
 from pyrocell.operators.waiting import relative_curve
+from pyrocell.priors import Priors
 from pyrocell.screen.conditions import Conditions
 
 __all__ = ["Interactions"]
 
 
-class Interactions(ScreenTensors):
-    """Prior width of `P.interaction`, and the share of it that a condition shows."""
+class Interactions(nn.Module):
+    r"""Prior width of `P.interaction`, and the share of it that a condition shows.
 
-    log_interaction_scale: nn.Parameter  # log of its constant part, and of the relative one
+    The width of an arm's interaction in a gene is :math:`\sqrt{a^2 + b^2 \sum_i r_{ig}^2}` with the
+    responses :math:`r_i` to the arm's drivers alone: what can be blocked, or doubled, is what is
+    there. a and b are learned.
+    """
 
-    def interaction_scale(
-        self, values: dict[str, Tensor], genotype: Tensor, exposure: Tensor
-    ) -> Tensor:
-        r"""Prior standard deviation of the interactions of arms (A, K) and (A, J); (A, G).
+    def __init__(self, priors: Priors):
+        super().__init__()
+        start = torch.tensor([priors.interaction_sd, priors.interaction_share])
+        self.log_scale = nn.Parameter(start.log())  # of a and b
 
-        :math:`\sqrt{a^2 + b^2 \sum_i r_{ig}^2}` with the responses :math:`r_i` to the arm's drivers
-        alone: what can be blocked, or doubled, is what is there. a and b are learned.
+    def scale(self, carried: Tensor, met: Tensor, alone: Sequence[Tensor | None]) -> Tensor:
+        """Prior standard deviation of interactions, (A, G).
+
+        Parameters
+        ----------
+        carried, met
+            (A, K) perturbations and (A, J) media of each arm, 0/1.
+        alone
+            (K, T, G) responses to each perturbation alone at the measured times, and (J, T, G) to
+            each medium; None where there is none.
         """
-        constant, relative = self.log_interaction_scale.exp().square()
-        variance = constant.expand(len(genotype), self.n_genes)
-        for operator, carried in (("P", genotype), ("M", exposure)):
-            if carried.shape[1] and bool(carried.any()):
-                alone = self.low_rank(values, operator) + values[f"{operator}.residual"]
-                size = alone.mean(1).square()  # (n, G), over the measured times
-                variance = variance + relative * (carried @ size)
+        constant, relative = self.log_scale.exp().square()
+        variance = constant.expand(len(carried), alone[0].shape[-1])
+        for drivers, response in zip((carried, met), alone, strict=True):
+            if drivers.shape[1] and bool(drivers.any()):
+                size = response.mean(1).square()  # (n, G), over the measured times
+                variance = variance + relative * (drivers @ size)
         return variance.sqrt()
 
-    def interaction_grown(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
-        """Share of `P.interaction` in each condition, 1 at the reference time, 0 for none, (C,).
 
-        An interaction grows as what it alters: with the response to the medium, where there is one.
-        """
-        there = (conditions.interaction >= 0).to(conditions.duration)
-        if not self.has_rates:
-            return there
-        params: ResponseParameters = self.response_parameters(values)
-        rate = condition_rate(conditions.genotype, conditions.exposure, params)[:, 0]
-        met = conditions.exposure.any(1)
-        start = torch.where(met, conditions.exposed_at, conditions.perturbed_at)
-        since = (conditions.duration - start).clamp_min(0)
-        return there * relative_curve(rate, since, self.reference_time)
+def grown(conditions: Conditions, params: ResponseParameters, reference_time: float) -> Tensor:
+    """Share of an interaction in each condition, 1 at the reference time, 0 for none, (C,).
+
+    An interaction grows as what it alters: with the response to the medium, where there is one.
+    """
+    there = (conditions.interaction >= 0).to(conditions.duration)
+    if params.at_once:
+        return there
+    rate = condition_rate(conditions.genotype, conditions.exposure, params)[:, 0]
+    met = conditions.exposure.any(1)
+    start = torch.where(met, conditions.exposed_at, conditions.perturbed_at)
+    since = (conditions.duration - start).clamp_min(0)
+    return there * relative_curve(rate, since, reference_time)

@@ -72,7 +72,7 @@ class GenerativeModel(ScreenMap):
         """Sample every global site from its prior."""
         with poutine.scale(scale=float(self.kl_weight)), _EventShaped():
             values = self._view_sites()
-            values |= self._noise_sites()
+            values |= self.noise.sample()
             values |= self._operator_sites()
             values |= self._residual_sites(values)
             if self.imposed is not None:
@@ -118,34 +118,6 @@ class GenerativeModel(ScreenMap):
         if self.config.decoder == "curved":
             scale = self.curvature.log_scale.exp()
             values["V.curvature"] = _centred("V.curvature", (len(scale), g), scale)
-        return values
-
-    def _noise_sites(self) -> dict[str, Tensor]:
-        if self.n_batches == 1:
-            return {"eta": self.loading.new_zeros(1, self.n_genes)}
-        scale = pyro.sample(
-            "eta.scale",
-            EventLogNormal(
-                self.log_eta_scale,
-                self.log_eta_scale.new_full((), self.priors.eta_spread),
-                (self.n_genes,),
-            ),
-        )
-        values = {"eta.scale": scale}
-        if self.has_laboratories:
-            loc = self.log_laboratory_scale.expand(self.n_genes)
-            spread = dist.LogNormal(loc, self.priors.eta_spread).to_event(1)
-            values["eta.laboratory_scale"] = pyro.sample("eta.laboratory_scale", spread)
-        if self.has_content:
-            shape = (self.content.shape[1], self.n_genes)
-            sd = scale.new_full((), self.priors.content_sd)
-            values["eta.content"] = _centred("eta.content", shape, sd)
-        shape = (self.n_batches - 1, self.n_genes)
-        values["eta.free"] = _centred("eta.free", shape, self.eta_scale(values))
-        values["eta"] = pyro.deterministic("eta", self.eta(values), event_dim=2)
-        if self.has_laboratories:
-            offset = self.laboratory_offset(values)
-            values["eta.laboratory"] = pyro.deterministic("eta.laboratory", offset, event_dim=2)
         return values
 
     def _operator_sites(self) -> dict[str, Tensor]:

@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pyrocell.generative.batch_noise import BatchNoise
 from pyrocell.generative.config import ModelConfig, gather_nodes
-from pyrocell.generative.interactions import Interactions
+from pyrocell.generative.interactions import Interactions, grown
+from pyrocell.generative.screen_tensors import ScreenTensors
 from pyrocell.generative.starting_values import ScreenStatistics
 from pyrocell.generative.state_dynamics import StateDynamics, arm_path
 from pyrocell.operators import (
@@ -36,7 +38,7 @@ COMMON, COURSE = "P.common", "W.course"
 ONSET = "W.onset"  # derived of the rates: kept among the values while a guide needs it often
 
 
-class ScreenMap(Interactions):
+class ScreenMap(ScreenTensors):
     """Point parameters, the screen as tensors, and the map from sites to log-mean shifts.
 
     Parameters
@@ -52,14 +54,8 @@ class ScreenMap(Interactions):
     def __init__(
         self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
     ):
-        super().__init__()
-        self.config, self.priors = config, priors
-        self.n_cells = len(screen.cell_condition)
-        self.n_genes, self.n_batches = len(screen.genes), len(screen.batches)
-        self.n_perturbations, self.n_media = len(screen.perturbations), len(screen.media)
-        self.n_axes = config.n_latent + config.n_response
-        self.n_times = max(1, len(screen.times))
-        self._register_screen(screen)
+        super().__init__(screen, config, priors)
+        self.noise = BatchNoise(screen, config, priors)
         self.loading = nn.Parameter(statistics.loading.clone())  # (d, G)
         if config.decoder == "curved":
             self.curvature = CurvedDecoder(config.n_latent)
@@ -75,19 +71,34 @@ class ScreenMap(Interactions):
             dropout=config.dropout,
         )
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
-        if self.n_batches > 1:
-            self.log_eta_scale = nn.Parameter(torch.tensor(math.log(priors.eta_sd)))
-        if self.has_laboratories:
-            self.log_laboratory_scale = nn.Parameter(torch.tensor(math.log(priors.laboratory_sd)))
         if self.has_time and config.gene_residual:
             self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.walk_sd)))
             self.logit_persistence = nn.Parameter(torch.tensor(1.5))
         if self.n_interactions:
-            start = torch.tensor([priors.interaction_sd, priors.interaction_share])
-            self.log_interaction_scale = nn.Parameter(start.log())
+            self.interactions = Interactions(priors)
         self.residual_start = priors.walk_sd if self.has_time else priors.residual_sd
         self.register_buffer("baseline_centre", statistics.baseline.clone())
         self.register_buffer("kl_weight", torch.tensor(1.0))
+
+    @property
+    def can_resample(self) -> bool:
+        """Whether there is what the layout cannot tell, and gene-level parts that can take it."""
+        there = bool(len(self.noise.unidentified)) and self.config.gene_residual
+        return there and not self.follows_gain
+
+    def interaction_scale(
+        self, values: dict[str, Tensor], genotype: Tensor, exposure: Tensor
+    ) -> Tensor:
+        """Prior standard deviation of the interactions of arms (A, K) and (A, J); (A, G)."""
+        alone = [
+            self.low_rank(values, operator) + values[f"{operator}.residual"] if n else None
+            for operator, n in (("P", self.n_perturbations), ("M", self.n_media))
+        ]
+        return self.interactions.scale(genotype, exposure, alone)
+
+    def interaction_grown(self, values: dict[str, Tensor], conditions: Conditions) -> Tensor:
+        """Share of `P.interaction` in each condition, (C,); see `interactions.grown`."""
+        return grown(conditions, self.response_parameters(values), self.reference_time)
 
     def log_decay(self, values: dict[str, Tensor]) -> Tensor:
         """log μ of each perturbed gene's product, (K,): never slower than the response itself."""

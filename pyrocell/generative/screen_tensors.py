@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrocell.assumptions.constraints import imposed_contrasts
 from pyrocell.assumptions.mixture import AssumptionMixture
 from pyrocell.assumptions.spec import Assume
-from pyrocell.generative.batch_noise import NoiseMap
-from pyrocell.generative.config import number_arms
+from pyrocell.generative.config import ModelConfig, number_arms
 from pyrocell.operators.dynamics import DYNAMICS
 from pyrocell.priors import Priors
 from pyrocell.screen.conditions import Conditions
@@ -21,13 +20,17 @@ __all__ = ["ScreenTensors"]
 _DENSE = 2**24  # conditions times perturbations, up to which their table is kept
 
 
-class ScreenTensors(NoiseMap):
-    """Conditions, times, events and batches as buffers, and which parts of the model they need."""
+class ScreenTensors(nn.Module):
+    """Conditions, times and events as buffers, and which parts of the model they need.
 
-    priors: Priors
-    n_perturbations: int
-    n_genes: int
-    n_axes: int
+    Parameters
+    ----------
+    screen
+        The registered screen.
+    config, priors
+        Shape and priors of the model.
+    """
+
     carried: Tensor
     dense_genotype: Tensor | None
     exposure: Tensor
@@ -38,7 +41,17 @@ class ScreenTensors(NoiseMap):
     exposed_at: Tensor
     target: Tensor
 
-    def _register_screen(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen, config: ModelConfig, priors: Priors):
+        super().__init__()
+        self.config, self.priors = config, priors
+        self.n_cells = len(screen.cell_condition)
+        self.n_genes, self.n_batches = len(screen.genes), len(screen.batches)
+        self.n_perturbations, self.n_media = len(screen.perturbations), len(screen.media)
+        self.n_axes = config.n_latent + config.n_response
+        self.n_times = max(1, len(screen.times))
+        self._register(screen)
+
+    def _register(self, screen: Screen) -> None:
         as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
         exposure, perturbed = as_float(screen.exposure), ~torch.as_tensor(screen.is_control)
         several = (as_float(np.diff(screen.membership.indptr)) + exposure.sum(1)) > 1
@@ -74,7 +87,6 @@ class ScreenTensors(NoiseMap):
             "perturbed_at": as_float(screen.perturbed_at),
             "exposed_at": as_float(screen.exposed_at),
             "target": torch.as_tensor(screen.target),
-            **self._noise_tables(screen),
             "time_steps": times.diff() if self.has_time else torch.zeros(0),
             "on_target_sign": torch.tensor(
                 [{"CRISPRi": -1.0, "CRISPRa": 1.0}.get(t, 0.0) for t in screen.perturbation_types]
@@ -99,7 +111,7 @@ class ScreenTensors(NoiseMap):
         """Perturbations of each condition, (C, K) 0/1; made when asked for where it is large."""
         if self.dense_genotype is not None:
             return self.dense_genotype
-        table = self.loading.new_zeros(len(self.duration), self.n_perturbations)
+        table = self.duration.new_zeros(len(self.duration), self.n_perturbations)
         table[tuple(self.carried)] = 1.0
         return table
 

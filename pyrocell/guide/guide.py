@@ -30,16 +30,16 @@ from pyrocell.distributions.kernels.compensation import subtract_share
 from pyrocell.generative.response import ONSET
 from pyrocell.generative.state_dynamics import draw_past
 from pyrocell.guide.encoder import fisher_metric, fisher_weight, row_sums, state_shift
-from pyrocell.guide.parameters import factor_name
-from pyrocell.guide.rates import GuideRates
+from pyrocell.guide.parameters import GuideParameters, factor_name
 from pyrocell.screen.conditions import Conditions
 
 __all__ = ["Guide"]
 
+_FLOW = (("W.flow", "flow"), ("P.flow", "flow_code"), ("M.flow", "flow_media"))
 _COLLAPSED = 1e-3  # an axis of z with this share of the average information is not used
 
 
-class Guide(GuideRates):
+class Guide(GuideParameters):
     """Structured Gaussian guide of `GenerativeModel`; parameters are created eagerly.
 
     Parameters
@@ -68,6 +68,57 @@ class Guide(GuideRates):
             if len(model.uncertain):
                 values["assumed.scale"] = self._normal("assumed.scale", "assumed", EventLogNormal)
         values.pop(ONSET, None)
+        return values
+
+    # ------------------------------------------------------------------ factors
+    def _normal(self, site: str, name: str, cls: type = EventNormal) -> Tensor:
+        loc, scale = getattr(self, f"{name}_loc"), getattr(self, f"{name}_log_scale").exp()
+        return pyro.sample(site, cls(loc, scale))
+
+    def _declared(self, sites: Iterable[str]) -> dict[str, Tensor]:
+        """Sites that a component declares, each from its own factor."""
+        return {
+            site: self._normal(
+                site, factor_name(site), EventLogNormal if self.positive[site] else EventNormal
+            )
+            for site in sites
+        }
+
+    def _turnover(self, rates: dict[str, Tensor]) -> Tensor:
+        """ρ given the common rate; the prior, exactly, of media that one order was run of."""
+        model = self.model
+        scale = self.turnover_log_scale.exp()
+        scale = torch.where(model.reversed_media, scale, model.priors.turnover_sd)
+        return pyro.sample("M.turnover", EventLogNormal(self._log_turnover(rates), scale))
+
+    def _log_turnover(self, rates: dict[str, Tensor]) -> Tensor:
+        """Centre of log ρ at a common rate, (J,)."""
+        prior = self.model.log_turnover_centre(rates)
+        shift = self.turnover_loc - self.model.priors.turnover_loc
+        if self.model.has_rates:
+            moved = rates["W.log_rate_base"] - self.rate_base_loc
+            shift = shift - (1 - self.turnover_along_base) * moved
+        return torch.where(self.model.reversed_media, prior + shift, prior)
+
+    def _rate_sites(self) -> dict[str, Tensor]:
+        """Rates in the order common, driver, product: what one takes the next gives back."""
+        base = self._normal("W.log_rate_base", "rate_base")
+        moved = self.rate_along_base * (base - self.rate_base_loc)
+        normal = EventNormal(self.rate_loc + moved, self.rate_log_scale.exp())
+        rate = pyro.sample("W.log_rate", normal)
+        moved = self.decay_along_rate * (rate - self.rate_loc)[: len(self.decay_loc)]
+        ratio = EventLogNormal(self.decay_loc + moved, self.decay_log_scale.exp())
+        values = {"W.log_rate_base": base, "W.log_rate": rate}
+        values["W.decay_ratio"] = pyro.sample("W.decay_ratio", ratio)
+        return values | {"W.log_decay": self.model.log_decay(values)}
+
+    def state_dynamics_sites(self) -> dict[str, Tensor]:
+        """Sample the sites of the field of states."""
+        values = {
+            name: self._normal(name, part) for name, part in _FLOW if hasattr(self, f"{part}_loc")
+        }
+        if self.model.dynamics.noisy:
+            values["W.noise"] = self._normal("W.noise", "state_noise", EventLogNormal)
         return values
 
     def _low_rank(
@@ -177,19 +228,19 @@ class Guide(GuideRates):
             return {"eta": model.loading.new_zeros(1, model.n_genes)}
         scale = self._normal("eta.scale", "eta_scale", EventLogNormal)
         values = {"eta.scale": scale}
-        if model.has_laboratories:
+        if model.noise.has_laboratories:
             common = self._normal("eta.laboratory_scale", "laboratory_scale", EventLogNormal)
             values["eta.laboratory_scale"] = common
         taken = None
-        if model.has_content:
+        if model.noise.has_content:
             values["eta.content"] = self._normal("eta.content", "content")
             # batches measure the sum: the free part gives back what the content took
-            change = model.content @ (values["eta.content"] - self.content_loc)
-            taken = self.content_kept.sigmoid() * (model.contrast.T @ change)
+            change = model.noise.content @ (values["eta.content"] - self.content_loc)
+            taken = self.content_kept.sigmoid() * (model.noise.contrast.T @ change)
         values["eta.free"] = self._low_rank("eta.free", "eta", self.eta_mix, taken)
-        values["eta"] = model.eta(values)
-        if model.has_laboratories:
-            values["eta.laboratory"] = model.laboratory_offset(values)
+        values["eta"] = model.noise.eta(values)
+        if model.noise.has_laboratories:
+            values["eta.laboratory"] = model.noise.laboratory_offset(values)
         return values
 
     def _operator_sites(self, drawn: Tensor, centre: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -321,9 +372,9 @@ class Guide(GuideRates):
         if self.model.n_batches == 1:
             return drawn
         centre = {"eta.free": self.eta_loc}
-        if self.model.has_content:
+        if self.model.noise.has_content:
             centre["eta.content"] = self.content_loc
-        return drawn + self.model.eta(values) - self.model.eta(centre)
+        return drawn + self.model.noise.eta(values) - self.model.noise.eta(centre)
 
     def _centre(self) -> dict[str, Tensor]:
         """Centres of the sites that a condition's shift depends on."""

@@ -74,17 +74,21 @@ class GuideParameters(nn.Module):
         if model.n_batches > 1:
             counts = np.bincount(screen.cell_batch, minlength=model.n_batches)
             per_batch = n_cells / model.n_batches
-            self.register_buffer("eta_mix", layout_mix(model.contrast, counts), persistent=False)
+            self.register_buffer(
+                "eta_mix", layout_mix(model.noise.contrast, counts), persistent=False
+            )
             scale = (relative / per_batch).sqrt().clamp(1e-3, 0.2)
             self._gaussian("eta", torch.zeros(model.n_batches - 1, g), scale)
             self.eta_tau = nn.Parameter(
                 torch.full((model.n_batches - 1, d), -0.5 * math.log(per_batch))
             )
-            if model.has_content:
-                self._gaussian("content", torch.zeros(model.content.shape[1], g), torch.tensor(0.1))
+            if model.noise.has_content:
+                self._gaussian(
+                    "content", torch.zeros(model.noise.content.shape[1], g), torch.tensor(0.1)
+                )
                 self.content_kept = nn.Parameter(torch.tensor(2.0))
             self._gaussian("eta_scale", torch.full((g,), math.log(0.2)), torch.tensor(0.3))
-        if model.has_laboratories:
+        if model.noise.has_laboratories:
             start_at = torch.full((g,), math.log(model.priors.laboratory_sd))
             self._gaussian("laboratory_scale", start_at, torch.tensor(0.3))
         cells = torch.as_tensor(driver_cells(screen), dtype=torch.float32)  # (K + J, T, B)

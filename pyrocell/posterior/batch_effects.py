@@ -21,7 +21,7 @@ def batch_effects(
     """η of each batch and gene; expression-weighted mean over genes zero (softmax gauge)."""
     names, mean = fit.screen.batches, None
     if by == "laboratory":
-        names, mean = fit.screen.laboratories, fit.model.laboratory_mean.cpu().numpy()
+        names, mean = fit.screen.laboratories, fit.model.noise.laboratory_mean.cpu().numpy()
     running = RunningSummary((len(names), len(fit.screen.genes)), n_samples, credible_level)
     for eta in eta_draws(fit, n_samples):
         running.add(eta if mean is None else mean @ eta)

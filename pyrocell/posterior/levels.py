@@ -19,13 +19,13 @@ def levels(fit: FittedScreen, n_samples: int, ratio: float = 1.0) -> list[Condit
     size = np.exp(data.log_size.astype(float))
     scales = [(np.ones(len(screen.genes)),)]  # of no consequence in one batch
     if len(screen.batches) > 1:
-        sites = ["eta.scale", *["eta.laboratory_scale"] * fit.model.has_laboratories]
+        sites = ["eta.scale", *["eta.laboratory_scale"] * fit.model.noise.has_laboratories]
         draws = fit.posterior.samples(n_samples, sites)
         scales = [
             tuple(ratio * each.astype(float) for each in one)
             for one in zip(*draws.values(), strict=True)
         ]
-    nested = (screen.batch_laboratory,) if fit.model.has_laboratories else ()
+    nested = (screen.batch_laboratory,) if fit.model.noise.has_laboratories else ()
     return [
         condition_levels(data.counts, size, data.condition, data.batch, own, *nested, *common)
         for own, *common in scales

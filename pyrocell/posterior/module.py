@@ -22,6 +22,12 @@ from pyrocell.screen.screen import Screen
 
 __all__ = ["ScreenModule"]
 
+_MOVED = {
+    "model.gate_loading": "model.measurement.gate_loading",
+    "model.log_eta_scale": "model.noise.log_eta_scale",
+    "model.log_laboratory_scale": "model.noise.log_laboratory_scale",
+    "model.log_interaction_scale": "model.interactions.log_scale",
+}
 _KEPT = "gene_level."  # names of its tensors in a file
 
 
@@ -70,8 +76,9 @@ class ScreenModule(nn.Module):
         screen = replace(screen, cell_condition=condition, cell_batch=batch)
         module = cls(screen, config, priors, _blank_statistics(screen, config))
         kept = {name: state.pop(name) for name in list(state) if name.startswith(_KEPT)}
-        if "model.gate_loading" in state:  # files of versions before 0.2
-            state["model.measurement.gate_loading"] = state.pop("model.gate_loading")
+        for old, new in _MOVED.items():  # in files of versions before 0.2
+            if old in state:
+                state[new] = state.pop(old)
         module.load_state_dict(state)
         if kept:
             module.gene_level = GeneLevel({n.removeprefix(_KEPT): v for n, v in kept.items()})

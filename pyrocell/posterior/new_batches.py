@@ -66,7 +66,7 @@ def shared_axes(model: GenerativeModel, values: dict[str, Tensor]) -> Tensor:
     values
         Posterior means of the sites.
     """
-    contrasts = (values["eta.free"] / model.eta_scale(values)).detach()  # (B − 1, G)
+    contrasts = (values["eta.free"] / model.noise.scale(values)).detach()  # (B − 1, G)
     n = len(contrasts)
     if n < _FEWEST_CONTRASTS:
         return contrasts[:0]
@@ -113,7 +113,7 @@ class RequestedBatchNoise:
         batch, home, new = (rows(index)[:, None] for index in self.request[:3])
         out = torch.where(batch >= 0, eta[batch.clamp_min(0)[:, 0]], 0.0)
         if bool((home >= 0).any()):
-            average = self.model.nesting.mean @ eta
+            average = self.model.noise.nesting.mean @ eta
             out = out + torch.where(home >= 0, average[home.clamp_min(0)[:, 0]], 0.0)
         if len(self.request.origin):
             drawn = self._new(values, rows(self.request.origin), seed)
@@ -124,7 +124,7 @@ class RequestedBatchNoise:
         model, scale = self.model, values["eta.scale"]
         common = values.get("eta.laboratory_scale", torch.zeros_like(scale))
         mean, covariance = new_batch_moments(
-            model.nesting, values["eta.free"], scale, common, origin
+            model.noise.nesting, values["eta.free"], scale, common, origin
         )
         stream = generator(scale.device, "new batches", seed)
         normal = lambda n: torch.randn(len(mean), n, generator=stream, device=scale.device)  # noqa: E731
@@ -150,12 +150,12 @@ def requested_batch_noise(
         If contents are stated of batches whose noise does not depend on them.
     """
     model, request = posterior.model, encode_noise(screen.vocabulary, frame)
-    if stated and not model.has_content:
+    if stated and not model.noise.has_content:
         raise ScreenError(
             "batch_content was given, but batch noise of this model does not depend on it; build "
             "the model with content_dependent_noise=True, where batches differ in content"
         )
     if not len(request.origin):
         return RequestedBatchNoise(model, request)
-    content = content_of(screen, stated) if model.has_content else None
+    content = content_of(screen, stated) if model.noise.has_content else None
     return RequestedBatchNoise(model, request, content, shared_axes(model, posterior.mean()))

@@ -38,15 +38,15 @@ def resample_unidentified(
     noise
         Draw the conditional; else take its mean.
     """
-    direction, n_batches = model.undetermined, model.n_batches
+    direction, n_batches = model.noise.unidentified, model.n_batches
     n_media = model.n_media
     of_batch, of_media = direction[:, :n_batches], direction[:, n_batches : n_batches + n_media]
     of_gene = direction[:, n_batches + n_media :]
     values = dict(values)
     if len(direction) == n_batches - 1:
         values |= _prior_scales(model, values, noise)
-    turned = of_batch @ model.contrast  # h, (Q, B − 1)
-    width = model.eta_scale(values).square().expand_as(values["eta.free"])
+    turned = of_batch @ model.noise.contrast  # h, (Q, B − 1)
+    width = model.noise.scale(values).square().expand_as(values["eta.free"])
     drivers = torch.cat([of_media, of_gene], 1)  # (Q, J + K)
     effect, variance = _effects(model, values)
     loading = torch.cat([turned, drivers], 1)  # (Q, B − 1 + J + K)
@@ -61,9 +61,9 @@ def resample_unidentified(
         1,
     )  # (Q, G)
     values["eta.free"] = values["eta.free"] + turned.T @ t
-    values["eta"] = model.eta(values)
-    if model.has_laboratories:
-        values["eta.laboratory"] = model.laboratory_offset(values)
+    values["eta"] = model.noise.eta(values)
+    if model.noise.has_laboratories:
+        values["eta.laboratory"] = model.noise.laboratory_offset(values)
     values["V.baseline"] = values["V.baseline"] + of_batch.mean(1) @ t
     if n_media:
         values["M.residual"] = values["M.residual"] + (of_media.T @ t)[:, None]

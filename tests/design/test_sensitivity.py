@@ -87,7 +87,7 @@ def test_the_figure_has_a_line_per_contrast(table):
 def test_draws_move_where_the_counts_are_blind_and_nowhere_else(lanes):
     """Log means of all cells stay, the split of response and batch noise does not."""
     model, guide = lanes.module.model, lanes.module.guide
-    assert model.undetermined.shape == (1, 4 + 1 + 3)
+    assert model.noise.unidentified.shape == (1, 4 + 1 + 3)
     cells = lanes._cells.rows(np.arange(len(lanes.adata)))
     with torch.no_grad():
         before = guide.globals()

@@ -26,7 +26,7 @@ def model(make_screen, build):
 def test_their_prior_is_as_wide_as_the_drivers_respond(model):
     """Twice the responses double the relative part; without a response the constant is left."""
     values = model.globals()
-    constant, relative = model.log_interaction_scale.exp()
+    constant, relative = model.interactions.log_scale.exp()
 
     def scale(factor):
         drivers = ("P.effect", "M.effect", "P.residual", "M.residual")

@@ -87,7 +87,7 @@ def test_both_levels_of_eta_sum_to_zero(nested):
     assert offset.shape == (3, 3, 12) and draws["eta.laboratory_scale"].shape == (3, 12)
     np.testing.assert_allclose(eta.sum(1), 0, atol=1e-5)
     np.testing.assert_allclose(offset[:, home].sum(1), 0, atol=1e-5)
-    content = nested.module.model.content.numpy() @ draws["eta.content"]
+    content = nested.module.model.noise.content.numpy() @ draws["eta.content"]
     within = eta - content - offset[:, home]
     for i in range(3):
         np.testing.assert_allclose(within[:, home == i].sum(1), 0, atol=1e-5)
@@ -142,7 +142,7 @@ def test_draws_of_new_batches_have_the_width_and_the_share_that_were_derived(nes
     draws = torch.stack([noise.draw(values, seed) for seed in range(n)]).detach()
     common, own = values["eta.laboratory_scale"], values["eta.scale"]
     _, covariance = new_batch_moments(
-        model.nesting, values["eta.free"], own, common, torch.tensor([3, 3, 4])
+        model.noise.nesting, values["eta.free"], own, common, torch.tensor([3, 3, 4])
     )
     seen = torch.einsum("sig,sjg->gij", draws - draws.mean(0), draws - draws.mean(0)) / n
     tolerance = 5 * covariance.diagonal(dim1=1, dim2=2).mean() * (2 / n) ** 0.5
@@ -155,7 +155,7 @@ def test_genes_of_a_new_batch_vary_together_as_they_did_between_measured_ones(ne
     values = nested.posterior.mean()
     twins = torch.randn(5, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(5, 12)
     twins[:, 6:] = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
-    axes = shared_axes(model, values | {"eta.free": twins * model.eta_scale(values)})
+    axes = shared_axes(model, values | {"eta.free": twins * model.noise.scale(values)})
     total = axes.square().sum(0)
     assert (total <= 1).all() and (axes[:, 0] @ axes[:, 1]) > 0.3 > (axes[:, 7] @ axes[:, 8]).abs()
     asked = encode_noise(

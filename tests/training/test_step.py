@@ -76,7 +76,7 @@ def plain_loss(model, batch) -> torch.Tensor:
     values = {name: node["value"] for name, node in p.nodes.items() if node["type"] == "sample"}
     values.setdefault("eta", net.loading.new_zeros(1, net.n_genes))
     if net.n_batches > 1:
-        values["eta"] = net.eta(values)
+        values["eta"] = net.noise.eta(values)
     if net.has_rates:
         values["W.log_decay"] = net.log_decay(values)
     x, shift = batch["x"].to_dense(), plain_logits(model, values, batch)

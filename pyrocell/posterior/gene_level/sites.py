@@ -132,7 +132,7 @@ class _Draw:
         control = level[plain] - begun[plain, None] * common  # (contexts, G)
         node = contexts.node[plain]
         start = control.mean(0)
-        eta = self._eta(len(model.contrast))
+        eta = self._eta(len(model.noise.contrast))
         course = control - start
         out: dict[str, Tensor] = {}
         if model.has_time and model.n_batches > 1 and not model.has_drift:
@@ -169,16 +169,16 @@ class _Draw:
 
     def _noise(self, eta: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
         model = self.model
-        if model.has_content:
-            eta = eta - model.content @ values["eta.content"]
-        out = {"eta.free": model.contrast.T @ eta}
+        if model.noise.has_content:
+            eta = eta - model.noise.content @ values["eta.content"]
+        out = {"eta.free": model.noise.contrast.T @ eta}
         for site, ratio in (("eta.scale", "batch"), ("eta.laboratory_scale", "laboratory")):
             if site in values:
                 out[site] = values[site] * getattr(self.kept, f"ratio_{ratio}").to(eta)
         both = values | out
-        out["eta"] = model.eta(both)
-        if model.has_laboratories:
-            out["eta.laboratory"] = model.laboratory_offset(both)
+        out["eta"] = model.noise.eta(both)
+        if model.noise.has_laboratories:
+            out["eta.laboratory"] = model.noise.laboratory_offset(both)
         return out
 
     def _course(self, course: Tensor, node: np.ndarray, values: dict[str, Tensor]) -> Tensor:
