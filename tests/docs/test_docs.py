@@ -48,3 +48,12 @@ def test_figures_of_effects_are_those_of_the_results_file(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "<!-- effects" in text
     assert render.rendered(text, json.loads(render.RESULTS.read_text())) == text
+
+
+def test_the_api_page_lists_what_is_public():
+    path = ROOT / "scripts" / "render_api.py"
+    spec = importlib.util.spec_from_file_location("render_api", path)
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    text = render.PAGE.read_text(encoding="utf-8")
+    assert render.rendered(text) == text, "run python scripts/render_api.py"
