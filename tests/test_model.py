@@ -287,7 +287,7 @@ def test_inert_knockouts_have_no_effect_in_common(make_screen, build):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"likelihood": "poisson"}, 'likelihood="poisson".*zinb, nb'),
+        ({"likelihood": "binomial"}, 'likelihood="binomial".*zinb, nb'),
         ({"dynamics": "chaos"}, 'dynamics="chaos".*relaxation'),
         ({"dropout": "none"}, 'dropout="none".*curve, cell'),
         ({"decoder": "deep"}, 'decoder="deep".*curved, linear'),

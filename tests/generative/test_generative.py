@@ -232,7 +232,7 @@ def test_training_does_not_change_the_prior(make_screen, build):
     generative = model.module.model
     before = {name: value.clone() for name, value in generative.named_buffers()}
     model.train(max_epochs=3, progress_bar=False)
-    assert {"baseline_centre", "contrast", "kl_weight"} <= set(before)
+    assert {"baseline_centre", "noise.contrast", "kl_weight"} <= set(before)
     for name, value in generative.named_buffers():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
 
