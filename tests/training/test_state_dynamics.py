@@ -137,7 +137,8 @@ def test_the_field_is_a_function_of_model_cells_and_seed(pair):
 
 def test_by_default_it_takes_half_as_many_steps_as_the_training(build, adata, monkeypatch):
     taken = []
-    monkeypatch.setattr("pyrocell.training.fit.refine_state_dynamics", lambda *a: bool(taken.append(a[4])))
+    refine = "pyrocell.training.fit.refine_state_dynamics"
+    monkeypatch.setattr(refine, lambda *a: bool(taken.append(a[4])))
     model = trained(build, adata, "flow", None)
     n = len(model.train_indices_)
     assert taken == [n // TrainingConfig().minibatch(n) // 2]
