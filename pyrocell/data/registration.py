@@ -25,6 +25,7 @@ from pyrocell._compat import (
 )
 from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.data.backed import BackedCounts, is_stored
+from pyrocell.data.covariates import with_covariates
 from pyrocell.data.fingerprint import Fingerprint
 from pyrocell.data.own_genes import own_columns, warn_of_guides
 from pyrocell.data.setup import ScreenSetup
@@ -115,7 +116,9 @@ class ScreenManager(AnnDataManager):
         source = (source_registry or {}).get(_REGISTRY_ENTRY)
         screen = _read_screen(adata, args, source)
         levels = _read_covariates(adata, args) if source is None else source["covariates"]
-        _encode_covariates(adata, levels)
+        covariates = _encode_covariates(adata, levels)
+        if source is None:
+            screen = with_covariates(screen, covariates, _covariate_names(levels))
         materialise_view(adata)
         own_identity(adata, self.others or {})
         columns = _columns_read(args)

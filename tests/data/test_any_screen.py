@@ -379,3 +379,28 @@ def test_perturbations_that_a_slash_tells_apart_keep_their_names(cells, tmp_path
     again = ad.read_h5ad(tmp_path / "x.h5ad")
     assert list(again.uns["pyrocell_effects_columns"]) == ["A/B", "A_B", "CDX2"]
     assert again.varm["pyrocell_effects"].shape == (cells.n_vars, 3)
+
+
+def test_a_covariate_that_coincides_with_a_perturbation_is_warned_of(cells):
+    cells.obs["donor"] = np.where(cells.obs["perturbation"] == "ARX", "D2", "D1")
+    (said,) = warned(cells, categorical_covariate_keys=["donor"])
+    assert "ARX cannot be told from the covariate donor[D2]" in said
+    aliased = PyroCell(cells, **SMALL).screen.aliased_contrasts
+    assert aliased["name"].tolist() == ["ARX"] and aliased["aliased_with"][0] == "donor[D2]"
+
+
+def test_a_covariate_that_only_goes_with_a_perturbation_is_none_of_that(cells):
+    rng = np.random.default_rng(1)
+    cells.obs["donor"] = np.where(rng.random(cells.n_obs) < 0.5, "D2", "D1")
+    cells.obs["age"] = rng.normal(size=cells.n_obs)
+    keys = {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"]}
+    assert not warned(cells, **keys)
+
+
+@pytest.mark.parametrize("same", ["batch", "other"])
+def test_covariates_that_say_the_same_are_refused(cells, same):
+    cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2, "D2", "D1")
+    cells.obs["other"] = np.where(np.arange(cells.n_obs) % 2, "x", "y")
+    keys = ["donor", "other"] if same == "other" else ["batch"]
+    with pytest.raises(ScreenError, match="says what .* says already"):
+        PyroCell.setup_anndata(cells, categorical_covariate_keys=keys)

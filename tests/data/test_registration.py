@@ -22,6 +22,7 @@ from pyrocell.errors import ScreenError, UnknownLabelError
 pytestmark = pytest.mark.filterwarnings("error::pyrocell.errors.ScreenWarning")
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be told from the covariate")
 def test_only_scvi_s_own_entries_are_written(tiny_adata):
     before = tiny_adata.copy()
     register(
