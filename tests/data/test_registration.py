@@ -17,23 +17,23 @@ from pyrocell import PyroCell
 from pyrocell.cli.main import _parser as main_parser
 from pyrocell.data.registration import ScreenManager, cell_tensors, register
 from pyrocell.data.setup import COLUMNS
-from pyrocell.errors import ScreenError, UnknownLabelError
+from pyrocell.errors import ScreenError, ScreenWarning, UnknownLabelError
 
 pytestmark = pytest.mark.filterwarnings("error::pyrocell.errors.ScreenWarning")
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot be told from the covariate")
 def test_only_scvi_s_own_entries_are_written(tiny_adata):
     before = tiny_adata.copy()
-    register(
-        None,
-        tiny_adata,
-        media_key="media",
-        guide_key="guide",
-        size_factor_key="depth",
-        categorical_covariate_keys=["guide"],
-        continuous_covariate_keys=["depth"],
-    )
+    with pytest.warns(ScreenWarning, match="cannot be told from the covariate"):
+        register(
+            None,
+            tiny_adata,
+            media_key="media",
+            guide_key="guide",
+            size_factor_key="depth",
+            categorical_covariate_keys=["guide"],
+            continuous_covariate_keys=["depth"],
+        )
     new_obs = set(tiny_adata.obs) - set(before.obs)
     assert new_obs == {"_scvi_batch", "_scvi_labels"}
     assert set(tiny_adata.uns) == {"_scvi_uuid", "_scvi_manager_uuid"}
