@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from anndata import AnnData
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import pyrocell
@@ -32,6 +33,14 @@ _DEMO_EPOCHS, _QUICK_EPOCHS = 120, 3
 _LINES = 10  # of progress where there is no terminal
 _REFRESH = 0.5  # seconds, of progress on a terminal
 _ARGUMENT = re.compile(rf'\b({"|".join(column.name for column in COLUMNS)})=(None\b|"|)')
+_LOOKS_LIKE = {
+    "batch_key": "batch lane plate library gem_group replicate channel".split(),
+    "media_key": "media medium stim stimulus stimulation treatment drug condition cytokine".split(),
+    "time_key": "time day days hour hours timepoint time_point".split(),
+    "guide_key": "guide guides sgrna grna guide_id sgrna_id".split(),
+    "laboratory_key": "lab laboratory site".split(),
+    "categorical_covariate_keys": "donor patient cell_line sex genotype".split(),
+}
 _CONTENTS = """\
   summary.md      this summary
   tables/         effects, batch effects, predictive check, layout, aliasing, ...
@@ -166,6 +175,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     say(f"reading {arguments.file}")
     adata = read_cells(arguments.file)
     setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
+    _say_columns(adata, setup)
     pyrocell.PyroCell.setup_anndata(adata, **setup)
     names = ("n_latent", "n_response", "likelihood", "dynamics", "interactions")
     model = pyrocell.PyroCell(adata, **{name: getattr(arguments, name) for name in names})
@@ -174,6 +184,20 @@ def _fit(arguments: argparse.Namespace) -> None:
         say("fitting shuffled labels")
         model.shuffle_check(seed=arguments.seed, progress_bar=False)
     _report(model, arguments.output, arguments.force, arguments.tables)
+
+
+def _say_columns(adata: AnnData, setup: dict[str, Any]) -> None:
+    """Say which columns are used, and which others look as if they belonged to the screen."""
+    keys = {name: value for name, value in setup.items() if name.endswith(("_key", "_keys"))}
+    named = {name: [key] if isinstance(key, str) else list(key or ()) for name, key in keys.items()}
+    used = [f"{key} ({name.removesuffix('s')})" for name, each in named.items() for key in each]
+    say(f"columns used: {', '.join(used)}")
+    taken = {key for each in named.values() for key in each}
+    for option, words in _LOOKS_LIKE.items():
+        found = [c for c in map(str, adata.obs) if c not in taken and c.casefold() in words]
+        if found and not named.get(option):
+            flag = "--" + option.removesuffix("s").replace("_", "-")
+            say(f"column not used: {', '.join(found)}; if it belongs to the screen, {flag}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import pyrocell
-from pyrocell.cli.main import main
+from pyrocell.cli.main import _say_columns, main
 from pyrocell.errors import PyrocellError
 from pyrocell.report import convergence, write
 from pyrocell.report.quality import share_inside, strongest
@@ -257,3 +257,12 @@ def test_strongest_effects_are_those_farthest_from_zero_with_certainty():
     assert strongest(table, 2)["gene"].tolist() == ["down", "weak"]
     check = pd.DataFrame({"statistic": ["mean", "mean", "variance"], "inside": [True, False, True]})
     assert share_inside(check).to_dict() == {"mean": 0.5, "variance": 1.0}
+
+
+def test_columns_that_are_used_and_those_that_look_like_it_are_said(tiny_adata, capsys):
+    setup = {"batch_key": "batch", "perturbation_key": "perturbation", "media_key": None}
+    _say_columns(tiny_adata, setup | {"categorical_covariate_keys": None})
+    said = capsys.readouterr().err
+    assert "columns used: batch (batch_key), perturbation (perturbation_key)" in said
+    assert "column not used: media; if it belongs to the screen, --media-key" in said
+    assert "guide; if it belongs to the screen, --guide-key" in said
