@@ -58,7 +58,7 @@ def fitted(adata: ad.AnnData, setup: dict | None = None, **options) -> pyrocell.
     return model
 
 
-def join_names(effects: pd.DataFrame) -> pd.DataFrame:
+def listed(effects: pd.DataFrame) -> pd.DataFrame:
     """The columns that a score takes."""
     return effects.assign(
         rank=effects["lfsr"], listed_5=effects["fdr"] <= 0.05, listed_10=effects["fdr"] <= 0.1
@@ -89,7 +89,7 @@ def known(kind: str, seed: int, peers: bool) -> dict:
         "seed": seed,
         "train_seconds": round(trained, 1),
         "programs": model.programs_.rank,
-        "posterior": screens.score(join_names(effects), adata),
+        "posterior": screens.score(listed(effects), adata),
         "counts_alone": screens.score(alone, adata),
         "disagreement": disagreement(effects, free),
     }

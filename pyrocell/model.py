@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from scvi.model.base import BaseModelClass
 from torch import Tensor
 
@@ -151,6 +151,33 @@ class PyroCell(BaseModelClass):
     ):
         super().__init__(adata)
         self.screen = self.adata_manager.screen
+        with few_threads(len(self.screen.genes)):
+            self._build(
+                n_latent, n_response, dynamics, likelihood, n_hidden, gene_residual, interactions,
+                content_dependent_noise, dropout, decoder, priors, assume, lipschitz, objective,
+                effect_prior,
+            )  # fmt: skip
+        self.init_params_ = self._get_init_params(locals())
+
+    def _build(
+        self,
+        n_latent: int,
+        n_response: int,
+        dynamics: str,
+        likelihood: str,
+        n_hidden: int,
+        gene_residual: bool,
+        interactions: bool,
+        content_dependent_noise: bool,
+        dropout: str,
+        decoder: str,
+        priors: Priors | None,
+        assume: Sequence[Assume],
+        lipschitz: float | None,
+        objective: DistributionObjective | None,
+        effect_prior: str,
+    ) -> None:
+        """Read the cells and make the module; arguments as in the class."""
         tensors = cell_tensors(self.adata_manager)
         self._cells = self._cell_data(self.adata_manager, tensors)
         args = self.adata_manager.registry[SETUP_ARGS]
@@ -175,7 +202,6 @@ class PyroCell(BaseModelClass):
         check_options(config)
         sums, priors = tensors.sums, priors or Priors()
         self._hold(ScreenModule.from_sums(sums, self.screen, config, priors))
-        self.init_params_ = self._get_init_params(locals())
 
     def _hold(self, module: ScreenModule) -> None:
         self.module, self._seed, self._counts = module, 0, None
@@ -194,7 +220,8 @@ class PyroCell(BaseModelClass):
         layer: str | None = None,
         batch_key: str | None = "batch",
         perturbation_key: str = "perturbation",
-        control: str = "control",
+        control: str | Sequence[str] = "control",
+        combination_separator: str | None = "+",
         perturbation_type: str = "knockout",
         perturbation_type_key: str | None = None,
         media_key: str | None = None,
@@ -202,6 +229,7 @@ class PyroCell(BaseModelClass):
         time_key: str | None = None,
         perturbation_time_key: str | None = None,
         media_time_key: str | None = None,
+        gene_symbol_key: str | None = None,
         guide_key: str | None = None,
         laboratory_key: str | None = None,
         size_factor_key: str | None = None,
@@ -225,10 +253,17 @@ class PyroCell(BaseModelClass):
             Columns with the time, on the clock of `time_key`, at which each cell was perturbed and
             met its medium, for arms that differ in order; default: 0. Ignored where it did not.
         control, baseline_media
-            Labels of unperturbed cells and of the medium without stimulus. Cells with non-targeting
-            guides are controls under this one label.
+            Labels of unperturbed cells and of the medium without stimulus. Controls may have
+            several names: ``control=["NT", "AAVS1"]``, or a pattern, ``control="non-targeting*"``;
+            they are one group.
+        combination_separator
+            What joins the genes of a combination in a label; None where nothing does (a "+" in a
+            label then becomes "plus").
         perturbation_type
             "knockout", "CRISPRi" or "CRISPRa", where no column states it.
+        gene_symbol_key
+            Column of `.var` with the names of genes that labels use, by which the gene of each
+            perturbation is found; default: `.var_names`, or a column that has more of them.
         guide_key
             Column with the guide of each cell, kept as `screen.guides` and `screen.cell_guide` for
             checks of your own; the model does not use it: guides of a perturbation share an effect.
@@ -416,8 +451,10 @@ class PyroCell(BaseModelClass):
             self.adata.write_h5ad(Path(dir_path) / "adata.h5ad")
 
     @classmethod
-    def load(cls, dir_path: str | Path, adata: AnnData) -> PyroCell:
+    def load(cls, dir_path: str | Path, adata: AnnData | None = None) -> PyroCell:
         """Read a model that `save` wrote, for the cells it was fitted to or others of that screen.
+
+        Without `adata`: for the cells that ``save(save_anndata=True)`` wrote beside it.
 
         Raises
         ------
@@ -425,6 +462,13 @@ class PyroCell(BaseModelClass):
             If the files are missing, damaged or of another model; if cells do not fit the screen.
         """
         state, settings, history = read_model(dir_path)
+        beside = Path(dir_path) / "adata.h5ad"
+        if adata is None:
+            if not beside.exists():
+                raise ModelFileError(
+                    f"{dir_path} holds no cells (save_anndata=True writes them); pass adata="
+                )
+            adata = read_h5ad(beside)
         try:
             screen = Screen.from_dict(settings["screen"]["screen"])
             listed = settings["priors"].items()

@@ -51,10 +51,11 @@ def parallel_for(work: Callable[[int], None], n_items: int) -> None:
 def few_threads(n_genes: int, processes: int = 1) -> Iterator[None]:
     """One thread for a small screen, or the number that the user has set: more wait for each other.
 
-    Also one where other processes share the machine.
+    Also one where other processes share the machine. New tensors are of single precision.
     That number is set again: numba's parallel functions, such as scanpy's, raise it in silence.
     """
-    before = torch.get_num_threads()
+    before, kind = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # whatever the user computes in
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if asked.isdigit():
         torch.set_num_threads(max(1, int(asked)))
@@ -64,6 +65,7 @@ def few_threads(n_genes: int, processes: int = 1) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+        torch.set_default_dtype(kind)
 
 
 def limit_threads(method: Callable) -> Callable:

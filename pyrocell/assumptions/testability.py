@@ -312,9 +312,8 @@ def _memory(links: LayoutGraph, medium: str) -> tuple[Verdict, Orders]:
             since = f" (exposed at {exposed:g}, perturbed at {perturbed:g})"
             reason = (
                 f"{join_names(orders)} came after {medium}{since} and, in other cells, before it; "
-                f"both "
-                f"and their controls were measured{links.at(time)} in batches that are linked, so "
-                "what is left of the response can be told from batch noise"
+                f"both and their controls were measured{links.at(time)} in batches that are "
+                "linked, so what is left of the response can be told from batch noise"
             )
             (first, _), *_ = orders.values()
             return (first, reason), orders

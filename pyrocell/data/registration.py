@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,8 @@ from pyrocell._compat import (
 )
 from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.data.backed import BackedCounts, is_stored
+from pyrocell.data.fingerprint import Fingerprint
+from pyrocell.data.own_genes import own_columns, warn_of_guides
 from pyrocell.data.setup import ScreenSetup
 from pyrocell.data.statistics import CountStatistics, count_sums
 from pyrocell.data.validation import (
@@ -38,6 +40,7 @@ from pyrocell.data.validation import (
     warn_of_absent_genes,
 )
 from pyrocell.errors import ScreenError, UnknownLabelError
+from pyrocell.screen.label_reading import control_label, read_perturbations, warn_of_labels
 from pyrocell.screen.labels import encode_labels
 from pyrocell.screen.screen import Screen
 
@@ -88,6 +91,16 @@ class ScreenManager(AnnDataManager):
     screen: Screen
     source: Mapping[str, Any] | None
     others: Mapping[str, AnnDataManager] | None = None
+    fingerprint: Fingerprint | None = None
+
+    def check_unchanged(self) -> None:
+        """Raise ScreenError if the AnnData has changed since it was registered."""
+        if self.fingerprint is None:
+            return
+        counts = None
+        if self.fingerprint.counts is not None:
+            counts = count_matrix(self.adata, self.registry[SETUP_ARGS]["layer"])
+        self.fingerprint.check(Fingerprint.of(self.adata, counts, self._columns))
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
@@ -105,6 +118,8 @@ class ScreenManager(AnnDataManager):
         _encode_covariates(adata, levels)
         materialise_view(adata)
         own_identity(adata, self.others or {})
+        columns = _columns_read(args)
+        _check_kinds(adata, args, source_registry)
         if source_registry is not None and "field_registries" not in source_registry:
             source_registry = None  # read from a model's file, which keeps the screen alone
         if source_registry is not None:
@@ -115,10 +130,53 @@ class ScreenManager(AnnDataManager):
             warnings.filterwarnings("ignore", message="Category .* has fewer than 3 cells")
             super().register_fields(adata, source_registry, **transfer_kwargs)
         self.screen, self.source = screen, source
+        counts = count_matrix(adata, args["layer"], stored=True)
+        self._columns = columns
+        self.fingerprint = Fingerprint.of(adata, None if is_stored(counts) else counts, columns)
         self.registry[_REGISTRY_ENTRY] = {
             "screen": screen.to_dict() if source is None else source["screen"],
             "covariates": levels,
         }
+
+
+def _columns_read(args: Mapping[str, Any]) -> list[str]:
+    """Columns of `.obs` that a setup names."""
+    keys = [v for k, v in args.items() if k.endswith("_key") and k != "gene_symbol_key"]
+    for several in (args["categorical_covariate_keys"], args["continuous_covariate_keys"]):
+        keys.extend(several or ())
+    return [key for key in keys if key is not None]
+
+
+def _check_kinds(adata: AnnData, args: Mapping[str, Any], source: Mapping | None) -> None:
+    """Raise unless labels that scvi-tools encodes are all text or all numbers, as at the fit."""
+    keys = [(name, args[name]) for name in ("batch_key", "perturbation_key") if args[name]]
+    keys += [
+        ("categorical_covariate_keys", key) for key in args["categorical_covariate_keys"] or ()
+    ]
+    for name, key in keys:
+        values = pd.unique(np.asarray(adata.obs[key].dropna().astype(object)))
+        text = [value for value in values if isinstance(value, str)]
+        if text and len(text) < len(values):
+            other = next(value for value in values if not isinstance(value, str))
+            raise ScreenError(
+                f'{name}="{key}" holds text ("{text[0]}") and numbers ({other}); make all of them '
+                f'text: adata.obs["{key}"] = adata.obs["{key}"].astype(str)'
+            )
+    before = (source or {}).get("field_registries", {})
+    for field, (name, key) in zip(("batch", "labels"), keys, strict=False):
+        state = before.get(field, {}).get("state_registry", {})
+        known = state.get("categorical_mapping")
+        if known is None or not len(known):
+            continue
+        was_text = isinstance(known[0], str)
+        is_text = isinstance(adata.obs[key].iloc[0], str)
+        if was_text != is_text:
+            kind = "text" if was_text else "numbers"
+            to = "str" if was_text else "int"
+            raise ScreenError(
+                f'{name}="{key}" held {kind} when the model was fitted; make it so again: '
+                f'adata.obs["{key}"] = adata.obs["{key}"].astype({to})'
+            )
 
 
 def _column(adata: AnnData, key: str, argument: str, optional: bool = True) -> pd.Series:
@@ -148,14 +206,22 @@ def _check_object(adata: Any) -> None:
             f'adata is a view of the file "{adata.filename}"; load its cells first: '
             "adata = adata.to_memory()"
         )
+    types = adata.var["feature_types"].astype(str) if "feature_types" in adata.var else None
+    if types is not None and types.nunique() > 1 and (types == "Gene Expression").any():
+        others = types[types != "Gene Expression"].value_counts()
+        raise ScreenError(
+            f"adata has {int(others.sum())} rows that are no genes ("
+            f"{join_names(f'{n} {kind}' for kind, n in others.items())}), whose counts would be "
+            "taken for expression and depth; leave them out with adata = "
+            'adata[:, adata.var["feature_types"] == "Gene Expression"].copy()'
+        )
     if not adata.n_obs or not adata.n_vars:
         raise ScreenError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; nothing to fit")
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()].unique()
         raise ScreenError(
             f"adata.var_names has {len(twice)} gene names more than once ({join_names(twice)}); "
-            f"make "
-            "them unique with adata.var_names_make_unique(), or add up their counts"
+            "make them unique with adata.var_names_make_unique(), or add up their counts"
         )
 
 
@@ -224,23 +290,44 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
         found = key is not None
         values[role] = _column(adata, key, argument, role != "perturbation") if found else None
     _check_size_factor(adata, args["size_factor_key"])
+    labels, separator = values["perturbation"], args.get("combination_separator", "+")
+    where = columns["perturbation"]
+    values["perturbation"] = read_perturbations(labels, args["control"], separator, where)
+    control = control_label(args["control"])
     counts = count_matrix(adata, args["layer"], stored=True)
     if not is_stored(counts):  # those in a file are checked when they are first read
         check_counts(adata, args["layer"], **_count_options(args, like))
     if values["perturbation_type"] is None:
         values["perturbation_type"] = args["perturbation_type"]
         columns["perturbation_type"] = "perturbation_type"
+    if like is None:
+        numbers = pd.Series(np.asarray(values["perturbation"])).astype(str).value_counts()
+        warn_of_labels(numbers.to_dict(), control, adata.var_names, where)
     screen = Screen.from_labels(
         adata.var_names,
         **values,
-        control=args["control"],
+        control=control,
         baseline_media=args["baseline_media"] if like is None else like.baseline_media,
         columns=columns,
         like=like,
     )
+    if like is None:
+        own = own_columns(adata, screen.perturbation_genes, args.get("gene_symbol_key"))
+        screen = replace(screen, own_columns=own)
+        warn_of_guides(adata, screen.perturbation_genes)
     if like is None and not is_stored(counts):
         totals = batch_totals(counts, screen.cell_batch, len(screen.batches))
         warn_of_absent_genes(totals, screen.batches, adata.var_names)
+    if adata.n_vars == 1 and args["size_factor_key"] is None:
+        raise ScreenError(
+            "adata has one gene, whose share of all counts is always 1; name the depth of cells "
+            "over all genes in size_factor_key="
+        )
+    if len(screen.batches) == adata.n_obs > len(screen.conditions):
+        raise ScreenError(
+            f"{columns['batch']} has another value in every cell, so no two cells share a batch; "
+            "name the column of lanes, plates or days, or batch_key=None"
+        )
     return screen
 
 
@@ -254,10 +341,20 @@ def _read_covariates(adata: AnnData, args: Mapping[str, Any]) -> dict[str, dict[
     categorical, continuous = {}, {}
     for key in args["categorical_covariate_keys"] or ():
         argument = "categorical_covariate_keys"
-        categorical[key] = encode_labels(_column(adata, key, argument), f'{argument}="{key}"')[1]
+        where = f'{argument}="{key}"'
+        categorical[key] = encode_labels(_column(adata, key, argument), where)[1]
+        n_levels = len(categorical[key])
+        if n_levels == 1 or n_levels == adata.n_obs:
+            found = "one value in all cells" if n_levels == 1 else "another value in every cell"
+            raise ScreenError(f"{where} has {found}, so nothing depends on it; leave it out")
     for key in args["continuous_covariate_keys"] or ():
         values = _numbers(adata, key, "continuous_covariate_keys")
-        continuous[key] = [float(values.mean()), float(values.std()) or 1.0]
+        if values.std() == 0:
+            raise ScreenError(
+                f'continuous_covariate_keys="{key}" is {values[0]:g} in all cells, so nothing '
+                "depends on it; leave it out"
+            )
+        continuous[key] = [float(values.mean()), float(values.std())]
     return {"categorical": categorical, "continuous": continuous}
 
 
@@ -325,6 +422,7 @@ def cell_tensors(manager: ScreenManager) -> CellTensors:
     CountError if what a file holds are not counts; those in memory were checked at registration.
     """
     args, adata = manager.registry[SETUP_ARGS], manager.adata
+    manager.check_unchanged()
     log_size = None
     if args["size_factor_key"] is not None:
         size = _numbers(adata, args["size_factor_key"], "size_factor_key")

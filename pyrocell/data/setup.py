@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from pyrocell.screen.labels import PERTURBATION_TYPES
 
 __all__ = ["COLUMNS", "ScreenSetup"]
@@ -27,7 +30,12 @@ class ScreenSetup:
     layer: str | None = _argument(None, "layer of the counts; .X if not given", "NAME")
     batch_key: str | None = _argument("batch", "'' where there is none")
     perturbation_key: str = _argument("perturbation", "genes, combinations joined by +")
-    control: str = _argument("control", "of unperturbed cells", _LABEL)
+    control: str | Sequence[str] = _argument(
+        "control", "of unperturbed cells; may hold * and ?", _LABEL
+    )
+    combination_separator: str | None = _argument(
+        "+", "joins the genes of a combination; '' where nothing does", "SIGN"
+    )
     perturbation_type: str = _argument(
         "knockout", "of all cells", _LABEL, choices=PERTURBATION_TYPES
     )
@@ -40,6 +48,9 @@ class ScreenSetup:
     )
     media_time_key: str | None = _argument(
         None, "when each cell met its medium, on the clock of the times"
+    )
+    gene_symbol_key: str | None = _argument(
+        None, "column of .var with the names of genes that the labels use; found if not given"
     )
     guide_key: str | None = _argument(None, "guide of each cell; not used by the model")
     laboratory_key: str | None = _argument(None, "laboratory that made each batch")
@@ -54,6 +65,9 @@ class ScreenSetup:
     )
 
     def __post_init__(self) -> None:
+        one = not isinstance(self.control, (list, tuple, set, np.ndarray, pd.Index, pd.Series))
+        control = str(self.control) if one else [str(name) for name in self.control]
+        object.__setattr__(self, "control", control)
         for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
             keys = getattr(self, name)
             if keys is not None:

@@ -25,6 +25,9 @@ __all__ = [
     "warn_of_absent_genes",
 ]
 
+_EXACT = 2**24  # whole numbers from which on float32 is not exact
+_SAME_DEPTH = 2e-3  # relative spread of totals that no counting has
+_LARGE = 500  # counts of a cell from which on their spread is judged
 _CHUNK = 1 << 24  # values checked at a time, so that a large screen needs little extra memory
 
 
@@ -36,6 +39,11 @@ def count_matrix(adata: AnnData, layer: str | None, stored: bool = False) -> Any
             f'layer="{layer}" is not in adata.layers{there}; layer=None takes adata.X'
         )
     matrix = adata.X if layer is None else adata.layers[layer]
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise CountError(
+            f"{location(layer)} is a masked array, and what is under the mask would be counted; "
+            "fill it first: .filled(0) where nothing was seen"
+        )
     if matrix is None:
         there = f"; give layer=, one of: {join_names(_layers(adata))}" if _layers(adata) else ""
         raise CountError(f"adata.X is empty{there}")
@@ -128,6 +136,13 @@ def check_values(adata: AnnData, matrix: Any, layer: str | None, first_cell: int
     values = stored.reshape(-1) if isinstance(stored, np.ndarray) else stored.data
     if values.dtype.kind not in "uibf":
         raise CountError(f"{location(layer)} holds {values.dtype} values; raw counts are numbers")
+    largest = float(values.max()) if len(values) else 0.0
+    if largest >= _EXACT:
+        raise CountError(
+            f"{location(layer)} has values up to {largest:.3g}, which are not exact in single "
+            "precision and no numbers of molecules: pyrocell needs raw counts of molecules in "
+            f"cells: {_remedy(adata, layer)}"
+        )
     bad = _first_bad(values)
     if bad is None:
         return
@@ -170,9 +185,27 @@ def check_counts(
     matrix = count_matrix(adata, layer)
     check_values(adata, matrix, layer)
     totals = [np.asarray(matrix.sum(axis=axis)).ravel() for axis in (1, 0)]
+    if warn_of_genes:
+        _warn_of_no_counts(matrix, *totals, location(layer))
     check_totals(
         adata, layer, *totals, has_size_factor=has_size_factor, warn_of_genes=warn_of_genes
     )
+
+
+def _warn_of_no_counts(matrix: Any, of_cells: np.ndarray, of_genes: np.ndarray, what: str) -> None:
+    """Warn where whole numbers are probably not counts: rounded, or cut off at 1."""
+    mean = float(of_cells.mean())
+    if len(of_cells) >= 20 and mean >= _LARGE and of_cells.std() < _SAME_DEPTH * mean:
+        warn(
+            f"all cells have about the same total in {what} ({mean:,.0f}), as after normalisation "
+            "to a fixed depth and rounding; pyrocell needs raw counts"
+        )
+    several = float(len(of_cells) * np.square(of_genes / len(of_cells)).sum() / 2)
+    if several > 30 and matrix.max() == 1:
+        warn(
+            f"{what} holds 0 and 1 alone, where about {several:,.0f} values of 2 or more are to be "
+            "expected at these totals: it was made binary, or is no matrix of counts"
+        )
 
 
 def check_totals(
@@ -204,8 +237,7 @@ def check_totals(
         warn(
             f"{len(silent)} of {adata.n_vars} genes have no counts in any cell "
             f"({join_names(adata.var_names[silent])}): what is said about them is the prior; "
-            f"remove "
-            "them with sc.pp.filter_genes(adata, min_counts=1)"
+            "remove them with sc.pp.filter_genes(adata, min_counts=1)"
         )
 
 
@@ -236,6 +268,5 @@ def warn_of_absent_genes(total: np.ndarray, batches: tuple[str, ...], genes: pd.
     warn(
         f"{int(absent.any(axis=0).sum())} genes have no counts in one batch or more: "
         f"{join_names(found)}; how those batches distort those genes is bounded from one side "
-        f"only, "
-        "and intervals there are mostly the prior's"
+        "only, and intervals there are mostly the prior's"
     )

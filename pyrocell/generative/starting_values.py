@@ -189,7 +189,8 @@ def _resting_axes(
 def _along_resting_axes(loading: np.ndarray, change: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Coordinates of log-fold changes (J, G) on the axes of cell state, weighted by expression."""
     weighted = loading * (weight / weight.sum())
-    ridge = 0.01 * np.trace(weighted @ loading.T) / len(loading) * np.eye(len(loading))
+    least = 0.01 * np.trace(weighted @ loading.T) / len(loading)
+    ridge = max(least, 1e-12) * np.eye(len(loading))  # the loading may be zero: one cell each
     return np.linalg.solve(weighted @ loading.T + ridge, weighted @ change.T).T
 
 

@@ -188,7 +188,8 @@ class Guide(GuideParameters):
         loading = self.model.loading.detach()
         weighted = loading * fisher_weight(self.mean_count, self._centre_theta())
         inner = weighted @ loading.T
-        ridge = _COLLAPSED * inner.trace() / len(inner) * torch.eye(len(inner), device=inner.device)
+        least = (_COLLAPSED * inner.trace() / len(inner)).clamp_min(1e-12)  # all axes may be zero
+        ridge = least * torch.eye(len(inner), device=inner.device)
         return torch.linalg.solve(inner + ridge, weighted @ drawn.T).T
 
     def _centre_theta(self) -> Tensor:

@@ -258,8 +258,7 @@ def _features(
         if len(absent):
             raise ScreenError(
                 f"{len(absent)} genes of observed are not in predicted: {join_names(absent)}; "
-                f"take the "
-                "genes of both"
+                "take the genes of both"
             )
         predicted = predicted[:, observed.var_names]
         values = [count_matrix(adata, layer) for adata in (predicted, observed)]

@@ -304,8 +304,7 @@ def _check_units(cells: Cells, units: list[str], unit_key: str | None) -> None:
     if few:
         warn(
             f'{join_names(few)} have fewer than {_FEW_UNITS} different "{unit_key}": intervals '
-            f"from so "
-            "few units are too narrow"
+            "from so few units are too narrow"
         )
 
 

@@ -34,9 +34,13 @@ _MOST_PERTURBATIONS = 60  # rows of the heat map: those with the strongest effec
 
 
 def write_figures(
-    model: PyroCell, tables: dict[str, pd.DataFrame], directory: Path, color: str | None = None
+    model: PyroCell,
+    tables: dict[str, pd.DataFrame],
+    directory: Path,
+    color: str | None = None,
+    say: Callable[[str], None] = lambda message: None,
 ) -> list[Path]:
-    """Draw every figure that applies as PNG; return the files."""
+    """Draw every figure that applies as PNG; return the files. One that fails is said, no more."""
     directory.mkdir(parents=True, exist_ok=True)
     effects = tables["perturbation_effects"]
     # Where there is a stimulus, effects are mostly seen with it.
@@ -55,12 +59,19 @@ def write_figures(
     if "media_gains" in tables:
         draw["gains"] = lambda: _gains(tables["media_gains"])
     files = []
-    for name, function in draw.items():
-        axes = np.atleast_1d(function())
-        file = directory / f"{name}.png"
-        axes[0].figure.savefig(file, dpi=_DPI)
-        plt.close(axes[0].figure)
-        files.append(file)
+    with plt.rc_context({"text.parse_math": False}):  # a "$" in a label is a "$"
+        for name, function in draw.items():
+            before = set(plt.get_fignums())
+            try:
+                axes = np.atleast_1d(function())
+                file = directory / f"{name}.png"
+                axes[0].figure.savefig(file, dpi=_DPI)
+                files.append(file)
+            except Exception as error:  # a figure is not worth the report
+                say(f"the figure {name} could not be drawn: {error}")
+            finally:
+                for number in set(plt.get_fignums()) - before:
+                    plt.close(number)
     return files
 
 

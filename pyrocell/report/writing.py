@@ -10,8 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
+import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.io import write_elem
 
 from pyrocell.errors import ModelFileError
 from pyrocell.report.figures import FIGURES, write_figures
@@ -25,6 +28,7 @@ __all__ = ["Report", "annotated", "check_target", "write"]
 
 MODEL, CELLS, SUMMARY = "model", "annotated.h5ad", "summary.md"
 _TABLES, _FIGURES = "tables", "figures"
+_NAMES = 4000  # of columns, that fit into an attribute of HDF5
 _ALIGNED = ("obsm", "varm", "layers", "obsp", "varp")
 
 
@@ -122,13 +126,60 @@ def write(
     found = collect(model, n_samples, say)
     files = [*sorted((path / MODEL).iterdir()), *write_tables(found, path / _TABLES, tables)]
     say("annotated cells")
-    annotated(model, found).write_h5ad(path / CELLS, compression="gzip")
+    said: list[str] = []
+
+    def note(message: str) -> None:
+        said.append(message)
+        say(message)
+
+    _write_cells(writable(annotated(model, found), note), path / CELLS)
     say("figures")
-    files += write_figures(model, found, path / _FIGURES, color)
+    files += write_figures(model, found, path / _FIGURES, color, note)
     text = summary_text(model, found)
+    if said:
+        text += "\n## Left out\n\n" + "\n".join(f"- {line}" for line in said) + "\n"
     (path / SUMMARY).write_text(text, encoding="utf-8")
     files += [path / CELLS, path / SUMMARY]
     return Report(path, found, quality_table(model, found), text, files)
+
+
+def _write_cells(adata: AnnData, path: Path) -> None:
+    """Write an h5ad file whole, or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    adata.write_h5ad(part, compression="gzip")
+    os.replace(part, path)
+
+
+def writable(adata: AnnData, say: Callable[[str], None]) -> AnnData:
+    """An AnnData without what an h5ad file cannot hold, and a word about each.
+
+    Columns of numbers and text become text.
+    """
+    for frame, name in ((adata.obs, "obs"), (adata.var, "var")):
+        for column in list(frame):
+            if frame[column].dtype == object:
+                text = frame[column].map(lambda value: isinstance(value, str) or pd.isna(value))
+                if not text.all():
+                    frame[column] = frame[column].astype(str)
+                    say(f'{name}["{column}"] holds more than text and is written as text')
+            if not isinstance(column, str):
+                del frame[column]
+                say(f"{name} has a column {column!r} whose name is no text; it is left out")
+        frame.index = frame.index.astype(object)
+    for key in list(adata.uns):
+        if not isinstance(key, str) or not _can_be_written(adata.uns[key]):
+            del adata.uns[key]
+            say(f"uns[{key!r}] cannot be written to a file and is left out")
+    return adata
+
+
+def _can_be_written(value: Any) -> bool:
+    with h5py.File.in_memory() as file:
+        try:
+            write_elem(file, "x", value)
+        except Exception:  # whatever anndata raises for what it does not know
+            return False
+    return True
 
 
 def _remove_old(path: Path) -> None:
@@ -166,18 +217,34 @@ def annotated(model: PyroCell, tables: dict[str, pd.DataFrame]) -> AnnData:
     out.varm["pyrocell_prob_direction"] = _by_gene(effects, "perturbation", "prob_direction", out)
     if "batch_effects" in tables:
         out.varm["pyrocell_batch_effects"] = _by_gene(tables["batch_effects"], "batch", "mean", out)
+    _name_columns(out)
     out.uns["pyrocell"] = {"version": version("pyrocell"), "model": str(model.module.config)}
     return out
 
 
 def _public(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Without what scvi-tools' registration adds, and without X, which anndata may list by None."""
-    return {k: v for k, v in entries.items() if k is not None and not k.startswith("_scvi")}
+    return {k: v for k, v in entries.items() if k is not None and not str(k).startswith("_scvi")}
 
 
 def _by_gene(table: pd.DataFrame, columns: str, values: str, adata: AnnData) -> pd.DataFrame:
     names = table[columns].unique()
     wide = table.pivot(index="gene", columns=columns, values=values)
-    wide = wide.loc[adata.var_names.astype(str), names].set_axis(adata.var_names)
-    # HDF5 takes a slash for a path.
-    return wide.set_axis([str(name).replace("/", "_") for name in names], axis=1)
+    wide = wide.set_axis(wide.index.astype(str))
+    return wide.loc[adata.var_names.astype(str), names].set_axis(adata.var_names)
+
+
+def _name_columns(adata: AnnData) -> None:
+    """Give tables of genes the form that HDF5 takes, in place.
+
+    A slash is a path there, and names of columns have to fit into 64 kB: otherwise the table is an
+    array, and `.uns` has the names of its columns.
+    """
+    for key in [key for key in adata.varm if key.startswith("pyrocell_")]:
+        table = adata.varm[key]
+        names = [str(name).replace("/", "_") for name in table]
+        if len(set(names)) == len(names) <= _NAMES:
+            adata.varm[key] = table.set_axis(names, axis=1)
+        else:
+            adata.uns[f"{key}_columns"] = np.array([str(name) for name in table], dtype=object)
+            adata.varm[key] = table.to_numpy()

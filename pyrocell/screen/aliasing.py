@@ -230,11 +230,30 @@ def _reason_of_gene(layout: Layout, gene: str, mask: np.ndarray, partners: list[
     if partners and set(partners) <= set(layout.perturbations):
         return (
             f"{gene} was measured only in combinations that mix it with {join_names(partners)}: "
-            f"their "
-            "effects cannot be told apart; only sums of them are identified; add cells with "
-            f"{gene} alone"
+            "their effects cannot be told apart; only sums of them are identified; add cells "
+            f"with {gene} alone"
         )
     return ""
+
+
+def _reason_without_batches(layout: Layout, kind: str, what: str, partners: list[str]) -> str:
+    """Say what comes with a medium or a time in all cells that tell, where no batch does."""
+    times = [name for name in partners if name.startswith("time ")]
+    media = [name for name in partners if name in layout.media]
+    with_what = join_names(media + times if kind == "time" else times + media, _NAMED)
+    if kind == "media" and times:
+        remedy = f"measure control cells in {layout.baseline_media} at those times too"
+    elif kind == "time" and media:
+        remedy = (
+            f"measure control cells in {layout.baseline_media} at that time too, or in "
+            f"{join_names(media)} at the first time"
+        )
+    else:
+        remedy = "measure one without the other"
+    return (
+        f"{what} was measured in no cells that tell it from {with_what}: what each does cannot be "
+        f"told apart, whatever batches they are in; only their sum is identified; {remedy}"
+    )
 
 
 def _reason(layout: Layout, column: tuple[str, int, int], partners: list[str]) -> str:
@@ -263,6 +282,8 @@ def _reason(layout: Layout, column: tuple[str, int, int], partners: list[str]) -
         return reason
     if not mask.any():
         return f"{what} was never measured"
+    if kind in ("media", "time") and partners and not set(partners) & set(layout.batches):
+        return _reason_without_batches(layout, kind, what, partners)
     held = layout.batches_of(mask)
     where = _together([layout.batches[b] for b in held])
     if (layout.held_by(held) & elsewhere).any():

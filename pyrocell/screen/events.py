@@ -18,9 +18,22 @@ _HAPPENED = {"perturbed_at": "perturbed", "exposed_at": "in a medium beyond base
 def read_times(values: Any, column: str) -> np.ndarray:
     """Return times as (N,) float64, or raise ScreenError unless all are numbers ≥ 0."""
     series = pd.Series(np.asarray(values))
+    if pd.api.types.is_timedelta64_dtype(series.dtype):
+        raise ScreenError(
+            f'{column} holds durations, for example "{series[0]}"; give numbers in one unit, such '
+            f'as hours: adata.obs["{_key(values)}"] = '
+            f'adata.obs["{_key(values)}"].dt.total_seconds() / 3600'
+        )
+    if pd.api.types.is_datetime64_any_dtype(series.dtype):
+        key = _key(values)
+        raise ScreenError(
+            f'{column} holds dates, for example "{series[0]}"; give the time since the moment of '
+            f'perturbation, such as days since the first: adata.obs["{key}"] = '
+            f'(adata.obs["{key}"] - adata.obs["{key}"].min()).dt.total_seconds() / 86400'
+        )
     if series.dtype == object or not pd.api.types.is_numeric_dtype(series.dtype):
         first = next((v for v in series if not isinstance(v, (int, float, np.number))), series[0])
-        key = getattr(values, "name", None) or "time"
+        key = _key(values)
         raise ScreenError(
             f'{column} holds text or dates, for example "{first}"; give numbers in one unit: where '
             f'labels contain them, adata.obs["{key}"] = adata.obs["{key}"].astype(str).str.extract('
@@ -41,6 +54,10 @@ def read_times(values: Any, column: str) -> np.ndarray:
             "count time from the moment of perturbation, so that it is ≥ 0"
         )
     return times
+
+
+def _key(values: Any) -> str:
+    return getattr(values, "name", None) or "time"
 
 
 def read_events(

@@ -13,6 +13,7 @@ from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ConflictingTypesError, ScreenError, UnknownLabelError
 
 __all__ = [
+    "CONTROL_SPELLINGS",
     "PERTURBATION_TYPES",
     "encode_labels",
     "perturbation_type",
@@ -39,9 +40,10 @@ _TYPE_HINTS = {
     "deletion": "knockout",
 }
 _TYPED_GENE = re.compile(r"^(?P<gene>.+?)\s*\((?P<type>[^()]+)\)$")
+_STEM = re.compile(r"[-_. ]?\d+$")
 _MISSING = {"", "nan", "NaN", "None", "<NA>"}
 # Names that laboratories give to unperturbed cells; they are offered when `control` is not found.
-_CONTROL_SPELLINGS = (
+CONTROL_SPELLINGS = (
     "control ctrl nt ntc neg negctrl nontargeting nontarget safetargeting safeharbor scramble "
     "scrambled unperturbed untreated wt wildtype mock aavs1 rosa26"
 ).split()
@@ -49,8 +51,13 @@ _CONTROL_SPELLINGS = (
 
 def control_suggestion(value: str, labels: Sequence[str]) -> str:
     """Suggest the label that is probably the control: by usual names first, then by spelling."""
+    numbered = [label for label in labels if _STEM.sub("", label).casefold() == value.casefold()]
+    if len(numbered) > 1:
+        return (
+            f'; {len(numbered)} labels begin with it: say control="{_STEM.sub("", numbered[0])}*"'
+        )
     for label in labels:
-        if re.sub(r"[^a-z0-9]", "", label.casefold()) in _CONTROL_SPELLINGS:
+        if re.sub(r"[^a-z0-9]", "", label.casefold()) in CONTROL_SPELLINGS:
             return f'; did you mean "{label}"?'
     return did_you_mean(value, labels)
 
@@ -88,11 +95,22 @@ def encode_labels(
     # Codes of pandas are as narrow as 8 bits and would overflow in products.
     codes = merged[categories.codes.astype(np.int64)]
     missing = int((codes < 0).sum())
+    texts = [c for c in categories.categories if isinstance(c, str) and c.strip() in _MISSING]
+    texts = [text for text in texts if text.strip()]
+    name = getattr(values, "name", None)
+    where = "adata.obs[column]" if name is None else f"adata.obs[{name!r}]"
+    if missing and texts and not allow_missing:
+        raise ScreenError(
+            f'{column} has {missing} of {len(codes)} cells with the text "{texts[0]}", which is '
+            "read as no label; if it is one, call it otherwise: "
+            f"{where} = {where}.astype(str).replace({texts[0]!r}, 'unlabelled'); if not, leave "
+            f"those cells out: adata[{where}.astype(str) != {texts[0]!r}].copy()"
+        )
     if missing and not allow_missing:
         raise ScreenError(
             f"{column} has {missing} of {len(codes)} cells without a label (NaN or empty), the "
             f"first at position {int(np.argmax(codes < 0))}; give them a label, or leave them out "
-            "with adata[adata.obs[column].notna()].copy()"
+            f"with adata[{where}.notna()].copy()"
         )
     return codes, list(labels)
 

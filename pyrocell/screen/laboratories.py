@@ -74,8 +74,7 @@ def read_laboratories(
         raise ScreenError(
             f'{batch_column}: batch "{batches[b]}" is in {len(both)} laboratories of {column} '
             f"({join_names(both)}); a batch is made in one: where laboratories number theirs "
-            f"alike, "
-            "put the laboratory into the name of the batch, such as "
+            "alike, put the laboratory into the name of the batch, such as "
             'adata.obs["laboratory"].astype(str) + "_" + adata.obs["batch"].astype(str)'
         )
     if like is not None:

@@ -74,6 +74,8 @@ class Screen:
         (K,) int64 column of the perturbation's own gene in `genes`, -1 if not measured.
     cell_condition, cell_batch, cell_guide
         (N,) int64 indices; `cell_guide` is None without guides, and -1 where a cell has none.
+    own_columns
+        (K,) int64 `target` where names of genes alone do not say it; None where they do.
     layout
         Conditions × batches: numbers of cells.
     aliased
@@ -103,6 +105,7 @@ class Screen:
     baseline_observed: bool = True
     laboratories: tuple[str, ...] = ()
     batch_laboratory: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    own_columns: np.ndarray | None = None
 
     @classmethod
     def from_labels(
@@ -187,6 +190,7 @@ class Screen:
             **{name: found[name] for name in _LAYOUT_FIELDS},
         )
         aliased = aliased_table(layout) if like is None else like.aliased
+        found["own_columns"] = None if like is None else like.own_columns
         if like is None:
             warn_of_layout(layout, aliased, found["layout"], baseline_media)
         return cls(genes=pd.Index(genes, dtype=object), aliased=aliased, **found)
@@ -204,6 +208,8 @@ class Screen:
     @cached_property
     def target(self) -> np.ndarray:
         """(K,) int64 column of each perturbation's own gene, -1 if not measured."""
+        if self.own_columns is not None:
+            return self.own_columns
         return self.genes.get_indexer(list(self.perturbation_genes)).astype(np.int64)
 
     @cached_property

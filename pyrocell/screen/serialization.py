@@ -25,6 +25,8 @@ def screen_to_dict(fields: Mapping[str, Any]) -> dict[str, Any]:
             "laboratories": list(fields["laboratories"]),
             "batch_laboratory": fields["batch_laboratory"].tolist(),
         }
+    if fields["own_columns"] is not None:
+        nested["own_columns"] = fields["own_columns"].tolist()
     plain = {name: fields[name] for name in ("control", "baseline_media", "baseline_observed")}
     return {
         **nested,
@@ -64,6 +66,9 @@ def screen_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
         batch_laboratory=np.array(
             saved.get("batch_laboratory", [0] * len(saved["batches"])), dtype=np.int64
         ),
+        own_columns=None
+        if "own_columns" not in saved
+        else np.array(saved["own_columns"], dtype=np.int64),
         conditions=conditions,
         layout=pd.DataFrame(saved["layout"], columns=list(saved["batches"])),
         aliased=pd.DataFrame(saved["aliased"]).astype({"estimable": bool}),

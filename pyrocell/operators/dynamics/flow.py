@@ -230,9 +230,8 @@ def check_steps(z: Tensor, segments: Sequence[Segment], field: StateField) -> No
         raise StiffFieldError(
             f"the field moves cells by {float(way):.3g} within a wait of "
             f"{float(sum(segment.span for segment in segments).max()):g} and bends too fast on "
-            f"the way: "
-            f"{STEPS} steps and {2 * STEPS} differ by {float(error):.2g}. Wait in shorter steps, "
-            "or train with fewer epochs or a lower global_lr of TrainingConfig"
+            f"the way: {STEPS} steps and {2 * STEPS} differ by {float(error):.2g}. Wait in "
+            "shorter steps, or train with fewer epochs or a lower global_lr of TrainingConfig"
         )
 
 

@@ -314,7 +314,8 @@ def levels_of(
         mean = scaled * smooth[owner]
         each = noise.factor[g] * counting
         weight = 1 / (each + mean * (per_cell * noise.inverse[g] + np.expm1(varies)))
-        scale = (gather @ (weight * mean)) / (gather @ (weight**2 * each * mean))
+        told = gather @ (weight**2 * each * mean)
+        scale = (gather @ (weight * mean)) / np.where(told > 0, told, 1.0)
         weight *= scale[owner]
         total[:, g] = gather @ (weight * mine)
         depth[:, g] = gather @ (weight * scaled)

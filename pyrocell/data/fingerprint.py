@@ -1,0 +1,73 @@
+"""What was registered, in a few numbers: whether an AnnData has changed since."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from pyrocell.errors import ScreenError
+
+__all__ = ["Fingerprint"]
+
+
+class Fingerprint(NamedTuple):
+    """Checksums of cells, genes, labels and counts.
+
+    Attributes
+    ----------
+    shape
+        Cells and genes.
+    genes
+        Of the names of genes.
+    columns
+        Of each registered column of `.obs`, by its name.
+    counts
+        Of the sums of counts over genes and over cells; None for counts in a file, which are read
+        when they are needed.
+    """
+
+    shape: tuple[int, int]
+    genes: int
+    columns: Mapping[str, int]
+    counts: int | None
+
+    @classmethod
+    def of(cls, adata: AnnData, matrix: Any, columns: Sequence[str]) -> Fingerprint:
+        """Of an AnnData as it is now; `matrix` None leaves its counts out."""
+        counts = None
+        if matrix is not None:
+            sums = (np.asarray(matrix.sum(axis), np.float64).ravel() for axis in (1, 0))
+            counts = zlib.crc32(b"".join(part.tobytes() for part in sums))
+        found = {name: _checksum(adata.obs[name]) for name in columns if name in adata.obs}
+        return cls(adata.shape, _checksum(adata.var_names), found, counts)
+
+    def check(self, now: Fingerprint) -> None:
+        """Raise ScreenError, saying what, if anything has changed since."""
+        changed = [name for name, value in self.columns.items() if now.columns.get(name) != value]
+        what = None
+        if now.shape != self.shape:
+            what = (
+                f"had {self.shape[0]} cells × {self.shape[1]} genes and has "
+                f"{now.shape[0]} × {now.shape[1]}"
+            )
+        elif now.genes != self.genes:
+            what = "has other names of genes, or in another order"
+        elif changed:
+            what = f'has other values in the column "{changed[0]}"'
+        elif self.counts is not None and now.counts != self.counts:
+            what = "has other counts, or its cells in another order"
+        if what is not None:
+            raise ScreenError(
+                f"adata {what} since setup_anndata was called; run setup_anndata again, on raw "
+                "counts, when nothing is to be changed any more"
+            )
+
+
+def _checksum(values: pd.Series | pd.Index) -> int:
+    text = pd.Series(np.asarray(values.astype(str)))
+    return zlib.crc32(pd.util.hash_pandas_object(text, index=False).to_numpy().tobytes())
