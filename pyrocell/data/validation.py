@@ -137,7 +137,7 @@ def check_values(adata: AnnData, matrix: Any, layer: str | None, first_cell: int
     if values.dtype.kind not in "uibf":
         raise CountError(f"{location(layer)} holds {values.dtype} values; raw counts are numbers")
     largest = float(values.max()) if len(values) else 0.0
-    if largest >= _EXACT:
+    if np.isfinite(largest) and largest >= _EXACT:
         raise CountError(
             f"{location(layer)} has values up to {largest:.3g}, which are not exact in single "
             "precision and no numbers of molecules: pyrocell needs raw counts of molecules in "
