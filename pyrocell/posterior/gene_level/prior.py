@@ -3,7 +3,7 @@
 The effects of a perturbation on a gene, over the times and media in which it was measured, are with
 learned probabilities
 
-- next to nothing (the spike): a normal of sd `REST`, smaller than what would be called an effect, so
+- next to nothing (the spike): a normal of sd `REST`, smaller than what is called an effect, so
   that many small changes do not make the interval of each of them false,
 - of one of several sizes, alike in every medium, and from the first time on constant, or unfolding
   as responses to the perturbation do, or a walk over the measured times,
