@@ -88,7 +88,10 @@ class ScreenModule(nn.Module):
     def join(self, screen: Screen) -> None:
         """Tell the gene-level posterior what of the screen it refers to."""
         values = Posterior(self.model, self.guide).mean()
-        layout = layout_of(self.model, screen, values)
+        rest = self.gene_level.tensors.get("rest")  # files before had a spike at exactly zero
+        layout = layout_of(
+            self.model, screen, values, 0.0 if rest is None else round(float(rest), 6)
+        )
         self.gene_level.join(layout, arms_of(self.model, screen))
 
     def saved_state(self) -> dict[str, Tensor]:

@@ -96,6 +96,19 @@ def test_effects_are_found_and_nulls_stay_at_zero(known):
     assert (fdr[~moved] <= 0.1).sum() <= 12
 
 
+def test_intervals_of_many_small_effects_hold_them_and_none_is_called_one(build):
+    """Nothing can be told of single genes here: that is no certainty that there is nothing."""
+    rng = np.random.default_rng(2)
+    truth = rng.normal(0, 0.1, (8, GENES))
+    model = build(counted(rng, truth, n=30))
+    model.train(max_epochs=3, progress_bar=False)
+    effects = model.perturbation_effects()
+    lower, upper = table_of(effects, "lower"), table_of(effects, "upper")
+    truth = truth - np.median(truth, 1, keepdims=True)  # against what most genes do
+    assert ((lower <= truth) & (truth <= upper)).mean() > 0.4  # .00 with a spike at zero
+    assert (effects["sd"] > 0.02).all() and not (effects["fdr"] <= 0.1).any()
+
+
 def test_the_table_has_the_columns_it_promises(known):
     effects = known.model.perturbation_effects(n_samples=20)
     assert list(effects) == [

@@ -168,8 +168,8 @@ def medium_of_conditions(screen: Screen) -> np.ndarray:
     return np.where(screen.exposure.any(1), screen.exposure.argmax(1), -1)
 
 
-def block_layout(screen: Screen, clock: Clock) -> Blocks:
-    """Lay out the drivers of a screen."""
+def block_layout(screen: Screen, clock: Clock, rest: float = 0.0) -> Blocks:
+    """Lay out the drivers of a screen; `rest` is the width of the spike of perturbations."""
     membership = screen.membership.tocsr()
     n_drivers = np.diff(membership.indptr)
     medium = medium_of_conditions(screen)
@@ -201,7 +201,7 @@ def block_layout(screen: Screen, clock: Clock) -> Blocks:
         walk = np.ones((1, 1)) if is_arm or is_control else clock.walk
         course = np.ones(1) if is_arm or is_control else clock.course[b - 1]
         key = (is_control, is_arm, len(extra))
-        found = components(walk, course, len(extra))
+        found = components(walk, course, len(extra), 0.0 if is_control or is_arm else rest)
         if len(walk) < n_times:  # one number for all times
             found = [np.vstack([np.repeat(f[:1], n_times, 0), f[1:]]) for f in found]
         if key not in kinds:

@@ -31,7 +31,7 @@ from pyrocell.posterior.gene_level.counts import (
     highest_allowed,
     level_counts,
 )
-from pyrocell.posterior.gene_level.prior import walk_root
+from pyrocell.posterior.gene_level.prior import REST, walk_root
 from pyrocell.posterior.gene_level.sampler import Contexts, GainPrior, Sampler
 from pyrocell.posterior.gene_level.states import GeneLevel, Layout
 from pyrocell.posterior.populations import resting_cells, resting_states
@@ -147,11 +147,19 @@ def _contexts(screen: Screen) -> Contexts:
     return Contexts(inverse.ravel(), pairs[:, 0], pairs[:, 1], np.array(rest))
 
 
-def layout_of(model: GenerativeModel, screen: Screen, values: dict) -> Layout:
-    """The layout that states of this screen refer to; `values` are posterior means."""
+def layout_of(model: GenerativeModel, screen: Screen, values: dict, rest: float = REST) -> Layout:
+    """The layout that states of this screen refer to.
+
+    Parameters
+    ----------
+    values
+        Posterior means.
+    rest
+        Width of the spike of perturbations under which the states were drawn.
+    """
     clock = _clock(model, screen, values)
     genotype = sp.csr_array(screen.membership.astype(float))
-    blocks = block_layout(screen, clock)
+    blocks = block_layout(screen, clock, rest)
     return Layout(blocks, _contexts(screen), clock.onset, genotype, clock.growth)
 
 
@@ -251,6 +259,7 @@ def fit_gene_level(
         each = list(chain.run(_BURN_IN + 2 * per_chain, _BURN_IN, bar))
         states += each[::2]
     extra = _at_nodes(model, screen, values) | _calibration(model, guide, data, values, seed)
+    extra["rest"] = np.array(REST)
     extra |= _batches(screen, noise_levels) | _widths(counts, values, noise_levels, screen)
     kept = GeneLevel.of(chains, states, extra)
     kept.join(layout, arms_of(model, screen))

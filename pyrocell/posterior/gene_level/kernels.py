@@ -493,6 +493,8 @@ def draw_blocks(
                             value += center[at, g]
                             table[at, 0, g] += weight * value
                             table[at, 1, g] += weight * (value * value + variance)
+                            if j == 0 and dim_j > 0:  # too small to be called an effect
+                                variance, value = 0.0, center[at, g]
                             if variance > 0.0:
                                 above = _above_zero(value / math.sqrt(variance))
                                 table[at, 2, g] += weight * above

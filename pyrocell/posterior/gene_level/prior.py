@@ -3,7 +3,8 @@
 The effects of a perturbation on a gene, over the times and media in which it was measured, are with
 learned probabilities
 
-- exactly zero (the spike),
+- next to nothing (the spike): a normal of sd `REST`, smaller than what is called an effect, so
+  that many small changes do not make the interval of each of them false,
 - of one of several sizes, alike in every medium, and from the first time on constant, or unfolding
   as responses to the perturbation do, or a walk over the measured times,
 - seen in one medium alone, or in every medium but the first, or in the first alone,
@@ -19,9 +20,10 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["SCALES", "components", "starting_weights", "walk_root"]
+__all__ = ["REST", "SCALES", "components", "starting_weights", "walk_root"]
 
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # natural-log fold change
+REST = 0.03  # of the spike
 _OF_MEDIA = (0.2, 0.5, 1.2)  # of what is seen in some media alone
 _SPIKE = 0.8  # weight at the start
 
@@ -56,8 +58,10 @@ def walk_root(
     return root
 
 
-def components(walk: np.ndarray, onset: np.ndarray, n_media: int) -> list[np.ndarray]:
-    """Matrices F (T + J, k) of the components, the spike (k = 0) first.
+def components(
+    walk: np.ndarray, onset: np.ndarray, n_media: int, rest: float = 0.0
+) -> list[np.ndarray]:
+    """Matrices F (T + J, k) of the components, the spike first.
 
     Parameters
     ----------
@@ -67,6 +71,8 @@ def components(walk: np.ndarray, onset: np.ndarray, n_media: int) -> list[np.nda
         (T,) share of the response that has set in at each time.
     n_media
         J media beside the first in which the driver was measured.
+    rest
+        Standard deviation of the spike.
     """
     n_times = len(walk)
     active = walk[:, np.abs(walk).sum(0) > 0]  # columns of times at which something has happened
@@ -78,6 +84,9 @@ def components(walk: np.ndarray, onset: np.ndarray, n_media: int) -> list[np.nda
     def over(times: np.ndarray, media: np.ndarray) -> np.ndarray:
         return np.concatenate([times, media])
 
+    if rest > 0:
+        begun = (np.abs(walk).sum(1) > 0)[:, None].astype(float)
+        out = [over(rest * begun, np.zeros((n_media, 1)))]
     none = np.zeros((n_times, 1))
     first = active.shape[1]
     if first > 1:

@@ -44,10 +44,9 @@ __all__ = [
 ]
 
 _AT_ONCE = 128  # genes of a task
-_SPIKES = 0.2  # genes, as a share of all, that are counted as unmoved before any is looked at
-_FAVOUR = 2.0  # power of the share of genes that do not move, by which `_SPIKES` is multiplied
-_COMMON_SPIKES = 1.0  # the same for what all perturbations do
+_COMMON_SPIKES = 1.0  # genes, as a share of all, that count as unmoved by what all drivers do
 _LOADING_SPIKES = 1.0  # the same for the loading of a program
+_ACTIVE_SPIKES = 0.2  # perturbations, as a share of all, that count as not moving a program
 _ALIKE = 20.0  # genes that the weights of all drivers count as, in those of one
 _LOADING_SCALES = np.array([0.2, 0.4, 0.8, 1.6])
 _RESPONSE_SCALES = np.array([0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
@@ -399,10 +398,6 @@ class Sampler:
         """Weights of components: each block's around those of all blocks of its kind."""
         blocks, rng = self.blocks, self.rng
         share = share.copy()
-        # where few genes move, small sizes could take in many that do not, so the spike is
-        # favoured; where most move there is less to take in
-        unmoved = share[1:, 0].mean() / self.n_genes if len(share) > 1 else 1.0
-        share[:, 0] += _SPIKES * unmoved**_FAVOUR * self.n_genes
         share[0, 0] += _COMMON_SPIKES * self.n_genes
         for kind, n in enumerate(blocks.kinds):
             mine = np.flatnonzero(blocks.kind == kind)
@@ -636,7 +631,7 @@ class Sampler:
         on = rng.random(n) < 1 / (1 + np.exp(-np.clip(odds, -50, 50)))
         drawn = (pull + np.sqrt(curvature + 1) * rng.standard_normal(n)) / (curvature + 1)
         self.activity[:, axis] = np.where(on, drawn, 0.0)
-        spikes = _SPIKES * n
+        spikes = _ACTIVE_SPIKES * n
         share = rng.beta(on.sum() + 0.5, n - on.sum() + 0.5 + spikes)
         self.active_share[axis] = np.clip(share, 0.5 / n, 1 - 0.5 / n)
         if len(genes):
