@@ -44,6 +44,8 @@ __all__ = [
 ]
 
 _AT_ONCE = 128  # genes of a task
+_SPIKES = 0.2  # genes, as a share of all, that are counted as unmoved before any is looked at
+_FAVOUR = 2.0  # power of the share of genes that do not move, by which `_SPIKES` is multiplied
 _COMMON_SPIKES = 1.0  # genes, as a share of all, that count as unmoved by what all drivers do
 _LOADING_SPIKES = 1.0  # the same for the loading of a program
 _ACTIVE_SPIKES = 0.2  # perturbations, as a share of all, that count as not moving a program
@@ -398,6 +400,10 @@ class Sampler:
         """Weights of components: each block's around those of all blocks of its kind."""
         blocks, rng = self.blocks, self.rng
         share = share.copy()
+        # where few genes move, small sizes could take in many that do not, so the spike is
+        # favoured; where most move there is less to take in
+        unmoved = share[1:, 0].mean() / self.n_genes if len(share) > 1 else 1.0
+        share[:, 0] += _SPIKES * unmoved**_FAVOUR * self.n_genes
         share[0, 0] += _COMMON_SPIKES * self.n_genes
         for kind, n in enumerate(blocks.kinds):
             mine = np.flatnonzero(blocks.kind == kind)
