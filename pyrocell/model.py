@@ -152,56 +152,33 @@ class PyroCell(BaseModelClass):
         super().__init__(adata)
         self.screen = self.adata_manager.screen
         with few_threads(len(self.screen.genes)):
-            self._build(
-                n_latent, n_response, dynamics, likelihood, n_hidden, gene_residual, interactions,
-                content_dependent_noise, dropout, decoder, priors, assume, lipschitz, objective,
-                effect_prior,
-            )  # fmt: skip
+            tensors = cell_tensors(self.adata_manager)
+            self._cells = self._cell_data(self.adata_manager, tensors)
+            args = self.adata_manager.registry[SETUP_ARGS]
+            config = ModelConfig(
+                n_latent=n_latent,
+                n_response=n_response,
+                dynamics=dynamics,
+                effect_prior=effect_prior,
+                lipschitz=lipschitz,
+                likelihood=likelihood,
+                n_hidden=n_hidden,
+                gene_residual=gene_residual,
+                interactions=interactions,
+                composition=args["size_factor_key"] is None,
+                n_covariates=0
+                if self._cells.covariates is None
+                else self._cells.covariates.shape[1],
+                content_dependent_noise=content_dependent_noise,
+                dropout=dropout,
+                decoder=decoder,
+                assume=tuple(asdict(a) for a in assume),
+                objective=None if objective is None else asdict(objective),
+            )
+            check_options(config)
+            sums, priors = tensors.sums, priors or Priors()
+            self._hold(ScreenModule.from_sums(sums, self.screen, config, priors))
         self.init_params_ = self._get_init_params(locals())
-
-    def _build(
-        self,
-        n_latent: int,
-        n_response: int,
-        dynamics: str,
-        likelihood: str,
-        n_hidden: int,
-        gene_residual: bool,
-        interactions: bool,
-        content_dependent_noise: bool,
-        dropout: str,
-        decoder: str,
-        priors: Priors | None,
-        assume: Sequence[Assume],
-        lipschitz: float | None,
-        objective: DistributionObjective | None,
-        effect_prior: str,
-    ) -> None:
-        """Read the cells and make the module; arguments as in the class."""
-        tensors = cell_tensors(self.adata_manager)
-        self._cells = self._cell_data(self.adata_manager, tensors)
-        args = self.adata_manager.registry[SETUP_ARGS]
-        config = ModelConfig(
-            n_latent=n_latent,
-            n_response=n_response,
-            dynamics=dynamics,
-            effect_prior=effect_prior,
-            lipschitz=lipschitz,
-            likelihood=likelihood,
-            n_hidden=n_hidden,
-            gene_residual=gene_residual,
-            interactions=interactions,
-            composition=args["size_factor_key"] is None,
-            n_covariates=0 if self._cells.covariates is None else self._cells.covariates.shape[1],
-            content_dependent_noise=content_dependent_noise,
-            dropout=dropout,
-            decoder=decoder,
-            assume=tuple(asdict(a) for a in assume),
-            objective=None if objective is None else asdict(objective),
-        )
-        check_options(config)
-        sums, priors = tensors.sums, priors or Priors()
-        self._hold(ScreenModule.from_sums(sums, self.screen, config, priors))
 
     def _hold(self, module: ScreenModule) -> None:
         self.module, self._seed, self._counts = module, 0, None
@@ -255,7 +232,7 @@ class PyroCell(BaseModelClass):
         control, baseline_media
             Labels of unperturbed cells and of the medium without stimulus. Controls may have
             several names: ``control=["NT", "AAVS1"]``, or a pattern, ``control="non-targeting*"``;
-            they are one group.
+            they are one group, called by the first name that is no pattern, or else "control".
         combination_separator
             What joins the genes of a combination in a label; None where nothing does (a "+" in a
             label then becomes "plus").
@@ -652,8 +629,9 @@ class PyroCell(BaseModelClass):
         -------
         DataFrame with a row per perturbation and gene: perturbation, media, time, gene; mean, sd,
         lower, upper (natural logarithms); lfsr, the probability that the sign of the mean is wrong
-        or the effect zero, and fdr, the expected share of these in the list that ends at this row
-        (take fdr <= .1 for a list at 10%); log2fc, the mean in doublings; prob_direction, 1 − lfsr;
+        or the effect next to nothing (the spike of its prior), and fdr, the expected share of these
+        in the list that ends at this row (take fdr <= .1 for a list at 10%); log2fc, the mean in
+        doublings; prob_direction, 1 − lfsr;
         count and count_control, counts of the gene in both groups of cells, and few_counts where
         both are below 5, which is never listed. `shrunken=False`: p (two-sided) and q (Benjamini
         and Hochberg) in the place of lfsr and fdr. On counts without size factors the change is

@@ -70,7 +70,7 @@ def with_covariates(screen: Screen, covariates: np.ndarray, names: Sequence[str]
         table.loc[row, "reason"] = (
             f"{name} cannot be told from the covariate {join_names(those)}, which comes with it: "
             "only their sum is identified, and intervals are those of a share of it; measure "
-            f"cells with one and without the other, or leave the covariate out"
+            "cells with one and without the other, or leave the covariate out"
         )
     warn(
         f"{join_names(found)} cannot be told from the covariate {join_names(those)}: only their "

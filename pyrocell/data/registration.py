@@ -101,7 +101,7 @@ class ScreenManager(AnnDataManager):
         counts = None
         if self.fingerprint.counts is not None:
             counts = count_matrix(self.adata, self.registry[SETUP_ARGS]["layer"])
-        self.fingerprint.check(Fingerprint.of(self.adata, counts, self._columns))
+        self.fingerprint.check(Fingerprint.of(self.adata, counts, list(self.fingerprint.columns)))
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
@@ -119,10 +119,9 @@ class ScreenManager(AnnDataManager):
         covariates = _encode_covariates(adata, levels)
         if source is None:
             screen = with_covariates(screen, covariates, _covariate_names(levels))
+        _check_kinds(adata, args, source_registry)
         materialise_view(adata)
         own_identity(adata, self.others or {})
-        columns = _columns_read(args)
-        _check_kinds(adata, args, source_registry)
         if source_registry is not None and "field_registries" not in source_registry:
             source_registry = None  # read from a model's file, which keeps the screen alone
         if source_registry is not None:
@@ -134,8 +133,8 @@ class ScreenManager(AnnDataManager):
             super().register_fields(adata, source_registry, **transfer_kwargs)
         self.screen, self.source = screen, source
         counts = count_matrix(adata, args["layer"], stored=True)
-        self._columns = columns
-        self.fingerprint = Fingerprint.of(adata, None if is_stored(counts) else counts, columns)
+        in_memory = None if is_stored(counts) else counts
+        self.fingerprint = Fingerprint.of(adata, in_memory, _columns_read(args))
         self.registry[_REGISTRY_ENTRY] = {
             "screen": screen.to_dict() if source is None else source["screen"],
             "covariates": levels,
@@ -295,7 +294,9 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
     _check_size_factor(adata, args["size_factor_key"])
     labels, separator = values["perturbation"], args.get("combination_separator", "+")
     where = columns["perturbation"]
-    values["perturbation"] = read_perturbations(labels, args["control"], separator, where)
+    values["perturbation"] = read_perturbations(
+        labels, args["control"], separator, where, all_occur=like is None
+    )
     control = control_label(args["control"])
     counts = count_matrix(adata, args["layer"], stored=True)
     if not is_stored(counts):  # those in a file are checked when they are first read

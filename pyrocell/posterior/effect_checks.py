@@ -154,7 +154,7 @@ def shuffled_cells(adata: AnnData, arguments: dict[str, Any], n_cells: int, seed
     counts = some.layers[layer] if layer else some.X
     columns = [v for k, v in arguments.items() if k.endswith("_key") and v in some.obs]
     columns += [c for k, v in arguments.items() if k.endswith("_keys") for c in v or ()]
-    plain = AnnData(counts, obs=some.obs[list(dict.fromkeys(columns))].copy(), var=some.var[[]])
+    plain = AnnData(counts, obs=some.obs[list(dict.fromkeys(columns))].copy(), var=some.var.copy())
     return shuffled(plain, arguments, seed)
 
 

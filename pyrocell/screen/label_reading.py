@@ -15,7 +15,7 @@ import pandas as pd
 
 from pyrocell._core.messages import join_names
 from pyrocell.errors import UnknownLabelError, warn
-from pyrocell.screen.labels import CONTROL_SPELLINGS, encode_labels
+from pyrocell.screen.labels import CONTROL_SPELLINGS, encode_labels, split_label
 
 __all__ = ["control_label", "read_perturbations", "warn_of_labels"]
 
@@ -25,6 +25,7 @@ _LEFTOVERS = (
     "ambiguous other noguide nosgrna unmapped na"
 ).split()
 _SEPARATORS = "_|,;&/"
+_GENE = re.compile(r"^[A-Za-z][\w.-]+$")
 
 
 def _plain(label: str) -> str:
@@ -43,11 +44,15 @@ def control_label(control: str | Sequence[str]) -> str:
 
 
 def _is_pattern(name: str) -> bool:
-    return any(sign in name for sign in "*?[")
+    return "*" in name or "?" in name
 
 
 def read_perturbations(
-    values: Any, control: str | Sequence[str], separator: str | None, column: str
+    values: Any,
+    control: str | Sequence[str],
+    separator: str | None,
+    column: str,
+    all_occur: bool = True,
 ) -> Any:
     """Labels with one name for the controls, and combinations joined by "+".
 
@@ -62,11 +67,13 @@ def read_perturbations(
         "plus".
     column
         How the column is called in messages.
+    all_occur
+        Whether each name of controls has to be in the column; not in a few cells of a known screen.
 
     Raises
     ------
     UnknownLabelError
-        If one of several names of controls is no label of the column.
+        If one of several names of controls has to be a label of the column, and is none.
     """
     if isinstance(control, str) and not _is_pattern(control) and separator == "+":
         return values
@@ -74,8 +81,9 @@ def read_perturbations(
     named = [control] if isinstance(control, str) else [str(name) for name in control]
     is_control = np.zeros(len(labels), bool)
     for name in named:
-        matches = np.array([fnmatchcase(label, name) or label == name for label in labels])
-        if not matches.any():
+        pattern = name.replace("[", "[[]")  # only * and ? stand for something else
+        matches = np.array([fnmatchcase(label, pattern) for label in labels], bool)
+        if all_occur and not matches.any():
             raise UnknownLabelError(
                 f'{column} has no label that equals, or fits, control="{name}"; it has '
                 f"{join_names(labels, 8)}"
@@ -140,21 +148,17 @@ def warn_of_labels(
                 "fitted as perturbations of their own; if they are combinations, say "
                 f'combination_separator="{sign}"'
             )
-    shared: dict[str, list[str]] = {}
+    odd: dict[str, str] = {}  # parts that look like no gene, and a label of each
     for label in others:
-        for part in label.split("+") if "+" in label else ():
-            part = part.strip()
-            if part and part not in single and part not in known and part != control:
-                shared.setdefault(part, []).append(label)
-    odd = {
-        part: found for part, found in shared.items() if not re.match(r"^[A-Za-z][\w.-]+$", part)
-    }
-    odd |= {part: found for part, found in shared.items() if len(found) > 1 and "(" in found[0]}
+        if "+" in label and all(part.strip() for part in label.split("+")):
+            for gene, _ in split_label(label, control):
+                if gene not in single and gene not in known and not _GENE.match(gene):
+                    odd.setdefault(gene, label)
     if odd:
-        first = next(iter(odd.values()))[0]
+        gene, label = next(iter(odd.items()))
         warn(
-            f'{column}: "{first}" was split at "+" into genes that do not exist, such as '
-            f'"{next(iter(odd))}"; if the "+" joins no genes (a strand, say), pass '
+            f'{column}: "{label}" was split at "+" into genes that do not exist, such as '
+            f'"{gene}"; if the "+" joins no genes (a strand, say), pass '
             "combination_separator=None, or rename these labels"
         )
 

@@ -44,7 +44,7 @@ from torch import nn
 
 from pyrocell._core.random import stream
 from pyrocell.errors import ProcessError, ScreenError
-from pyrocell.training.lightning import join_names
+from pyrocell.training.lightning import as_list
 
 __all__ = ["PerRankSeed", "Processes", "requested", "train_in_processes"]
 
@@ -222,7 +222,7 @@ class _Rank:
     ) -> tuple[list, pd.DataFrame, list] | None:
         """Train; the first process returns parameters, history and warnings."""
         ours = {"callbacks": _StopWhenAsked(Path(self.folder)), "plugins": LightningEnvironment()}
-        options |= {name: [*join_names(options.get(name)), own] for name, own in ours.items()}
+        options |= {name: [*as_list(options.get(name)), own] for name, own in ours.items()}
         try:
             with (
                 self._joined(options["accelerator"]),

@@ -25,7 +25,7 @@ from pyrocell.training.best_epoch import BestEpoch, mark
 from pyrocell.training.checkpoints import Checkpoints, SafeCheckpointIO, TrainingCheckpoints
 from pyrocell.training.distributed import PerRankSeed, Processes, requested, train_in_processes
 from pyrocell.training.elbo import held_out_elbo, negative_elbo
-from pyrocell.training.lightning import accelerator_named, fit, join_names, quiet, seeded
+from pyrocell.training.lightning import accelerator_named, as_list, fit, quiet, seeded
 from pyrocell.training.nonfinite import find_failure, non_finite_parameter
 from pyrocell.training.precision import TF32Check, products_restored
 from pyrocell.training.row_adam import RowAdam
@@ -303,13 +303,13 @@ def train(
     callbacks.append(TF32Check(config.precision, data, train_positions, size, seed))
     if written:
         callbacks.append(written)
-        trainer_kwargs["plugins"] = [*join_names(trainer_kwargs.get("plugins")), SafeCheckpointIO()]
+        trainer_kwargs["plugins"] = [*as_list(trainer_kwargs.get("plugins")), SafeCheckpointIO()]
     if processes.total > 1:
         callbacks.append(PerRankSeed(seed))
     options = {
         "max_epochs": epochs,
         "accelerator": accelerator,
-        "callbacks": [*callbacks, *join_names(trainer_kwargs.pop("callbacks", None))],
+        "callbacks": [*callbacks, *as_list(trainer_kwargs.pop("callbacks", None))],
         "enable_progress_bar": progress_bar,
         "logger": False,
         "enable_checkpointing": False,

@@ -15,10 +15,10 @@ import torch
 
 from pyrocell.training.checkpoints import TrainingCheckpoints
 
-__all__ = ["accelerator_named", "fit", "join_names", "quiet", "seeded"]
+__all__ = ["accelerator_named", "as_list", "fit", "quiet", "seeded"]
 
 
-def join_names(value: Any) -> list:
+def as_list(value: Any) -> list:
     """An option of Lightning that may be one, several or none, as a list."""
     if value is None:
         return []

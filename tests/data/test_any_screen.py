@@ -144,6 +144,39 @@ def test_controls_may_have_several_names_or_a_pattern(cells):
     assert any("look like controls" in said for said in warned(cells, control="AAVS1"))
 
 
+def test_a_bracket_in_the_name_of_controls_is_a_bracket(cells):
+    cells.obs["perturbation"] = cells.obs["perturbation"].replace("control", "NT[1]")
+    assert screen_of(cells, control="NT[1]").control == "NT[1]"
+    assert screen_of(cells, control=["NT[1]"]).control == "NT[1]"
+
+
+def test_more_cells_need_not_have_every_name_of_controls(cells):
+    rows = cells.obs["perturbation"] == "control"
+    cells.obs["perturbation"] = cells.obs["perturbation"].astype(object)
+    cells.obs.loc[rows, "perturbation"] = [f"NT{i % 2}" for i in range(rows.sum())]
+    PyroCell.setup_anndata(cells, control=["NT0", "NT1"])
+    model = PyroCell(cells, **SMALL)
+    model.train(max_epochs=1, progress_bar=False, gene_level=False)
+    some = cells[cells.obs["perturbation"] != "NT1"].copy()
+    assert len(model.get_latent_representation(some)) == some.n_obs
+
+
+def test_combinations_of_genes_with_types_are_not_warned_of(cells):
+    label = cells.obs["perturbation"].to_numpy(dtype=object)
+    label[:20] = "NEW1 (CRISPRi)+NEW2 (CRISPRa)"
+    label[20:40] = "ARX+NEW1 (CRISPRi)"
+    cells.obs["perturbation"] = label
+    assert not any("split at" in said for said in warned(cells))
+
+
+def test_shuffled_labels_find_own_genes_where_the_screen_does(cells):
+    cells.var["symbol"] = cells.var_names
+    cells.var_names = [f"ENSG{i:05d}" for i in range(cells.n_vars)]
+    PyroCell.setup_anndata(cells, gene_symbol_key="symbol")
+    model = PyroCell(cells, **SMALL)
+    assert (model.shuffle_check(max_epochs=1, progress_bar=False)["listed"] == 0).all()
+
+
 def test_a_model_with_several_controls_is_saved_and_loaded(cells, tmp_path):
     cells.obs["perturbation"] = [
         f"NT{i % 2}" if p == "control" else p for i, p in enumerate(cells.obs["perturbation"])

@@ -204,9 +204,10 @@ def test_resting_populations_come_closer_and_the_objective_is_saved(make_screen,
     for weight in (0.0, 20.0):
         objective = DistributionObjective(weight=weight, options={})
         model = build(adata, objective=objective)
-        # the objective is a factor of the phase that learns states
-        model.train(max_epochs=15, progress_bar=False, gene_level=False)
+        model.train(max_epochs=15, progress_bar=False)
         found[weight] = apart(model)
+        # the sampler of gene-level effects knows nothing of an objective
+        assert (model.module.gene_level is None) == (weight > 0)
     assert found[20.0] < found[0.0]
     model.save(tmp_path / "model")
     again = PyroCell.load(tmp_path / "model", adata)

@@ -85,8 +85,8 @@ def has_gene_level(model: GenerativeModel) -> bool:
 
     Not where resting states move on their own (an effect is then also where cells go), under a
     neural ODE (responses are then no sum of parts), where arms differ in when cells were perturbed
-    or met the medium, under imposed assumptions, under another dynamics or prior of effects than
-    those of the package, and without gene-level effects.
+    or met the medium, under imposed assumptions or an objective on populations, under another
+    dynamics or prior of effects than those of the package, and without gene-level effects.
     """
     return (
         model.config.gene_residual
@@ -94,6 +94,7 @@ def has_gene_level(model: GenerativeModel) -> bool:
         and not model.has_field
         and (model.dynamics.gene_level or bool(model.dynamics.integrated))
         and model.config.effect_prior == "normal"
+        and not model.objective.weight
         and not model.follows_gain
         and model.imposed is None
         and not len(model.uncertain)
