@@ -122,6 +122,8 @@ def warn_of_labels(
     ScreenWarning
         For each kind, naming the labels and the remedy.
     """
+    if control not in labels:  # an error that says so is about to come
+        return
     known = set(genes)
     others = [label for label in labels if label != control]
     single = {label for label in others if "+" not in label}
