@@ -208,6 +208,27 @@ def replicated(
     return out
 
 
+def dense(
+    seed: int, n: int, n_perturbations: int = 20, n_genes: int = 500, n_batches: int = 2
+) -> ad.AnnData:
+    """Half of the perturbations move every gene by a normal of sd .1, the others none."""
+    rng = np.random.default_rng(seed)
+    base = rng.normal(0, 1.0, n_genes)
+    effect = rng.normal(0, 0.1, (n_perturbations, n_genes))
+    effect[n_perturbations // 2 :] = 0
+    eta = rng.normal(0, 0.1, (n_batches, n_genes))
+    label = np.r_[np.full(600, -1), np.repeat(np.arange(n_perturbations), n)]
+    batch = rng.integers(0, n_batches, len(label))
+    size = np.exp(rng.normal(np.log(1500), 0.3, len(label)))
+    level = base + eta[batch] + np.where(label[:, None] >= 0, effect[label], 0)
+    share = np.exp(level)
+    share /= share.sum(1, keepdims=True)
+    counts = rng.poisson(size[:, None] * share * rng.gamma(3, 1 / 3, share.shape))
+    genes = [f"g{g:03d}" for g in range(n_genes)]
+    names = np.array([f"batch{b}" for b in batch])
+    return as_adata(counts, label, names, effect, effect, genes)
+
+
 def in_gauge(truth: np.ndarray, implanted: np.ndarray) -> np.ndarray:
     """Truth (P, G) against the genes that a perturbation does not touch."""
     free = np.where(implanted == 0, truth, np.nan)

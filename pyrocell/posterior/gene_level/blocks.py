@@ -129,6 +129,11 @@ class Blocks:
         place[self.owned_rows] = np.concatenate([np.arange(i) for i in n])
         return block, place
 
+    @cached_property
+    def spike_learned(self) -> np.ndarray:
+        """(blocks,) whether the spike has a width."""
+        return self.dims[self.span[:, 0]] > 0
+
     @property
     def most_components(self) -> int:
         """Components of the kind that has most."""

@@ -156,7 +156,7 @@ def layout_of(model: GenerativeModel, screen: Screen, values: dict, rest: float 
     values
         Posterior means.
     rest
-        Width of the spike of perturbations under which the states were drawn.
+        Unit of the width of perturbations' spikes in the states.
     """
     clock = _clock(model, screen, values)
     genotype = sp.csr_array(screen.membership.astype(float))
@@ -450,7 +450,7 @@ def _short(
     level = effect = 0.0
     n = 0
     blocks = sampler.blocks
-    for state in sampler.run(_SHORT_SWEEPS, _SHORT_BURN_IN):
+    for state in sampler.run(_SHORT_SWEEPS, _SHORT_BURN_IN, learn_spikes=False):
         moved = (sampler.onset @ state.activity) @ state.loading.T
         np.add.at(moved, blocks.rows, sampler.effect)
         effect = effect + moved

@@ -276,9 +276,9 @@ def _laplace(n, dim, t, d, k, offset, m, w, root, gradient):  # type: ignore[no-
 @quick
 def draw_blocks(
     first, last, seeds, blocks, names, row_start, rows, owned, mixture_start, component_start, dims,
-    mixtures, coefficient_start, factor_start, factors, log_weights, own_weights, target,
+    mixtures, coefficient_start, factor_start, factors, log_weights, own_weights, spike, target,
     total, depth, spread, x, effect, share, precision_start, precision, response,
-    coefficients, table, center,
+    coefficients, table, center, least, widths, evidence,
 ):  # fmt: skip
     """Draw the effects of blocks on genes first..last given all else, in place.
 
@@ -303,6 +303,8 @@ def draw_blocks(
         begin, laid out as `mixtures`.
     log_weights, own_weights
         (blocks, components) log weights, and those of a perturbation's own gene, `target`.
+    spike
+        (blocks,) factor by which the spike's matrices are multiplied.
     total, depth, spread
         (C, G) the likelihood, see `counts`.
     x, effect
@@ -318,6 +320,12 @@ def draw_blocks(
     table, center
         If not empty: (coefficients, 4, G) to which mean, second moment, and probabilities of being
         above and below zero of coefficient + center are added, center (coefficients, G).
+    least
+        (coefficients, G) size that it must have in the spike to be counted as above or below.
+    widths, evidence
+        Other values of `spike`, and (blocks, widths) to which the log evidence of each is added, of
+        the genes that were drawn to be in the spike. Normal in the score at no effect, whose mean
+        and variance are exact however few the counts are.
     """
     most_rows, most_dim = 1, 1
     for b in blocks:
@@ -367,7 +375,7 @@ def draw_blocks(
                     continue
                 _along_one_row(
                     genes,
-                    F32(abs(mixtures[place])),
+                    F32(abs(mixtures[place]) * (spike[b] if j == 0 else 1.0)),
                     shared[0],
                     shared[2],
                     shared[4],
@@ -412,7 +420,7 @@ def draw_blocks(
                         value += _log_likelihood(t[i], d[i], k[i], offset[i])
                 elif dim == 1:
                     for i in range(n):
-                        line[i] = mixtures[place + i]
+                        line[i] = mixtures[place + i] * (spike[b] if j == 0 else 1.0)
                     value += _along_line(n, t, d, k, offset, toward, error, line, moments)
                     mean[j, 0], root[j, 0, 0] = moments[0], 1.0 / math.sqrt(moments[1])
                 else:
@@ -460,15 +468,28 @@ def draw_blocks(
                         value = 0.0
                         for a in range(dim):
                             value += factors[spot + q * dim + a] * w[a]
+                        if chosen == 0:
+                            value *= spike[b]
                         coefficients[turn, coefficient_start[b] + q, g] = value
             # what was drawn, row by row
             place = mixture_start[b]
             for j in range(chosen):
                 place += n * dims[low + j]
+            if chosen == 0 and dim == 1 and g != target[b] and widths.size > 0:
+                known, score = 0.0, 0.0
+                for i in range(n):
+                    mu = d[i] * math.exp(offset[i])
+                    whole_i = 1.0 + k[i] * mu
+                    known += mixtures[place + i] * mixtures[place + i] * mu / whole_i
+                    score += mixtures[place + i] * (t[i] - mu) / whole_i
+                for q in range(widths.size):
+                    square_q = widths[q] * widths[q]
+                    over = 1.0 + square_q * known
+                    evidence[b, q] += 0.5 * (square_q * score * score / over - math.log(over))
             for i in range(n):
                 value = 0.0
                 for a in range(dim):
-                    m[i, a] = mixtures[place + i * dim + a]
+                    m[i, a] = mixtures[place + i * dim + a] * (spike[b] if chosen == 0 else 1.0)
                     value += m[i, a] * w[a]
                 effect[begin + i, g] = value
                 x[rows[begin + i], g] = offset[i] + value
@@ -482,6 +503,7 @@ def draw_blocks(
                         value, variance = 0.0, 0.0
                         for a in range(dim_j):
                             column[a] = factors[spot + q * dim_j + a]
+                            column[a] *= spike[b] if j == 0 else 1.0
                             value += column[a] * mean[j, a]
                         if weight > 1e-12:
                             for a in range(dim_j):  # root⁻¹ column: its square is the variance
@@ -493,15 +515,17 @@ def draw_blocks(
                             value += center[at, g]
                             table[at, 0, g] += weight * value
                             table[at, 1, g] += weight * (value * value + variance)
-                            if j == 0 and dim_j > 0:  # too small to be called an effect
-                                variance, value = 0.0, center[at, g]
-                            if variance > 0.0:
+                            if j == 0 and variance > 0.0:  # too small, mostly, to be an effect
+                                z = 1.0 / math.sqrt(max(variance, 1e-12))
+                                table[at, 2, g] += weight * _above_zero((value - least[at, g]) * z)
+                                table[at, 3, g] += weight * _above_zero((-value - least[at, g]) * z)
+                            elif variance > 0.0:
                                 above = _above_zero(value / math.sqrt(variance))
                                 table[at, 2, g] += weight * above
                                 table[at, 3, g] += weight * (1.0 - above)
-                            elif value > 0.0:
+                            elif value > (least[at, g] if j == 0 else 0.0):
                                 table[at, 2, g] += weight
-                            elif value < 0.0:
+                            elif value < (-least[at, g] if j == 0 else 0.0):
                                 table[at, 3, g] += weight
                     spot += n_coefficients * dim_j
             if precision.shape[0] == 0:

@@ -3,12 +3,15 @@
 The effects of a perturbation on a gene, over the times and media in which it was measured, are with
 learned probabilities
 
-- next to nothing (the spike): a normal of sd `REST`, smaller than what is called an effect, so
-  that many small changes do not make the interval of each of them false,
+- little (the spike): a normal whose width, one of `SPIKES`, is learned for every perturbation, so
+  that many small changes do not make the interval of each of them false; a change within twice its
+  width is not called an effect,
 - of one of several sizes, alike in every medium, and from the first time on constant, or unfolding
   as responses to the perturbation do, or a walk over the measured times,
 - seen in one medium alone, or in every medium but the first, or in the first alone,
 - of their own in every medium.
+
+A normal background beside sparse effects is the prior of Zhou, Carbonetto and Stephens (2013).
 
 Each component is a matrix F whose product with independent standard normals gives the coefficients:
 those of the walk (T) and what each further medium adds (J). Mixtures of this kind, with weights
@@ -20,10 +23,11 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["REST", "SCALES", "components", "starting_weights", "walk_root"]
+__all__ = ["REST", "SCALES", "SPIKES", "components", "starting_weights", "walk_root"]
 
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # natural-log fold change
-REST = 0.03  # of the spike
+REST = 0.03  # of the spike at the start
+SPIKES = (1 / 3, 2 / 3, 1.0, 5 / 3, 8 / 3, 4.0, 6.0)  # widths it may have, in units of `REST`
 _OF_MEDIA = (0.2, 0.5, 1.2)  # of what is seen in some media alone
 _SPIKE = 0.8  # weight at the start
 
@@ -72,7 +76,7 @@ def components(
     n_media
         J media beside the first in which the driver was measured.
     rest
-        Standard deviation of the spike.
+        Standard deviation of the spike at the start.
     """
     n_times = len(walk)
     active = walk[:, np.abs(walk).sum(0) > 0]  # columns of times at which something has happened

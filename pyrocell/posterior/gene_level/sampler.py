@@ -31,7 +31,7 @@ from pyrocell.posterior.gene_level import kernels
 from pyrocell.posterior.gene_level.blocks import Blocks
 from pyrocell.posterior.gene_level.counts import LevelCounts
 from pyrocell.posterior.gene_level.overdispersion import draw_log_theta
-from pyrocell.posterior.gene_level.prior import SCALES
+from pyrocell.posterior.gene_level.prior import SCALES, SPIKES
 
 __all__ = [
     "LEAST_OWN",
@@ -118,6 +118,8 @@ class State:
         (K, J).
     log_weights
         (blocks, components).
+    spike
+        (blocks,) width of the spike, in units of `prior.REST`.
     common
         (G,) u, what all perturbations do.
     kept
@@ -134,6 +136,7 @@ class State:
     log_theta: np.ndarray
     gain: np.ndarray
     log_weights: np.ndarray
+    spike: np.ndarray
     common: np.ndarray
     kept: np.ndarray
 
@@ -256,6 +259,9 @@ class Sampler:
         n = len(_RESPONSE_SCALES)
         self.response_weights = np.tile([0.5, *[0.5 / n] * n], (n_contexts, 1))
         self.own_weights = own_weights(blocks)
+        self.spike = np.ones(len(blocks))
+        self.spike_weights = np.full(len(SPIKES), 1 / len(SPIKES))
+        self.evidence = np.zeros((len(blocks), len(SPIKES)))
         programs = zeros(self.n_perturbations if self.rank else 0, n_genes)
         self._summed = [0, zeros(int(blocks.coefficient_start[-1]), n_genes), programs]
         self.design = self._design()
@@ -273,7 +279,11 @@ class Sampler:
 
     # ------------------------------------------------------------------ sweeps
     def run(
-        self, sweeps: int, burn_in: int, bar: Callable[..., Iterator] = iter
+        self,
+        sweeps: int,
+        burn_in: int,
+        bar: Callable[..., Iterator] = iter,
+        learn_spikes: bool = True,
     ) -> Iterator[State]:
         """Sweep, and yield the state of every sweep after the first `burn_in`."""
         for sweep in bar(range(sweeps)):
@@ -286,6 +296,8 @@ class Sampler:
                 self._sum_up()
                 yield self._with_effects(state)
             self._draw_weights(share)
+            if learn_spikes and sweep >= burn_in // 2:  # programs are looked for first
+                self._draw_spikes()
             self._draw_levels()
             if self.offsets:
                 self._draw_offsets()
@@ -313,6 +325,7 @@ class Sampler:
             log_theta=self.log_theta.astype(np.float32),
             gain=self.gain.copy(),
             log_weights=np.log(self.weights + 1e-30),
+            spike=self.spike.copy(),
             common=np.zeros(0, np.float32),
             kept=np.zeros((0, self.n_genes), np.float32),
         )
@@ -373,17 +386,18 @@ class Sampler:
         coefficients = np.zeros((int(blocks.coefficient_start[-1]), self.n_genes), np.float32)
         arguments = self._arguments(np.log(self.weights + 1e-30))
         table, center = np.zeros((0, 4, self.n_genes)), np.zeros((0, self.n_genes))
-        chosen = np.arange(len(blocks))
+        chosen, widths = np.arange(len(blocks)), np.array(SPIKES)
+        evidence = np.zeros((len(self.parts), len(blocks), len(widths)))
 
         def draw(i: int) -> None:
             kernels.draw_blocks(
                 *self.parts[i], np.array([seed]), chosen, *arguments, self.x, self.effect, share[i],
                 blocks.precision_start, self.precision, self.response, coefficients[None],
-                table, center,
+                table, center, center, widths, evidence[i],
             )  # fmt: skip
 
         parallel_for(draw, len(self.parts))
-        self.coefficients = coefficients
+        self.coefficients, self.evidence = coefficients, evidence.sum(0)
         return share.sum(0)
 
     def _arguments(self, log_weights: np.ndarray) -> tuple:
@@ -392,7 +406,7 @@ class Sampler:
             np.arange(len(blocks)), blocks.row_start, blocks.rows, blocks.owned,
             blocks.mixture_start, blocks.span,
             blocks.dims, blocks.mixtures, blocks.coefficient_start, blocks.factor_start,
-            blocks.factors, log_weights, self.own_weights, blocks.target,
+            blocks.factors, log_weights, self.own_weights, self.spike, blocks.target,
             counts.total, self.depth, self.spread,
         )  # fmt: skip
 
@@ -412,6 +426,18 @@ class Sampler:
             common = rng.dirichlet(share[mine, :n].sum(0) + 1)
             for b in mine:
                 self.weights[b, :n] = rng.dirichlet(share[b, :n] + _ALIKE * common + 1e-3)
+
+    def _draw_spikes(self) -> None:
+        """Width of each perturbation's spike, given which genes are in it."""
+        mine = np.flatnonzero(self.blocks.spike_learned)
+        if not len(mine):
+            return
+        log = self.evidence[mine] + np.log(self.spike_weights)
+        share = np.exp(log - log.max(1, keepdims=True))
+        share /= share.sum(1, keepdims=True)
+        chosen = _choose(share.T, self.rng)
+        self.spike[mine] = np.array(SPIKES)[chosen]
+        self.spike_weights = self.rng.dirichlet(share.sum(0) + 0.5)
 
     def _sums(self, kernel: Callable, *arguments) -> None:
         blocks = self.blocks

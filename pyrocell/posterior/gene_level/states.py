@@ -28,6 +28,7 @@ __all__ = ["Columns", "GeneLevel", "Layout", "Request"]
 _AT_ONCE = 128  # genes of a task
 _STATE = [f.name for f in fields(State)]
 _COUNTS = ("total", "depth", "within", "between", "per_cell", "share", "eta", "rate", "raw")
+_CALLED = 2.0  # widths of the spike from which a change within it is called an effect
 _FRESH = 7_919  # seeds of draws that the sampler did not make
 
 
@@ -108,6 +109,8 @@ class GeneLevel:
     """
 
     def __init__(self, tensors: dict[str, Tensor]):
+        if "spike" not in tensors:  # of a file from before its width was learned
+            tensors = tensors | {"spike": torch.ones(tensors["log_weights"].shape[:2])}
         self.tensors = tensors
         self.layout: Layout | None = None
         self.arms: list[tuple[int, tuple[int, ...], int]] = []
@@ -202,10 +205,11 @@ class GeneLevel:
         draws = np.empty((n_samples, n, n_genes), np.float32)
         stored = np.flatnonzero(self._layout.blocks.stored[blocks])
         for s in range(len(self)):
-            center = begun * self._center(s, asked, growth)
+            center, least = self._center(s, asked, growth)
+            center *= begun
             mine = range(s, n_samples, len(self))
             turns = max(1, len(mine))
-            found, _ = self._draw(s, blocks, factors, center, summed, turns)
+            found, _ = self._draw(s, blocks, factors, center, least, summed, turns)
             for row in stored:  # joint with what meets them in a condition: drawn before
                 found[:, row] = self._shown(s, blocks[row], asked, growth)
             if len(mine):
@@ -214,8 +218,13 @@ class GeneLevel:
         sd = np.sqrt(np.maximum(square - mean**2, 0.0))
         return Columns(begun * mean, begun * sd, begun * above, begun * below, draws)
 
-    def _center(self, s: int, asked: Request, growth: float) -> np.ndarray:
-        """What is known of effects before the blocks asked for are drawn, (n, G)."""
+    def _center(self, s: int, asked: Request, growth: float) -> tuple[np.ndarray, np.ndarray]:
+        """What is known of effects before the blocks asked for are drawn, (n, G).
+
+        And how large a change must be to be more than what a perturbation does to most genes, (n,
+        G): `_CALLED` widths of the spikes. Where programs say that a gene moves, less is enough.
+        """
+        layout, spike = self._layout.blocks, self.part("spike", s)
         out = np.repeat(self.part("common", s)[None].astype(float), len(asked.blocks), 0)
         activity = self.part("activity", s)
         onset = self.array("onset_at")[:, asked.node]
@@ -224,10 +233,16 @@ class GeneLevel:
             for row, members in zip(out, asked.members, strict=True):
                 mine = list(members)
                 row += (onset[mine] @ activity[mine]) @ loading
+        usual = np.zeros(len(asked.blocks))
+        for i, members in enumerate(asked.members):
+            for b in (1 + k for k in members):
+                if layout.spike_learned[b]:
+                    usual[i] += (spike[b] * layout.members[b][0][asked.node, 0]) ** 2
+        least = np.maximum(_CALLED * np.sqrt(usual)[:, None] - np.abs(out), 0.0)
         for i, members in enumerate(asked.members):
             for k in members if len(members) > 1 else ():
                 out[i] += self._shown(s, 1 + k, asked, growth)
-        return out
+        return out, least
 
     def _shown(self, s: int, block: int, asked: Request, growth: float) -> np.ndarray:
         """What a kept block does in the medium at the time asked for, (G,)."""
@@ -293,6 +308,7 @@ class GeneLevel:
         blocks: np.ndarray,
         factors: np.ndarray | None = None,
         center: np.ndarray | None = None,
+        least: np.ndarray | None = None,
         table: np.ndarray | None = None,
         turns: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -306,8 +322,8 @@ class GeneLevel:
             The number of the first, and how many, each as many states after the other.
         factors
             What to draw of them, one number a block (see `Blocks.outputs`); None: coefficients.
-        center, table
-            (n, G) and (n, 4, G): see `kernels.draw_blocks`.
+        center, least, table
+            (n, G), (n, G) and (n, 4, G): see `kernels.draw_blocks`.
         """
         b = self._layout.blocks
         n_genes = self.counts_total.shape[1]
@@ -330,25 +346,29 @@ class GeneLevel:
         none = np.zeros((0, n_genes), np.float32)
         table = np.zeros((0, 4, n_genes)) if table is None else table
         center = np.zeros((0, n_genes)) if center is None else center
+        least = center if least is None else least
         log_weights = self.part("log_weights", draw)[blocks].astype(float)
+        spike = self.part("spike", draw)[blocks].astype(float)
         first = draw // len(self)
         seeds = int(self.part("seed", draw)) + _FRESH * np.arange(first, first + turns)
         chosen = np.arange(len(blocks))
         edges = [(a, min(a + _AT_ONCE, n_genes)) for a in range(0, n_genes, _AT_ONCE)]
         share = np.zeros((len(edges), len(blocks), log_weights.shape[1]))
 
+        widths, evidence = np.zeros(0), np.zeros((0, 0))
         layout = (
             chosen, blocks, start(lengths), local, np.ones(len(local), bool),
             start([len(m) for m in mixtures]), span, b.dims, np.concatenate(mixtures),
             start(sizes), factor_start, factors, log_weights, own_weights(b)[blocks],
-            b.target[blocks], total, depth, spread, x, effect,
+            spike, b.target[blocks], total, depth, spread, x, effect,
         )  # fmt: skip
         nowhere = np.zeros(len(blocks) + 1, np.int64)
 
         def work(i: int) -> None:
             kernels.draw_blocks(
-                *edges[i], seeds, *layout, share[i], nowhere, none, none, found, table, center
-            )
+                *edges[i], seeds, *layout, share[i], nowhere, none, none, found, table, center,
+                least, widths, evidence,
+            )  # fmt: skip
 
         parallel_for(work, len(edges))
         return found, effect
