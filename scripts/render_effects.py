@@ -137,6 +137,15 @@ def others(results: dict) -> str:
         text = f"{number(said[0])}; {number(said[1])} ({number(said[2])}); {number(null)}"
         what = "99.5% zeros: false at 10%; RMSE (all zero); 90% intervals of no effect hold"
         rows.append([f"{what}, {label}", text])
+    for n in dict.fromkeys(row["cells"] for row in figures.get("dense", ())):
+        mine = [row for row in figures["dense"] if row["cells"] == n]
+        keys = ("cover", "cover_silent", "rmse", "rmse_of_zero")
+        held, silent, error, zero = (mean(mine, k) for k in keys)
+        what = f"perturbations that move every gene by a normal of sd .1, {n} cells each: 90% "
+        what += "intervals hold; those of silent ones; RMSE (all zero); listed at 10%, false"
+        text = f"{number(held)}; {number(silent)}; {number(error)} ({number(zero)}); "
+        text += f"{sum(r['listed'] for r in mine):,}, {number(worst(mine, 'false'))}"
+        rows.append([what, text])
     mine = figures["replicates"]
     text = f"{number(mean(mine, 'mean_effect'))}; {number(mean(mine, 'new_batch'))}"
     rows.append(["effects that vary between batches: 90% intervals of mean; of a new batch", text])

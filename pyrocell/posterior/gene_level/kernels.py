@@ -321,7 +321,8 @@ def draw_blocks(
         If not empty: (coefficients, 4, G) to which mean, second moment, and probabilities of being
         above and below zero of coefficient + center are added, center (coefficients, G).
     least
-        (coefficients, G) size that it must have in the spike to be counted as above or below.
+        (coefficients, G) size that it must have in the spike to be counted as above or below, for
+        prior standard deviations; where counts tell more, less in proportion is enough.
     widths, evidence
         Other values of `spike`, and (blocks, widths) to which the log evidence of each is added, of
         the genes that were drawn to be in the spike. Normal in the score at no effect, whose mean
@@ -516,9 +517,12 @@ def draw_blocks(
                             table[at, 0, g] += weight * value
                             table[at, 1, g] += weight * (value * value + variance)
                             if j == 0 and variance > 0.0:  # too small, mostly, to be an effect
-                                z = 1.0 / math.sqrt(max(variance, 1e-12))
-                                table[at, 2, g] += weight * _above_zero((value - least[at, g]) * z)
-                                table[at, 3, g] += weight * _above_zero((-value - least[at, g]) * z)
+                                z, usual = 1.0 / math.sqrt(max(variance, 1e-12)), 0.0
+                                for a in range(dim_j):
+                                    usual += (factors[spot + q * dim_j + a] * spike[b]) ** 2
+                                enough = least[at, g] * math.sqrt(min(variance / usual, 1.0))
+                                table[at, 2, g] += weight * _above_zero((value - enough) * z)
+                                table[at, 3, g] += weight * _above_zero((-value - enough) * z)
                             elif variance > 0.0:
                                 above = _above_zero(value / math.sqrt(variance))
                                 table[at, 2, g] += weight * above

@@ -4,8 +4,8 @@ The effects of a perturbation on a gene, over the times and media in which it wa
 learned probabilities
 
 - little (the spike): a normal whose width, one of `SPIKES`, is learned for every perturbation, so
-  that many small changes do not make the interval of each of them false; a change within twice its
-  width is not called an effect,
+  that many small changes do not make the interval of each of them false; a change in it is called
+  an effect if it is more than two of its posterior standard deviations from zero,
 - of one of several sizes, alike in every medium, and from the first time on constant, or unfolding
   as responses to the perturbation do, or a walk over the measured times,
 - seen in one medium alone, or in every medium but the first, or in the first alone,

@@ -28,7 +28,7 @@ __all__ = ["Columns", "GeneLevel", "Layout", "Request"]
 _AT_ONCE = 128  # genes of a task
 _STATE = [f.name for f in fields(State)]
 _COUNTS = ("total", "depth", "within", "between", "per_cell", "share", "eta", "rate", "raw")
-_CALLED = 2.0  # widths of the spike from which a change within it is called an effect
+_CALLED = 2.0  # standard deviations from which a change in the spike is called an effect
 _FRESH = 7_919  # seeds of draws that the sampler did not make
 
 
@@ -222,7 +222,8 @@ class GeneLevel:
         """What is known of effects before the blocks asked for are drawn, (n, G).
 
         And how large a change must be to be more than what a perturbation does to most genes, (n,
-        G): `_CALLED` widths of the spikes. Where programs say that a gene moves, less is enough.
+        G), see `least` in `kernels.draw_blocks`. Where programs say that a gene moves, less is
+        enough.
         """
         layout, spike = self._layout.blocks, self.part("spike", s)
         out = np.repeat(self.part("common", s)[None].astype(float), len(asked.blocks), 0)
