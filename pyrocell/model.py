@@ -48,6 +48,7 @@ from pyrocell.posterior.gene_level.fit import (
     has_gene_level,
 )
 from pyrocell.posterior.levels import levels
+from pyrocell.posterior.media_effects import media_effects
 from pyrocell.posterior.module import ScreenModule
 from pyrocell.posterior.output import OutputTarget
 from pyrocell.posterior.prediction import predict
@@ -196,7 +197,7 @@ class PyroCell(BaseModelClass):
         adata: AnnData,
         layer: str | None = None,
         batch_key: str | None = "batch",
-        perturbation_key: str = "perturbation",
+        perturbation_key: str | None = "perturbation",
         control: str | Sequence[str] = "control",
         combination_separator: str | None = "+",
         perturbation_type: str = "knockout",
@@ -224,7 +225,8 @@ class PyroCell(BaseModelClass):
         layer
             Layer with the counts; None for `.X`.
         batch_key, perturbation_key, perturbation_type_key, media_key, time_key
-            Columns of `.obs`; None where the screen has none. Genes of a combination are joined by
+            Columns of `.obs`; None where the screen has none: without perturbations all cells are
+            controls, and `media_effects` is what is asked. Genes of a combination are joined by
             "+"; times are numbers ≥ 0.
         perturbation_time_key, media_time_key
             Columns with the time, on the clock of `time_key`, at which each cell was perturbed and
@@ -237,7 +239,8 @@ class PyroCell(BaseModelClass):
             What joins the genes of a combination in a label; None where nothing does (a "+" in a
             label then becomes "plus").
         perturbation_type
-            "knockout", "CRISPRi" or "CRISPRa", where no column states it.
+            "knockout", "CRISPRi", "CRISPRa", or "treatment" (a drug or a stimulus, which is not
+            aimed at the transcript of a gene), where no column states it.
         gene_symbol_key
             Column of `.var` with the names of genes that labels use, by which the gene of each
             perturbation is found; default: `.var_names`, or a column that has more of them.
@@ -716,6 +719,8 @@ class PyroCell(BaseModelClass):
         """
         if max_epochs < 1 or n_cells < 2:
             raise ScreenError(f"max_epochs={max_epochs} must be at least 1, n_cells={n_cells} 2")
+        if not self.screen.perturbations:
+            raise ScreenError("the screen has no perturbation, so there are no labels to shuffle")
         arguments = dict(self.adata_manager.registry[SETUP_ARGS])
         some = shuffled_cells(self.adata, arguments, n_cells, seed)
         self.setup_anndata(some, **(arguments | {"layer": None}))
@@ -757,6 +762,42 @@ class PyroCell(BaseModelClass):
         return batch_effects(self.fitted, n_samples, credible_level, by)
 
     @limit_threads
+    def media_effects(
+        self,
+        media: str | Sequence[str] | None = None,
+        time: float | None = None,
+        n_samples: int = 200,
+        credible_level: float = 0.9,
+    ) -> pd.DataFrame:
+        """Log-fold change of each gene of control cells in a medium, against the baseline medium.
+
+        Parameters
+        ----------
+        media
+            Labels; default: every medium beside the baseline.
+        time
+            Where to compare; default: the last time.
+        n_samples
+            Posterior draws, where the response was not measured in controls or is variational.
+        credible_level
+            Mass of the equal-tailed interval.
+
+        Returns
+        -------
+        DataFrame with the columns of `perturbation_effects`: perturbation is the control; count is
+        that of control cells in the medium and count_control that in the baseline medium.
+
+        Raises
+        ------
+        ScreenError
+            If the screen has no medium beside the baseline.
+        """
+        names = self.screen.media if media is None else media
+        names = [names] if isinstance(names, str) else list(names)
+        if time is None and self.screen.times:
+            time = self.screen.times[-1]
+        return media_effects(self.fitted, names, time, n_samples, credible_level)
+
     def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:
         """Gain of each perturbation on each medium's response: 0 blocked, 1 untouched."""
         if not self.screen.media:

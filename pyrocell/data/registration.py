@@ -284,27 +284,23 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
     for role in _ROLES:
         argument, key = f"{role}_key", args.get(f"{role}_key")
         columns[role] = argument if key is None else f'{argument}="{key}"'
-        if role == "perturbation" and key is None:
-            raise ScreenError(
-                "perturbation_key=None; name the column of adata.obs that has the "
-                "perturbation of each cell"
-            )
         found = key is not None
-        values[role] = _column(adata, key, argument, role != "perturbation") if found else None
+        values[role] = _column(adata, key, argument) if found else None
     _check_size_factor(adata, args["size_factor_key"])
     labels, separator = values["perturbation"], args.get("combination_separator", "+")
     where = columns["perturbation"]
-    values["perturbation"] = read_perturbations(
-        labels, args["control"], separator, where, all_occur=like is None
-    )
     control = control_label(args["control"])
+    if labels is not None:
+        values["perturbation"] = read_perturbations(
+            labels, args["control"], separator, where, all_occur=like is None
+        )
     counts = count_matrix(adata, args["layer"], stored=True)
     if not is_stored(counts):  # those in a file are checked when they are first read
         check_counts(adata, args["layer"], **_count_options(args, like))
     if values["perturbation_type"] is None:
         values["perturbation_type"] = args["perturbation_type"]
         columns["perturbation_type"] = "perturbation_type"
-    if like is None:
+    if like is None and labels is not None:
         numbers = pd.Series(np.asarray(values["perturbation"])).astype(str).value_counts()
         warn_of_labels(numbers.to_dict(), control, adata.var_names, where)
     screen = Screen.from_labels(
@@ -316,9 +312,7 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
         like=like,
     )
     if like is None:
-        own = own_columns(adata, screen.perturbation_genes, args.get("gene_symbol_key"))
-        screen = replace(screen, own_columns=own)
-        warn_of_guides(adata, screen.perturbation_genes)
+        screen = replace(screen, own_columns=_own_columns(adata, screen, args))
     if like is None and not is_stored(counts):
         totals = batch_totals(counts, screen.cell_batch, len(screen.batches))
         warn_of_absent_genes(totals, screen.batches, adata.var_names)
@@ -333,6 +327,16 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
             "name the column of lanes, plates or days, or batch_key=None"
         )
     return screen
+
+
+def _own_columns(adata: AnnData, screen: Screen, args: Mapping[str, Any]) -> np.ndarray:
+    """(K,) column of each perturbation's own gene; -1 if not measured, or aimed at none."""
+    out = np.full(len(screen.perturbations), -1, dtype=np.int64)
+    aimed = np.array([kind != "treatment" for kind in screen.perturbation_types], dtype=bool)
+    genes = [gene for gene, at in zip(screen.perturbation_genes, aimed, strict=True) if at]
+    out[aimed] = own_columns(adata, genes, args.get("gene_symbol_key"))
+    warn_of_guides(adata, genes)
+    return out
 
 
 def _count_options(args: Mapping[str, Any], like: Any) -> dict[str, bool]:

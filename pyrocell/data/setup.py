@@ -29,7 +29,9 @@ class ScreenSetup:
 
     layer: str | None = _argument(None, "layer of the counts; .X if not given", "NAME")
     batch_key: str | None = _argument("batch", "'' where there is none")
-    perturbation_key: str = _argument("perturbation", "genes, combinations joined by +")
+    perturbation_key: str | None = _argument(
+        "perturbation", "genes, combinations joined by +; '' where nothing was perturbed"
+    )
     control: str | Sequence[str] = _argument(
         "control", "of unperturbed cells; may hold * and ?", _LABEL
     )

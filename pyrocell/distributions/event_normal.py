@@ -56,7 +56,7 @@ class _NormalLogProb(torch.autograd.Function):
         for_scale = None
         if needs_scale:
             square = (slope * deviation).sum_to_size(scale.shape)
-            repeats = value.numel() / scale.numel()
+            repeats = value.numel() / max(scale.numel(), 1)  # both may be empty
             for_scale = -(square + weight * repeats) / scale
         return slope if needs_value else None, for_loc, for_scale
 

@@ -126,7 +126,7 @@ class ScreenMap(ScreenTensors):
         return ResponseParameters(
             effect=values["P.effect"],
             media_effect=values.get("M.effect", one.new_zeros(0, values["P.effect"].shape[-1])),
-            gain=values.get("M.gain", one.new_ones(k, 0)),
+            gain=values.get("M.gain", one.new_ones(k, self.n_media)),
             turnover=turnover,
             log_rate=values.get("W.log_rate", base.expand(k + j)),
             base_log_rate=base,

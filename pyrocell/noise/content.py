@@ -63,7 +63,9 @@ def _content(screen: Screen) -> tuple[list[str], Tensor]:
     control = torch.as_tensor(screen.is_control).float()[:, None]
     exposure = torch.as_tensor(screen.exposure)
     classes = sorted(set(screen.perturbation_types))
-    member = np.array([[t == c for c in classes] for t in screen.perturbation_types], np.float32)
+    kinds = screen.perturbation_types
+    member = np.array([[t == c for c in classes] for t in kinds], np.float32)
+    member = member.reshape(len(kinds), len(classes))  # also where nothing was perturbed
     of_class = torch.as_tensor((screen.membership @ member > 0).astype(np.float32))
     names = [screen.control, *screen.media, *classes[1:]]
     features = torch.cat([control, exposure, of_class[:, 1:]], 1)  # (C, F)

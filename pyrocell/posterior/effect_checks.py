@@ -73,11 +73,12 @@ def common_effect(effects: pd.DataFrame) -> float:
 
 def effect_checks(ask: Ask, screen: Screen, effects: pd.DataFrame | None = None) -> pd.DataFrame:
     """See :meth:`pyrocell.PyroCell.effect_checks`; `effects` of a report, if there are any."""
-    baseline = screen.baseline_media
+    baseline, columns, rows = screen.baseline_media, ["check", "value", "verdict", "reason"], []
+    if not screen.perturbations:
+        return pd.DataFrame(rows, columns=columns)
     if effects is None:
         effects = ask(n_samples=50)
     here = effects[effects["media"] == baseline]
-    rows = []
     try:
         alone = ask(shrunken=False, time=None if not screen.times else here["time"].iloc[0])
         outside = disagreement(here, alone)
@@ -105,7 +106,7 @@ def effect_checks(ask: Ask, screen: Screen, effects: pd.DataFrame | None = None)
                 "counted genes; where it is large ask whether controls were handled as others were",
             )
         )
-    return pd.DataFrame(rows, columns=["check", "value", "verdict", "reason"])
+    return pd.DataFrame(rows, columns=columns)
 
 
 # ---------------------------------------------------------------------- shuffled labels

@@ -33,7 +33,13 @@ from pyrocell.posterior.output import OutputTarget
 from pyrocell.posterior.populations import moments, resting_cells
 from pyrocell.posterior.summaries import summaries
 
-__all__ = ["effect_draws", "expected_false_signs", "perturbation_effects"]
+__all__ = [
+    "counts_of_rows",
+    "draws_against_first",
+    "effect_draws",
+    "expected_false_signs",
+    "perturbation_effects",
+]
 
 SUMMARIES = ("mean", "sd", "lower", "upper", "lfsr")
 COLUMNS = (
@@ -75,7 +81,11 @@ def perturbation_effects(
 ) -> pd.DataFrame | xr.Dataset:
     """Posterior of the change of each gene under each perturbation; see `PyroCell`."""
     if not perturbations:
-        raise ScreenError("perturbations=[] names none; leave it out for all of them")
+        raise ScreenError(
+            "perturbations=[] names none; leave it out for all of them"
+            if fit.screen.perturbations
+            else "the screen has no perturbation; media_effects() says what media do"
+        )
     check_draws(n_samples)
     check_level(credible_level)
     screen = fit.screen
@@ -222,6 +232,15 @@ def effects(
         yield (_effect(fit, values, part, s, cells) for part in asked)
 
 
+def draws_against_first(fit: FittedScreen, frame: pd.DataFrame, n_samples: int) -> np.ndarray:
+    """Joint draws of the log-fold changes of conditions against the first, (S, n − 1, G)."""
+    part = fit.part(frame, 0)
+    moves = fit.model.moves_states
+    cells = resting_cells(fit.data, fit.model, fit.posterior.seed) if moves else None
+    draws = fit.posterior.draws(n_samples, perturbations=fit.asked_of([part]))
+    return np.stack([_effect(fit, values, part, s, cells) for s, values in enumerate(draws)])
+
+
 @torch.no_grad()
 def _effect(
     fit: FittedScreen,
@@ -266,19 +285,27 @@ def counts_of(
 
     Zero where none were measured.
     """
-    screen = fit.screen
-    table = _total_counts(fit)
-    medium, now = str(media).strip(), screen.conditions
-    here = (now["media"] == medium).to_numpy()
+    screen, table = fit.screen, _total_counts(fit)
+    names = [screen.label_of(screen.indices(name)) for name in perturbations]
+    each = [counts_of_rows(fit, name, media, time, table) for name in (*names, screen.control)]
+    return np.stack(each[:-1]), each[-1]
+
+
+def counts_of_rows(
+    fit: FittedScreen,
+    label: str,
+    media: str,
+    time: float | None,
+    table: np.ndarray | None = None,
+) -> np.ndarray:
+    """Counts (G,) of the cells of a label in a medium at a time; zero where none were measured."""
+    screen, medium = fit.screen, str(media).strip()
+    table = _total_counts(fit) if table is None else table
+    now = screen.conditions
+    here = ((now["media"] == medium) & (now["perturbation"] == label)).to_numpy()
     if screen.times and time is not None:
         here = here & np.isclose(now["time"].to_numpy(dtype=float), time)
-    labels = now["perturbation"].to_numpy()
-
-    def summed(label: str) -> np.ndarray:
-        return table[here & (labels == label)].sum(0)
-
-    names = [screen.label_of(screen.indices(name)) for name in perturbations]
-    return np.stack([summed(name) for name in names]), summed(screen.control)
+    return table[here].sum(0)
 
 
 def _total_counts(fit: FittedScreen) -> np.ndarray:

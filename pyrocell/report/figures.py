@@ -42,16 +42,17 @@ def write_figures(
 ) -> list[Path]:
     """Draw every figure that applies as PNG; return the files. One that fails is said, no more."""
     directory.mkdir(parents=True, exist_ok=True)
-    effects = tables["perturbation_effects"]
-    # Where there is a stimulus, effects are mostly seen with it.
-    effects = _strongest_rows(effects[effects["media"] == effects["media"].iloc[-1]])
     draw: dict[str, Callable[[], Axes | np.ndarray]] = {
         "layout": lambda: plotting.layout(model.screen),
-        "effects": lambda: plotting.effects(effects),
-        "effect_intervals": lambda: plotting.effect_intervals(effects),
         "predictive_check": lambda: plotting.predictive_check(tables["predictive_check"]),
         "latent": lambda: plotting.latent(model, color=color or _batch_column(model)),
     }
+    if "perturbation_effects" in tables:
+        effects = tables["perturbation_effects"]
+        # Where there is a stimulus, effects are mostly seen with it.
+        effects = _strongest_rows(effects[effects["media"] == effects["media"].iloc[-1]])
+        draw["effects"] = lambda: plotting.effects(effects)
+        draw["effect_intervals"] = lambda: plotting.effect_intervals(effects)
     if len(tables["history"]):
         draw["history"] = lambda: plotting.history(model)
     if "batch_effects" in tables:

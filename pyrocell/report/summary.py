@@ -61,9 +61,12 @@ def summary_text(model: PyroCell, tables: dict[str, pd.DataFrame], n_effects: in
     mixed = tables["aliased"][~tables["aliased"]["estimable"]]
     if len(mixed):
         parts += ["## What this layout cannot tell apart", _reasons(mixed)]
-    effects = tables["perturbation_effects"]
-    place = "" if not model.screen.times else f" at time {effects['time'].iloc[0]:g}"
-    parts += [f"## Strongest effects{place}", _effects(effects, model, n_effects)]
+    name = "perturbation_effects" if model.screen.perturbations else "media_effects"
+    if name in tables:
+        effects = tables[name]
+        place = "" if not model.screen.times else f" at time {effects['time'].iloc[0]:g}"
+        what = "effects" if model.screen.perturbations else "effects of media"
+        parts += [f"## Strongest {what}{place}", _effects(effects, model, n_effects)]
     if "media_gains" in tables:
         parts += ["## Lowest gains on a medium's response", _gains(tables["media_gains"])]
     if "batch_effects" in tables:

@@ -22,6 +22,7 @@ FORMATS = ("csv", "parquet")
 TABLES = (
     "perturbation_effects",
     "batch_effects",
+    "media_effects",
     "media_gains",
     "predictive_check",
     "effect_checks",
@@ -54,21 +55,25 @@ def collect(
     screen = model.screen
     tables: dict[str, pd.DataFrame] = {}
     places = [screen.baseline_media, *screen.media]
-    say(f"effects in {join_names(places)}")
-    tables["perturbation_effects"] = pd.concat(
-        [model.perturbation_effects(media=media, n_samples=n_samples) for media in places],
-        ignore_index=True,
-    )
+    if screen.perturbations:
+        say(f"effects in {join_names(places)}")
+        tables["perturbation_effects"] = pd.concat(
+            [model.perturbation_effects(media=media, n_samples=n_samples) for media in places],
+            ignore_index=True,
+        )
     if len(screen.batches) > 1:
         say("batch effects")
         tables["batch_effects"] = model.batch_effects(n_samples=n_samples)
     if screen.media:
+        say("effects of media on control cells")
+        tables["media_effects"] = model.media_effects(n_samples=n_samples)
+    if screen.media and screen.perturbations:
         say("gains on the response to media")
         tables["media_gains"] = model.media_gains(n_samples=n_samples)
     say("posterior predictive check")
     tables["predictive_check"] = model.posterior_predictive_check()
     tables["effect_checks"] = effect_checks(
-        model.perturbation_effects, model.screen, tables["perturbation_effects"]
+        model.perturbation_effects, model.screen, tables.get("perturbation_effects")
     )
     if model.shuffle_check_ is not None:
         tables["shuffle_check"] = model.shuffle_check_

@@ -197,6 +197,7 @@ def annotated(model: PyroCell, tables: dict[str, pd.DataFrame]) -> AnnData:
 
     Adds `.obsm["X_pyrocell"]` (resting state z), `.varm["pyrocell_effects"]` and
     `.varm["pyrocell_prob_direction"]` (genes × perturbations, baseline medium, last time),
+    `.varm["pyrocell_media_effects"]` (genes × media, control cells),
     `.varm["pyrocell_batch_effects"]` (genes × batches) and `.uns["pyrocell"]` (version, summary of
     the model). Leaves out the columns and keys that scvi-tools' registration adds (`_scvi_*`).
     """
@@ -211,10 +212,14 @@ def annotated(model: PyroCell, tables: dict[str, pd.DataFrame]) -> AnnData:
     if adata.raw is not None:
         out.raw = adata.raw.to_adata()
     out.obsm["X_pyrocell"] = model.get_latent_representation()
-    effects = tables["perturbation_effects"]
-    effects = effects[effects["media"] == model.screen.baseline_media]
-    out.varm["pyrocell_effects"] = _by_gene(effects, "perturbation", "mean", out)
-    out.varm["pyrocell_prob_direction"] = _by_gene(effects, "perturbation", "prob_direction", out)
+    if "perturbation_effects" in tables:
+        effects = tables["perturbation_effects"]
+        effects = effects[effects["media"] == model.screen.baseline_media]
+        for key, column in (("effects", "mean"), ("prob_direction", "prob_direction")):
+            out.varm[f"pyrocell_{key}"] = _by_gene(effects, "perturbation", column, out)
+    if "media_effects" in tables:
+        found = _by_gene(tables["media_effects"], "media", "mean", out)
+        out.varm["pyrocell_media_effects"] = found
     if "batch_effects" in tables:
         out.varm["pyrocell_batch_effects"] = _by_gene(tables["batch_effects"], "batch", "mean", out)
     _name_columns(out)

@@ -20,7 +20,7 @@ __all__ = [
     "split_label",
 ]
 
-PERTURBATION_TYPES = ("knockout", "CRISPRi", "CRISPRa")
+PERTURBATION_TYPES = ("knockout", "CRISPRi", "CRISPRa", "treatment")
 _TYPE_SPELLINGS = {
     "knockout": "knockout",
     "ko": "knockout",
@@ -28,6 +28,10 @@ _TYPE_SPELLINGS = {
     "crispr-ko": "knockout",
     "crispri": "CRISPRi",
     "crispra": "CRISPRa",
+    "treatment": "treatment",
+    "drug": "treatment",
+    "compound": "treatment",
+    "stimulus": "treatment",
 }
 # Not synonyms, RNAi and cDNA are no CRISPR, but what most who write them mean.
 _TYPE_HINTS = {

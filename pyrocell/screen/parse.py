@@ -80,6 +80,17 @@ def _read_genotypes(
     return merged[code], list(found)
 
 
+def _all_control(control: str, others: tuple[Any, ...]) -> np.ndarray:
+    """Labels of cells of which none was perturbed, (N,); raise if nothing else tells them apart."""
+    known = [values for values in others if values is not None]
+    if not known:
+        raise ScreenError(
+            "without perturbation_key, media_key, time_key and batch_key no two cells differ; name "
+            "the columns of adata.obs that the screen has"
+        )
+    return np.full(len(known[0]), control, dtype=object)
+
+
 def _check_control(
     labels: Any, n_control: int, n_perturbed: int, control: str, column: str
 ) -> None:
@@ -193,11 +204,13 @@ def read_labels(
     like: Vocabulary | None,
 ) -> CellLabels:
     """Read the columns of `Screen.from_labels`; see there for arguments and errors."""
-    control = str(control).strip()
+    control, given = str(control).strip(), perturbation is not None
+    if not given:
+        perturbation = _all_control(control, (media, time, batch))
     code, sets = _read_genotypes(perturbation, control, perturbation_type, columns)
     n = len(code)
     column = columns.get("perturbation", "perturbation")
-    if like is None:
+    if like is None and given:
         n_control = int(np.isin(code, [i for i, s in enumerate(sets) if not s]).sum())
         _check_control(perturbation, n_control, n - n_control, control, column)
     genotypes, names = _name_singles(sets, like, column)

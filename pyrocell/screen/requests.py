@@ -57,11 +57,13 @@ def encode_treatments(
             raise UnknownLabelError(
                 f'column "{column}" is not understood{did_you_mean(column, _COLUMNS)}'
             )
-    if "perturbation" not in frame:
+    if "perturbation" not in frame and screen.perturbations:
         raise UnknownLabelError('the table of conditions needs a column "perturbation"')
     n = len(frame)
     genotype = np.zeros((n, len(screen.perturbations)), dtype=np.float32)
-    for label, rows in frame.groupby("perturbation", dropna=False).indices.items():
+    given = "perturbation" in frame  # or there is none to name
+    labels = frame.groupby("perturbation", dropna=False).indices if given else {}
+    for label, rows in labels.items():
         genotype[np.ix_(rows, screen.indices(label))] = 1.0
     exposure = np.zeros((n, len(screen.media)), dtype=np.float32)
     if "media" in frame:

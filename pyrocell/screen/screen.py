@@ -133,12 +133,12 @@ class Screen:
         genes
             (G,) gene names.
         perturbation
-            (N,) labels; genes of a combination are joined by `+`.
+            (N,) labels; genes of a combination are joined by `+`. None: no cell was perturbed.
         control
             Label of unperturbed cells.
         perturbation_type
-            "knockout", "CRISPRi" or "CRISPRa", or (N,) of these; one cell's may be joined by `+` in
-            the order of its genes.
+            "knockout", "CRISPRi", "CRISPRa" or "treatment", or (N,) of these; one cell's may be
+            joined by `+` in the order of its genes.
         media, time, batch, guide
             (N,) labels, times (numbers ≥ 0), batches and guides; None where the screen has none.
         perturbation_time, media_time

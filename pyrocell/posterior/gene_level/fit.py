@@ -247,7 +247,7 @@ def fit_gene_level(
     if programs is True and rank > 0:
         halves = _halves(data, screen, group, counts, seed)
         found = _try_programs(halves, rank, common, seed)
-    elif programs:
+    elif programs is not True and programs:
         found = Programs(int(programs), {})
     n_levels = len(screen.conditions) * len(screen.genes)
     chains = [

@@ -25,6 +25,7 @@ from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.special import ndtr
 
 from pyrocell._core.threading import parallel_for
 from pyrocell.posterior.gene_level import kernels
@@ -263,6 +264,8 @@ class Sampler:
         self.spike_weights = np.full(len(SPIKES), 1 / len(SPIKES))
         self.evidence = np.zeros((len(blocks), len(SPIKES)))
         programs = zeros(self.n_perturbations if self.rank else 0, n_genes)
+        self._summed_up = False
+        self._responses = np.zeros((n_contexts, 4, n_genes)), np.zeros(n_contexts)
         self._summed = [0, zeros(int(blocks.coefficient_start[-1]), n_genes), programs]
         self.design = self._design()
 
@@ -291,6 +294,7 @@ class Sampler:
             if sweep % _THETA_EVERY == 0:
                 self._draw_overdispersion()
             state = self._state(sweep) if sweep >= burn_in else None
+            self._summed_up = state is not None
             share = self._draw_blocks(self.seed * 1_000_003 + sweep)
             if state is not None:
                 self._sum_up()
@@ -337,9 +341,18 @@ class Sampler:
             self._summed[2] += (self.activity @ self.loading.T).astype(np.float32)
 
     def means(self) -> dict[str, np.ndarray]:
-        """Means over sweeps: of coefficients, and of what programs do, (K, G) or (0, G)."""
+        """Means over sweeps: of coefficients, and of what programs do, (K, G) or (0, G).
+
+        And mean, second moment and probabilities of being above and below zero of responses to
+        media, (Q, 4, G), their mixture summed out.
+        """
         n, coefficients, program = self._summed
-        return {"mean_coefficients": coefficients / n, "mean_program": program / n}
+        summed, sweeps = self._responses
+        return {
+            "mean_coefficients": coefficients / n,
+            "mean_program": program / n,
+            "response_summary": summed / np.maximum(sweeps, 1)[:, None, None],
+        }
 
     def _with_effects(self, state: State) -> State:
         found = self.coefficients
@@ -489,8 +502,23 @@ class Sampler:
         pull = gradient + curvature * self.level[q]
         share = _scale_shares(self.response_weights[q], _RESPONSE_SCALES, curvature, pull)
         self.response_weights[q] = self.rng.dirichlet(share.sum(1) + 1)
+        if self._summed_up:
+            self._sum_response(q, share[1:], curvature, pull)
         chosen = _choose(share, self.rng)
         return np.where(chosen > 0, _RESPONSE_SCALES[np.maximum(chosen - 1, 0)] ** -2, 1e8)
+
+    def _sum_response(
+        self, q: int, share: np.ndarray, curvature: np.ndarray, pull: np.ndarray
+    ) -> None:
+        """Add the moments of a response given all else; share (scales, G)."""
+        variance = 1 / (curvature + _RESPONSE_SCALES[:, None] ** -2)
+        mean = pull * variance
+        above = ndtr(mean / np.sqrt(variance))
+        summed, sweeps = self._responses
+        sweeps[q] += 1
+        parts = (mean, mean**2 + variance, above, 1 - above)
+        for total, part in zip(summed[q], parts, strict=True):
+            total += (share * part).sum(0)
 
     def _row_sums(self, value: np.ndarray, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Σ_g v² P and Σ_g v P r of every condition, (C,) each."""

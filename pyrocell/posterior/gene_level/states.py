@@ -191,6 +191,12 @@ class GeneLevel:
             return None
         return Request(np.array(found), [tuple(sorted(s)) for s in sets], medium, node)
 
+    def context(self, medium: int, node: int) -> int | None:
+        """Number of a medium at a time as a response to it; None if it was not measured so."""
+        contexts = self._layout.contexts
+        found = (contexts.medium == medium) & (contexts.node == node) & contexts.is_response
+        return int(np.flatnonzero(found)[0]) if found.any() else None
+
     def columns(self, asked: Request, n_samples: int) -> Columns:
         """Effects of conditions against controls of the same medium and time.
 
