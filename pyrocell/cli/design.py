@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from pyrocell import design, plotting
-from pyrocell.cli.options import natural, positive, read_cells, say
+from pyrocell.cli.options import natural, positive, say
+from pyrocell.cli.reading import read_cells
 from pyrocell.design.summary import summary
 from pyrocell.errors import DesignError, PyrocellError
 from pyrocell.model import PyroCell

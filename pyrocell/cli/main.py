@@ -1,4 +1,4 @@
-"""Command line: `pyrocell fit` on counts, `demo` on the embedded screen, `design` of the next one.
+"""Command line: `fit` and `check` counts, `demo` of the embedded screen, `design` of the next one.
 
 The summary goes to standard output; progress, warnings and errors go to standard error.
 """
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from anndata import AnnData
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import pyrocell
+from pyrocell.cli.check import add_check
 from pyrocell.cli.design import add_design
-from pyrocell.cli.options import add_column, natural, positive, read_cells, say
+from pyrocell.cli.options import add_screen, counted, natural, positive, read_screen, say
 from pyrocell.data.setup import COLUMNS
 from pyrocell.errors import PyrocellError, ScreenWarning
 
@@ -33,14 +33,6 @@ _DEMO_EPOCHS, _QUICK_EPOCHS = 120, 3
 _LINES = 10  # of progress where there is no terminal
 _REFRESH = 0.5  # seconds, of progress on a terminal
 _ARGUMENT = re.compile(rf'\b({"|".join(column.name for column in COLUMNS)})=(None\b|"|)')
-_LOOKS_LIKE = {
-    "batch_key": "batch lane plate library gem_group replicate channel".split(),
-    "media_key": "media medium stim stimulus stimulation treatment drug condition cytokine".split(),
-    "time_key": "time day days hour hours timepoint time_point".split(),
-    "guide_key": "guide guides sgrna grna guide_id sgrna_id".split(),
-    "laboratory_key": "lab laboratory site".split(),
-    "categorical_covariate_keys": "donor patient cell_line sex genotype".split(),
-}
 _CONTENTS = """\
   summary.md      this summary
   tables/         effects, batch effects, predictive check, layout, aliasing, ...
@@ -92,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--quick", action="store_true", help="a few epochs, to see that it runs")
     demo.set_defaults(command=_demo)
+    add_check(commands)
     add_design(commands)
     return parser
 
@@ -102,7 +95,7 @@ def _add_fit(commands: Any) -> None:
         help="fit a screen and write its report",
         description="Fit raw counts of a screen; write model, tables, figures and a summary.",
     )
-    fit.add_argument("file", metavar="FILE.h5ad", type=Path, help="cells × genes with raw counts")
+    add_screen(fit)
     fit.add_argument(
         "-o",
         "--output",
@@ -115,10 +108,6 @@ def _add_fit(commands: Any) -> None:
     fit.add_argument(
         "--tables", choices=("csv", "parquet"), default="csv", help="format (%(default)s)"
     )
-
-    screen = fit.add_argument_group("the screen", "columns of .obs, and labels in them")
-    for column in COLUMNS:
-        add_column(screen, column)
 
     model = fit.add_argument_group("the model")
     number = {"metavar": "N"}
@@ -172,11 +161,7 @@ def _add_fit(commands: Any) -> None:
 
 def _fit(arguments: argparse.Namespace) -> None:
     pyrocell.report.check_target(arguments.output, arguments.force, arguments.tables)
-    say(f"reading {arguments.file}")
-    adata = read_cells(arguments.file)
-    setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
-    _say_columns(adata, setup)
-    pyrocell.PyroCell.setup_anndata(adata, **setup)
+    adata, _ = read_screen(arguments)
     names = ("n_latent", "n_response", "likelihood", "dynamics", "interactions")
     model = pyrocell.PyroCell(adata, **{name: getattr(arguments, name) for name in names})
     _train(model, arguments.max_epochs, arguments.accelerator, arguments.seed)
@@ -184,20 +169,6 @@ def _fit(arguments: argparse.Namespace) -> None:
         say("fitting shuffled labels")
         model.shuffle_check(seed=arguments.seed, progress_bar=False)
     _report(model, arguments.output, arguments.force, arguments.tables)
-
-
-def _say_columns(adata: AnnData, setup: dict[str, Any]) -> None:
-    """Say which columns are used, and which others look as if they belonged to the screen."""
-    keys = {name: value for name, value in setup.items() if name.endswith(("_key", "_keys"))}
-    named = {name: [key] if isinstance(key, str) else list(key or ()) for name, key in keys.items()}
-    used = [f"{key} ({name.removesuffix('s')})" for name, each in named.items() for key in each]
-    say(f"columns used: {', '.join(used)}")
-    taken = {key for each in named.values() for key in each}
-    for option, words in _LOOKS_LIKE.items():
-        found = [c for c in map(str, adata.obs) if c not in taken and c.casefold() in words]
-        if found and not named.get(option):
-            flag = "--" + option.removesuffix("s").replace("_", "-")
-            say(f"column not used: {', '.join(found)}; if it belongs to the screen, {flag}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -220,22 +191,7 @@ def _train(
     accelerator: str = "auto",
     seed: int = 0,
 ) -> None:
-    screen = model.screen
-    parts = {
-        "cell": screen.n_cells,
-        "gene": len(screen.genes),
-        "perturbation": len(screen.perturbations),
-        "medium": 1 + len(screen.media),
-        "time": len(screen.times),
-        "batch": len(screen.batches),
-    }
-    plural = {"medium": "media", "batch": "batches"}
-    counted = [
-        f"{n:,} {name if n == 1 else plural.get(name, f'{name}s')}"
-        for name, n in parts.items()
-        if n
-    ]
-    say("fitting " + ", ".join(counted))
+    say(f"fitting {counted(model.screen)}")
     start = time.monotonic()
     model.train(
         max_epochs,

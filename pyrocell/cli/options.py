@@ -6,12 +6,34 @@ import argparse
 import sys
 from dataclasses import Field
 from pathlib import Path
+from typing import Any
 
-from anndata import AnnData, read_h5ad
+from anndata import AnnData
 
-from pyrocell.errors import PyrocellError
+from pyrocell.cli.reading import FILES, read_cells
+from pyrocell.data.setup import COLUMNS
+from pyrocell.model import PyroCell
+from pyrocell.screen.screen import Screen
 
-__all__ = ["add_column", "natural", "positive", "read_cells", "say"]
+__all__ = [
+    "add_column",
+    "add_screen",
+    "counted",
+    "natural",
+    "of",
+    "positive",
+    "read_screen",
+    "say",
+]
+
+_LOOKS_LIKE = {
+    "batch_key": "batch lane plate library gem_group replicate channel".split(),
+    "media_key": "media medium stim stimulus stimulation treatment drug condition cytokine".split(),
+    "time_key": "time day days hour hours timepoint time_point".split(),
+    "guide_key": "guide guides sgrna grna guide_id sgrna_id".split(),
+    "laboratory_key": "lab laboratory site".split(),
+    "categorical_covariate_keys": "donor patient cell_line sex genotype".split(),
+}
 
 
 def add_column(group: argparse._ArgumentGroup, column: Field) -> None:
@@ -30,6 +52,25 @@ def add_column(group: argparse._ArgumentGroup, column: Field) -> None:
     group.add_argument(option, dest=column.name, default=column.default, help=shown, **more)
 
 
+def of(n: int, name: str) -> str:
+    """A number of things, in words."""
+    many = {"medium": "media", "batch": "batches"}.get(name, f"{name}s")
+    return f"{n:,} {name if n == 1 else many}"
+
+
+def counted(screen: Screen) -> str:
+    """What a screen has, and how much of it."""
+    parts = {
+        "cell": screen.n_cells,
+        "gene": len(screen.genes),
+        "perturbation": len(screen.perturbations),
+        "medium": 1 + len(screen.media),
+        "time": len(screen.times),
+        "batch": len(screen.batches),
+    }
+    return ", ".join(of(n, name) for name, n in parts.items() if n)
+
+
 def natural(text: str) -> int:
     """A whole number ≥ 0, as a type of an option."""
     if not text.isdecimal():
@@ -44,20 +85,42 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def read_cells(file: Path) -> AnnData:
-    """Read a .h5ad file.
+def add_screen(parser: argparse.ArgumentParser) -> None:
+    """Add the file of cells, and the options that say what its columns mean."""
+    parser.add_argument("file", metavar="FILE", type=Path, help=f"raw counts of cells: {FILES}")
+    screen = parser.add_argument_group("the screen", "columns of .obs, and labels in them")
+    screen.add_argument(
+        "--labels",
+        metavar="TABLE",
+        type=Path,
+        help="labels of cells that FILE lacks: .csv or .tsv whose first column names the cells",
+    )
+    for column in COLUMNS:
+        add_column(screen, column)
 
-    Raises
-    ------
-    PyrocellError
-        If it cannot be read, whatever the reason.
-    """
-    if not file.is_file():
-        raise PyrocellError(f"{file} is not a file")
-    try:
-        return read_h5ad(file)
-    except Exception as error:  # whatever a file that is no h5ad makes its readers raise
-        raise PyrocellError(f"{file} cannot be read as .h5ad: {error}") from error
+
+def read_screen(arguments: argparse.Namespace) -> tuple[AnnData, Screen]:
+    """Read, say which columns are used, and register."""
+    say(f"reading {arguments.file}")
+    adata = read_cells(arguments.file, arguments.labels)
+    setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
+    _say_columns(adata, setup)
+    PyroCell.setup_anndata(adata, **setup)
+    return adata, PyroCell._get_most_recent_anndata_manager(adata, required=True).screen
+
+
+def _say_columns(adata: AnnData, setup: dict[str, Any]) -> None:
+    """Say which columns are used, and which others look as if they belonged to the screen."""
+    keys = {name: value for name, value in setup.items() if name.endswith(("_key", "_keys"))}
+    named = {name: [key] if isinstance(key, str) else list(key or ()) for name, key in keys.items()}
+    used = [f"{key} ({name.removesuffix('s')})" for name, each in named.items() for key in each]
+    say(f"columns used: {', '.join(used)}")
+    taken = {key for each in named.values() for key in each}
+    for option, words in _LOOKS_LIKE.items():
+        found = [c for c in map(str, adata.obs) if c not in taken and c.casefold() in words]
+        if found and not named.get(option):
+            flag = "--" + option.removesuffix("s").replace("_", "-")
+            say(f"column not used: {', '.join(found)}; if it belongs to the screen, {flag}")
 
 
 def say(line: str) -> None:

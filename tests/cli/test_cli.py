@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 import pyrocell
-from pyrocell.cli.main import _say_columns, main
+from pyrocell.cli.main import main
+from pyrocell.cli.options import _say_columns
 from pyrocell.errors import PyrocellError
 from pyrocell.report import convergence, write
 from pyrocell.report.quality import share_inside, strongest
@@ -75,6 +76,7 @@ def test_the_annotated_cells_are_the_input_and_the_answers(finished, screen_file
     pd.testing.assert_frame_equal(before.obs, after.obs)
     assert set(after.obsm) == {"X_pyrocell"} and after.obsm["X_pyrocell"].shape == (len(after), 2)
     assert set(after.varm) == {
+        "pyrocell_media_effects",
         "pyrocell_effects",
         "pyrocell_prob_direction",
         "pyrocell_batch_effects",
