@@ -17,6 +17,7 @@ from scvi.model.base import BaseModelClass
 from torch import Tensor
 
 from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, inference_data
+from pyrocell._core.files import current
 from pyrocell._core.progress import progress
 from pyrocell._core.threading import few_threads, limit_threads
 from pyrocell.assumptions.spec import Assume
@@ -426,9 +427,8 @@ class PyroCell(BaseModelClass):
             "programs": None if self.programs_ is None else asdict(self.programs_),
         }
         history = self.history if self.is_trained_ else None
-        write_model(dir_path, self.module.saved_state(), settings, history, overwrite)
-        if save_anndata:
-            self.adata.write_h5ad(Path(dir_path) / "adata.h5ad")
+        cells = self.adata if save_anndata else None
+        write_model(dir_path, self.module.saved_state(), settings, history, overwrite, cells)
 
     @classmethod
     def load(cls, dir_path: str | Path, adata: AnnData | None = None) -> PyroCell:
@@ -442,7 +442,7 @@ class PyroCell(BaseModelClass):
             If the files are missing, damaged or of another model; if cells do not fit the screen.
         """
         state, settings, history = read_model(dir_path)
-        beside = Path(dir_path) / "adata.h5ad"
+        beside = current(Path(dir_path), "adata.h5ad")
         if adata is None:
             if not beside.exists():
                 raise ModelFileError(

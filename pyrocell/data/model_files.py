@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from anndata import AnnData
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pyrocell._core.files import current, together
 from pyrocell.errors import ModelFileError
 
 __all__ = ["content_hash", "read_model", "write_model"]
@@ -21,6 +23,7 @@ __all__ = ["content_hash", "read_model", "write_model"]
 _FORMAT = 5  # 1: effects in other units; 2: no decay of products; 3: rates in any order
 _READ = (4, 5)  # 4: without kept states of gene-level sites, whose answers are the guide's
 _TENSORS, _SETTINGS, _HISTORY = "model.safetensors", "model.json", "history.csv"
+_CELLS = "adata.h5ad"
 
 
 def write_model(
@@ -29,8 +32,12 @@ def write_model(
     settings: dict[str, Any],
     history: pd.DataFrame | None = None,
     overwrite: bool = False,
+    cells: AnnData | None = None,
 ) -> None:
-    """Write a model's tensors and settings into a directory; a failure leaves an earlier one whole.
+    """Write a model's tensors and settings into a directory, with its cells where they are given.
+
+    All files take the places of an earlier model's in one step: a failure or a kill at any time
+    leaves the one or the other, whole.
 
     Raises
     ------
@@ -38,24 +45,21 @@ def write_model(
         If the directory holds a model already and `overwrite` is false.
     """
     path = Path(directory)
-    if (path / _TENSORS).exists() and not overwrite:
+    if current(path, _TENSORS).exists() and not overwrite:
         raise ModelFileError(f"{path} holds a model already; pass overwrite=True to replace it")
-    path.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     body = {"format": _FORMAT, "version": version("pyrocell"), **settings}
+    course = None if history is None else history.to_csv().encode()
+    body["history"] = None if course is None else hashlib.sha256(course).hexdigest()
     body["identity"] = content_hash(tensors, body)
-    with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as scratch:
-        new = Path(scratch)
+    names = [_HISTORY, _TENSORS, _SETTINGS, *([] if cells is None else [_CELLS])]
+    with together(path, names) as new:
         save_file(tensors, new / _TENSORS)
         (new / _SETTINGS).write_text(json.dumps(body, indent=1))
-        if history is not None:
-            history.to_csv(new / _HISTORY)
-        # all is written: a full disk has by now raised, and the earlier model is still whole
-        for name in (_HISTORY, _TENSORS, _SETTINGS):
-            if (new / name).exists():
-                (new / name).replace(path / name)
-            else:
-                (path / name).unlink(missing_ok=True)
+        if course is not None:
+            (new / _HISTORY).write_bytes(course)
+        if cells is not None:
+            cells.write_h5ad(new / _CELLS)
 
 
 def read_model(
@@ -69,14 +73,15 @@ def read_model(
         If a file is missing, damaged, of another format, or does not belong to the other.
     """
     path = Path(directory)
+    files = {name: current(path, name) for name in (_TENSORS, _SETTINGS, _HISTORY)}
     for name in (_TENSORS, _SETTINGS):
-        if not (path / name).is_file():
+        if not files[name].is_file():
             raise ModelFileError(f"{path} holds no pyrocell model: {name} is missing")
     try:
-        settings = json.loads((path / _SETTINGS).read_text())
-        tensors = load_file(path / _TENSORS)
-        saved = (path / _HISTORY).is_file()
-        history = pd.read_csv(path / _HISTORY, index_col=0) if saved else None
+        settings = json.loads(files[_SETTINGS].read_text())
+        tensors = load_file(files[_TENSORS])
+        course = files[_HISTORY].read_bytes() if files[_HISTORY].is_file() else None
+        history = None if course is None else pd.read_csv(io.BytesIO(course), index_col=0)
     except (ValueError, SafetensorError) as error:  # JSON, text and csv raise ValueErrors
         raise ModelFileError(f"{path} is damaged: {error}; save the model again") from error
     if not isinstance(settings, dict):
@@ -91,6 +96,12 @@ def read_model(
         raise ModelFileError(
             f"{path}: {_TENSORS} does not belong to {_SETTINGS}, or one of them was changed; save "
             "the model again"
+        )
+    known = settings.pop("history", "")  # earlier versions did not say which course it was
+    if known != "" and known != (None if course is None else hashlib.sha256(course).hexdigest()):
+        raise ModelFileError(
+            f"{path}: {_HISTORY} does not belong to {_SETTINGS}, or was changed; save the model "
+            "again"
         )
     return tensors, settings, history
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from anndata.io import write_elem
 
+from pyrocell._core.files import together
 from pyrocell.errors import ModelFileError
 from pyrocell.report.figures import FIGURES, write_figures
 from pyrocell.report.summary import quality_table, summary_text
@@ -120,11 +120,26 @@ def write(
     """
     check_target(directory, overwrite, tables)
     path = Path(directory)
-    _remove_old(path)
     say("model")
     model.save(path / MODEL, overwrite=True)
     found = collect(model, n_samples, say)
-    files = [*sorted((path / MODEL).iterdir()), *write_tables(found, path / _TABLES, tables)]
+    with together(path, _names()) as new:
+        text = _write_answers(model, found, new, tables, color, say)
+    files = sorted(file for file in (path / MODEL).iterdir() if file.is_file())
+    files += [path / name for name in _names() if (path / name).exists()]
+    return Report(path, found, quality_table(model, found), text, files)
+
+
+def _write_answers(
+    model: PyroCell,
+    found: dict[str, pd.DataFrame],
+    path: Path,
+    tables: str,
+    color: str | None,
+    say: Callable[[str], None],
+) -> str:
+    """Write everything but the model; return the summary."""
+    write_tables(found, path / _TABLES, tables)
     say("annotated cells")
     said: list[str] = []
 
@@ -132,22 +147,14 @@ def write(
         said.append(message)
         say(message)
 
-    _write_cells(writable(annotated(model, found), note), path / CELLS)
+    writable(annotated(model, found), note).write_h5ad(path / CELLS, compression="gzip")
     say("figures")
-    files += write_figures(model, found, path / _FIGURES, color, note)
+    write_figures(model, found, path / _FIGURES, color, note)
     text = summary_text(model, found)
     if said:
         text += "\n## Left out\n\n" + "\n".join(f"- {line}" for line in said) + "\n"
     (path / SUMMARY).write_text(text, encoding="utf-8")
-    files += [path / CELLS, path / SUMMARY]
-    return Report(path, found, quality_table(model, found), text, files)
-
-
-def _write_cells(adata: AnnData, path: Path) -> None:
-    """Write an h5ad file whole, or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    adata.write_h5ad(part, compression="gzip")
-    os.replace(part, path)
+    return text
 
 
 def writable(adata: AnnData, say: Callable[[str], None]) -> AnnData:
@@ -182,14 +189,11 @@ def _can_be_written(value: Any) -> bool:
     return True
 
 
-def _remove_old(path: Path) -> None:
-    """Remove what an earlier run may have left that this one might not replace."""
-    names = [path / _TABLES / f"{name}.{kind}" for name in TABLES for kind in FORMATS]
-    names += [path / _FIGURES / f"{name}.png" for name in FIGURES]
-    for file in (*names, path / CELLS, path / SUMMARY):
-        file.unlink(missing_ok=True)
-    if (path / MODEL / "model.json").exists():
-        shutil.rmtree(path / MODEL)
+def _names() -> list[str]:
+    """Every file that a report may have beside the model; those of an earlier one go."""
+    names = [f"{_TABLES}/{name}.{kind}" for name in TABLES for kind in FORMATS]
+    names += [f"{_FIGURES}/{name}.png" for name in FIGURES]
+    return [*names, CELLS, SUMMARY]
 
 
 def annotated(model: PyroCell, tables: dict[str, pd.DataFrame]) -> AnnData:
