@@ -26,6 +26,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -46,6 +47,7 @@ __all__ = [
 _FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d{6})\.safetensors")
 _PARTIAL = ".partial"
+_LOCK = ".training.lock"
 _LONG = 60  # characters
 _OURS = "pyrocell"  # our entry in Lightning's dictionary
 
@@ -213,6 +215,7 @@ class TrainingCheckpoints(pl.Callback):
                 f"checkpoint_dir={str(self.directory)!r} cannot be used: {error.strerror}; name "
                 "another directory"
             ) from error
+        self._lock = FileLock(self.directory / _LOCK)  # let go by the system if a process dies
         if not os.access(self.directory, os.W_OK | os.X_OK):
             raise ModelFileError(
                 f"checkpoint_dir={str(self.directory)!r} cannot be written; name another directory"
@@ -272,13 +275,29 @@ class TrainingCheckpoints(pl.Callback):
 
     # ------------------------------------------------------------------ Lightning's hooks
     def setup(self, trainer: pl.Trainer, plan: pl.LightningModule, stage: str) -> None:
-        """Refuse processes that do not see the same files."""
+        """Refuse processes that do not see the same files, and a second training there."""
+        if trainer.is_global_zero:
+            try:
+                self._lock.acquire(blocking=False)
+            except Timeout as error:
+                raise ModelFileError(
+                    f"another training writes its checkpoints to {str(self.directory)!r} now; name "
+                    "another checkpoint_dir, or wait until it has ended"
+                ) from error
         found = self._kept[-1].name if self._kept else ""
         if found != trainer.strategy.broadcast(found):
             raise ModelFileError(
                 f"process {trainer.global_rank} sees other checkpoints in {str(self.directory)!r} "
                 "than process 0; name a checkpoint_dir that all nodes share"
             )
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Let other trainings in."""
+        if self._lock.is_locked:
+            (self.directory / _LOCK).unlink(missing_ok=True)
+            self._lock.release()
+
+    on_exception = teardown
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start the clock."""

@@ -227,7 +227,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_survives(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def fill() -> None:
-        there.update({path.name: path.read_bytes() for path in directory.iterdir()})
+        there.update({path.name: path.read_bytes() for path in directory.glob("checkpoint*")})
         if how == "no space left":
             monkeypatch.setattr(pyrocell.training.checkpoints, "save_file", full)
         else:
@@ -241,9 +241,20 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_survives(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_same(model, whole)
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == there != {}
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == there != {}  # no lock
     monkeypatch.undo()
     assert_same(trained(build, adata, directory), whole)
+
+
+def test_two_trainings_do_not_share_a_directory(adata, build, tmp_path):
+    settings = SETTINGS | {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0}
+
+    def second() -> None:
+        with pytest.raises(ModelFileError, match="another training writes its checkpoints"):
+            build(adata.copy()).train(**settings, resume=False)
+
+    build(adata.copy()).train(callbacks=At(1, 0, second), **settings)
+    build(adata.copy()).train(**settings, resume=False)  # the first has ended
 
 
 def test_a_directory_that_cannot_be_used_is_said_before_training(adata, build, tmp_path):
@@ -257,7 +268,9 @@ def test_processes_that_see_other_files_are_refused(tmp_path):
     written = TrainingCheckpoints(Checkpoints(tmp_path), {}, batches)
     strategy = SimpleNamespace(broadcast=lambda mine: "checkpoint-000004.safetensors")
     with pytest.raises(ModelFileError, match="process 1 sees other checkpoints.*all nodes share"):
-        written.setup(SimpleNamespace(global_rank=1, strategy=strategy), None, "fit")
+        written.setup(
+            SimpleNamespace(global_rank=1, is_global_zero=False, strategy=strategy), None, "fit"
+        )
 
 
 def test_what_cannot_be_written_without_code_is_named(adata, build, tmp_path):
