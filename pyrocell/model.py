@@ -1016,6 +1016,10 @@ class PyroCell(BaseModelClass):
         with `expression` (cell, gene).
         """
         cells, obs = self._cells_of(adata)
+        if library_size is not None and not 0 < library_size < np.inf:
+            raise ScreenError(
+                f"library_size={library_size!r} must be above 0; None: each cell's own depth"
+            )
         blocks = normalised(self.fitted, cells, batch_size, library_size, batch_corrected)
         genes = "gene", self.screen.genes
         bar, keep = progress(progress_bar), OutputTarget(MEMORY_BUDGET, path, overwrite)

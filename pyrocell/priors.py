@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from pyrocell.errors import ScreenError
 
 __all__ = ["Priors"]
+
+_POSITIVE = ("_sd", "_spread", "_scales", "_weights", "_effect")
+_MAY_BE_ZERO = ("replicate_sd", "gain_weights")
 
 
 @dataclass(frozen=True)
@@ -122,3 +129,28 @@ class Priors:
     gate_loc: tuple[float, float] = (-4.0, -0.3)
     gate_sd: tuple[float, float] = (1.0, 0.2)
     covariate_sd: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Raise ScreenError unless every number is finite, and scales and weights are positive."""
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            try:
+                numbers = np.atleast_1d(np.asarray(value, dtype=float))
+            except (TypeError, ValueError):
+                raise ScreenError(f"Priors({name}={value!r}) is not a number") from None
+            if len(numbers) != np.size(field.default):
+                raise ScreenError(
+                    f"Priors({name}={value!r}) must have as many numbers as {field.default!r}"
+                )
+            if not np.isfinite(numbers).all():
+                raise ScreenError(f"Priors({name}={value!r}) must be finite")
+            least = 0.0 if name in _MAY_BE_ZERO else np.nextafter(0, 1)
+            if name.endswith(_POSITIVE) and (numbers < least).any():
+                must = "must not be negative" if least == 0 else "must be above 0"
+                raise ScreenError(f"Priors({name}={value!r}) {must}")
+        if not sum(self.gain_weights) > 0:
+            raise ScreenError(f"Priors(gain_weights={self.gain_weights!r}) must not all be 0")
+        if not 0 < self.interaction_share <= 1:
+            raise ScreenError(
+                f"Priors(interaction_share={self.interaction_share!r}) must be between 0 and 1"
+            )

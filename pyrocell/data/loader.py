@@ -101,6 +101,8 @@ class CellDataset(Dataset):
 
 def split_cells(n_cells: int, train_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the cells to train on, and of the others, each in order."""
+    if seed != int(seed) or not 0 <= seed < 2**32:
+        raise ScreenError(f"seed={seed} must be a whole number from 0 to 4,294,967,295")
     if not 0 < train_size <= 1:
         raise ScreenError(f"train_size={train_size} must be above 0 and at most 1")
     order = np.random.default_rng(seed).permutation(n_cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from pyrocell.errors import DesignError
 
 __all__ = ["Plan"]
 
+_MOST_NAMES = 100_000
 _MOST_ARMS = 14  # whose subsets are enumerated
 _MOST_CONTENTS = 400
 _SLACK = 1e-6  # relative, of numbers of cells
@@ -110,9 +112,14 @@ class Plan:
     def _check_names(self) -> None:
         for name in ("names", "media", "times"):
             values = getattr(self, name)
-            twice = [v for v in dict.fromkeys(values) if list(values).count(v) > 1]
+            twice = [value for value, n in Counter(values).items() if n > 1]
             if twice:
                 raise DesignError(f"{name}: {join_names(twice)} occurs twice")
+        if len(self.names) > _MOST_NAMES:
+            raise DesignError(
+                f"{len(self.names):,} perturbations are more than the planner can handle "
+                f"({_MOST_NAMES:,}); plan a part of them: their contrasts are alike"
+            )
         if not self.names or self.control in self.names:
             raise DesignError(
                 f'perturbations: at least one is needed, and none may be control="{self.control}"'

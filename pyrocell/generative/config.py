@@ -58,8 +58,8 @@ def check_options(config: ModelConfig) -> None:
         if (value := getattr(config, name)) not in known:
             raise ScreenError(f'{name}="{value}" is not one of {", ".join(known)}')
     for name, least in (("n_latent", 1), ("n_response", 0), ("n_hidden", 1)):
-        if (value := getattr(config, name)) < least:
-            raise ScreenError(f"{name}={value} must be at least {least}")
+        if (value := getattr(config, name)) < least or value != int(value):
+            raise ScreenError(f"{name}={value} must be at least {least}, and a whole number")
     if config.objective is not None and DYNAMICS[config.dynamics].integrated == "states":
         raise ScreenError(
             f'dynamics="{config.dynamics}" moves the resting states that objective= compares; '

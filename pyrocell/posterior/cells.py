@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyrocell.data.loader import CellDataset
+from pyrocell.errors import ScreenError
 from pyrocell.posterior.fitted_screen import Blocks, FittedScreen
 from pyrocell.posterior.output import OutputTarget
 
@@ -97,6 +98,8 @@ def cells_by(
     batch_size
         Cells of a block.
     """
+    if batch_size != int(batch_size) or batch_size < 1:
+        raise ScreenError(f"batch_size={batch_size} must be a whole number of cells, at least 1")
     dim, labels = columns
     n_blocks = -(-len(obs) // batch_size)
     counted = (block for _, block in zip(progress(range(n_blocks)), blocks, strict=False))

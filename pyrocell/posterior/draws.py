@@ -122,8 +122,8 @@ class Posterior:
 
 def check_draws(n: int) -> None:
     """Raise ScreenError unless there is at least one posterior draw to summarise."""
-    if n < 1:
-        raise ScreenError(f"{n} posterior draws cannot be summarised; ask for at least 1")
+    if n != int(n) or n < 1:
+        raise ScreenError(f"{n} posterior draws cannot be summarised; ask for 1, 2, ...")
 
 
 def check_level(credible_level: float) -> None:

@@ -72,6 +72,8 @@ def _from_states(
 ) -> dict[str, np.ndarray] | None:
     """Summaries of a response that was measured; None where it was not."""
     kept, screen = fit.gene_level, fit.screen
+    if time is not None and not screen.times:
+        return None  # the draws will say what is wrong with it
     if kept is None or "response_summary" not in kept.tensors:
         return None
     node = 0
