@@ -27,7 +27,7 @@ from pyrocell.assumptions.testability import testability
 from pyrocell.data.loader import CellDataset, split_cells
 from pyrocell.data.model_files import read_model, write_model
 from pyrocell.data.registration import CellTensors, ScreenManager, cell_tensors, register
-from pyrocell.errors import ModelFileError, ScreenError
+from pyrocell.errors import ModelFileError, ScreenError, warn
 from pyrocell.generative.config import ModelConfig, check_options
 from pyrocell.generative.population_objective import DistributionObjective
 from pyrocell.operators import Protocol
@@ -185,6 +185,7 @@ class PyroCell(BaseModelClass):
     def _hold(self, module: ScreenModule) -> None:
         self.module, self._seed, self._counts = module, 0, None
         self.programs_ = self.shuffle_check_ = None
+        self.interrupted_ = False
         self._model_summary_string = (
             f"PyroCell: {len(self.screen.perturbations)} perturbations, "
             f"{1 + len(self.screen.media)} media, {max(1, len(self.screen.times))} times, "
@@ -392,7 +393,17 @@ class PyroCell(BaseModelClass):
             **trainer_kwargs,
         )
         self.module.gene_level = self.programs_ = None
-        if gene_level and has_gene_level(self.module.model):
+        self.interrupted_ = self.history_.attrs.pop("interrupted", False)
+        if gene_level and not self.interrupted_ and has_gene_level(self.module.model):
+            self._draw_gene_level(seed, progress_bar)
+        self.train_indices_, self.validation_indices_ = split
+        self._seed = seed
+        self.is_trained_ = True
+        self.module.eval()
+
+    def _draw_gene_level(self, seed: int, progress_bar: bool) -> None:
+        """The second phase of training; Ctrl-C leaves the posterior of the first."""
+        try:
             with few_threads(len(self.screen.genes)):
                 self.module.gene_level, self.programs_ = fit_gene_level(
                     self.module.model,
@@ -403,10 +414,13 @@ class PyroCell(BaseModelClass):
                     seed,
                     partial(progress(progress_bar), desc="gene level"),
                 )
-        self.train_indices_, self.validation_indices_ = split
-        self._seed = seed
-        self.is_trained_ = True
-        self.module.eval()
+        except KeyboardInterrupt:
+            self.interrupted_ = True
+            warn(
+                "training was interrupted before the effects on single genes were drawn; the model "
+                "can be asked, but says of them what the variational posterior does, which is too "
+                "sure: train again"
+            )
 
     @property
     def history(self) -> pd.DataFrame:

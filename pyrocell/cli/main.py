@@ -6,9 +6,12 @@ The summary goes to standard output; progress, warnings and errors go to standar
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,6 +29,7 @@ from pyrocell.cli.design import add_design
 from pyrocell.cli.options import add_screen, counted, natural, positive, read_screen, say
 from pyrocell.data.setup import COLUMNS
 from pyrocell.errors import PyrocellError, ScreenWarning
+from pyrocell.report.writing import MODEL
 
 __all__ = ["main"]
 
@@ -42,14 +46,16 @@ _CONTENTS = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 0 done, 2 for input that cannot be used."""
+    """Run a command; return its exit code: 0 done, 2 unusable input, 130 Ctrl-C."""
     arguments = _parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # η, × and ± on terminals that lack them
     try:
-        with _plain_warnings():
+        with _plain_warnings(), _terminable():
             arguments.command(arguments)
+    except BrokenPipeError:  # who reads what is printed has gone, after the work was done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (PyrocellError, MisconfigurationException, OSError) as error:
         say(f"pyrocell: error: {' '.join(_as_options(str(error)).split())}")
         return 2
@@ -57,6 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("pyrocell: interrupted")
         return 130
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM says a line and ends with the exit code that shells expect."""
+
+    def terminated(*_: Any) -> None:
+        say("pyrocell: terminated; what was said to be written is whole")
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone has handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,6 +189,10 @@ def _fit(arguments: argparse.Namespace) -> None:
     names = ("n_latent", "n_response", "likelihood", "dynamics", "interactions")
     model = pyrocell.PyroCell(adata, **{name: getattr(arguments, name) for name in names})
     _train(model, arguments.max_epochs, arguments.accelerator, arguments.seed)
+    if model.interrupted_:
+        model.save(arguments.output / MODEL, overwrite=True)
+        say(f"the model, as far as it was trained, is in {arguments.output / MODEL}; no report")
+        raise KeyboardInterrupt
     if arguments.shuffle_check:
         say("fitting shuffled labels")
         model.shuffle_check(seed=arguments.seed, progress_bar=False)

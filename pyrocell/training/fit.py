@@ -349,9 +349,11 @@ def train(
             "keeps what it has learned and can be asked, but is not converged",
             stacklevel=3,
         )
-    if not plan.history:
-        return pd.DataFrame()
-    return mark(pd.DataFrame(plan.history).set_index("epoch"), kept)
+    history = pd.DataFrame()
+    if plan.history:
+        history = mark(pd.DataFrame(plan.history).set_index("epoch"), kept)
+    history.attrs["interrupted"] = bool(broken)
+    return history
 
 
 def _train_field(
