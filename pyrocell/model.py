@@ -812,6 +812,7 @@ class PyroCell(BaseModelClass):
             time = self.screen.times[-1]
         return media_effects(self.fitted, names, time, n_samples, credible_level)
 
+    @limit_threads
     def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:
         """Gain of each perturbation on each medium's response: 0 blocked, 1 untouched."""
         if not self.screen.media:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -107,13 +108,11 @@ def _with_unique_names(adata: AnnData) -> AnnData:
 
 
 def _read_loom(file: Path) -> AnnData:
-    try:
-        import loompy  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("loompy") is None:  # which anndata reads the file with
         raise PyrocellError(
             f"{file} needs loompy, which is not installed: pip install loompy; or convert it to "
             ".h5ad where it is"
-        ) from None
+        )
     return anndata.io.read_loom(file)
 
 

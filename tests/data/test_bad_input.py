@@ -192,13 +192,8 @@ def test_a_misspelt_column_is_named_with_its_neighbour(tiny_adata, argument):
     several = argument.endswith("keys")  # covariates: nobody names them without having them
     value = ["dept"] if several else "dept"
     message = f'{argument}="dept" is not a column of adata.obs; did you mean "depth"\\?'
-    optional = not several and argument != "perturbation_key"
-    message += f"; {argument}=None if there is none$" if optional else "$"
+    message += "$" if several else f"; {argument}=None if there is none$"
     refuse(tiny_adata, UnknownLabelError, message, **{argument: value})
-
-
-def test_a_screen_without_perturbation_column_is_refused(tiny_adata):
-    refuse(tiny_adata, ScreenError, "name the column of adata.obs", perturbation_key=None)
 
 
 @pytest.mark.parametrize("column", ["perturbation", "media", "batch"])
