@@ -26,10 +26,16 @@ def file(make_screen, tmp_path, monkeypatch) -> Path:
     return tmp_path / "cells.h5ad"
 
 
+def listening() -> None:
+    """A shell starts what runs in the background deaf to Ctrl-C, and children inherit it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def started(file: Path, *options: str, until: str) -> subprocess.Popen:
     """`pyrocell fit` in a process of its own, once it has said something."""
     command = [sys.executable, "-u", "-m", "pyrocell.cli", "fit", str(file), *FIT, *options]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    run = subprocess.Popen(command, preexec_fn=listening, **pipes)
     said = ""
     while until not in said:
         line = run.stderr.readline()
