@@ -131,7 +131,7 @@ def long_table(
     columns: dict[str, np.ndarray],
     perturbations: list[str],
     genes: pd.Index,
-    media: str,
+    media: str | np.ndarray,
     time: float,
 ) -> pd.DataFrame:
     """Columns (perturbations, genes) as one row per pair."""

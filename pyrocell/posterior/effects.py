@@ -34,7 +34,8 @@ from pyrocell.posterior.populations import moments, resting_cells
 from pyrocell.posterior.summaries import summaries
 
 __all__ = [
-    "counts_of_rows",
+    "columns_of",
+    "counts_by_label",
     "draws_against_first",
     "effect_draws",
     "expected_false_signs",
@@ -96,9 +97,9 @@ def perturbation_effects(
     else:
         found = _from_states(fit, kept, n_samples, credible_level, progress)
     when = np.nan if time is None else float(time)
-    n, genes = len(perturbations), screen.genes
-    counts, control = counts_of(fit, perturbations, media, time)
-    blocks = _blocks(found, counts, control)
+    genes, counted = screen.genes, counts_by_label(fit, media, time)
+    names = [screen.label_of(screen.indices(name)) for name in perturbations]
+    counts, control = np.stack([counted(name) for name in names]), counted(screen.control)
     if keep.path is not None:
         coords = {
             "perturbation": (("perturbation",), list(perturbations)),
@@ -109,15 +110,29 @@ def perturbation_effects(
         dims = dict.fromkeys(COLUMNS, ("perturbation", "gene"))
         chunk = {"perturbation": max(1, 2**19 // max(len(genes), 1))}
         said = {"credible_level": credible_level, "n_samples": n_samples}
-        return keep.store(blocks, coords, dims, chunk, **said)
-    columns = {name: np.empty((n, len(genes)), np.float32) for name in COLUMNS}
-    for rows, values in blocks:
+        return keep.store(_blocks(found, counts, control), coords, dims, chunk, **said)
+    columns = columns_of(found, counts, control)
+    return long_table(columns, list(perturbations), genes, media, when)
+
+
+def columns_of(found: Found, counts: np.ndarray, control: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a table of effects, (n, G) each, from summaries of some rows after the other.
+
+    Parameters
+    ----------
+    found
+        Rows, and their `SUMMARIES`.
+    counts, control
+        (n, G) counts of the cells that differ, and (G,) of those they are compared with.
+    """
+    columns = {name: np.empty(counts.shape, np.float32) for name in COLUMNS}
+    for rows, values in _blocks(found, counts, control):
         for name, value in values.items():
             columns[name][rows] = value
     columns["few_counts"] = columns["few_counts"].astype(bool)
     for name in ("count", "count_control"):
         columns[name] = columns[name].astype(np.int64)
-    return long_table(columns, list(perturbations), genes, media, when)
+    return columns
 
 
 def _blocks(found: Found, counts: np.ndarray, control: np.ndarray) -> Found:
@@ -278,34 +293,18 @@ def request_of_states(
     return fit.gene_level.request(sets, medium, node)
 
 
-def counts_of(
-    fit: FittedScreen, perturbations: Sequence[str], media: str, time: float | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Counts (n, G) of perturbed cells in a medium at a time, and (G,) of controls there.
-
-    Zero where none were measured.
-    """
-    screen, table = fit.screen, _total_counts(fit)
-    names = [screen.label_of(screen.indices(name)) for name in perturbations]
-    each = [counts_of_rows(fit, name, media, time, table) for name in (*names, screen.control)]
-    return np.stack(each[:-1]), each[-1]
-
-
-def counts_of_rows(
-    fit: FittedScreen,
-    label: str,
-    media: str,
-    time: float | None,
-    table: np.ndarray | None = None,
-) -> np.ndarray:
+def counts_by_label(
+    fit: FittedScreen, media: str, time: float | None
+) -> Callable[[str], np.ndarray]:
     """Counts (G,) of the cells of a label in a medium at a time; zero where none were measured."""
-    screen, medium = fit.screen, str(media).strip()
-    table = _total_counts(fit) if table is None else table
+    screen, table = fit.screen, _total_counts(fit)
     now = screen.conditions
-    here = ((now["media"] == medium) & (now["perturbation"] == label)).to_numpy()
+    here = (now["media"] == str(media).strip()).to_numpy()
     if screen.times and time is not None:
         here = here & np.isclose(now["time"].to_numpy(dtype=float), time)
-    return table[here].sum(0)
+    rows = now[here].groupby("perturbation").indices
+    places, none = np.flatnonzero(here), np.zeros(0, np.int64)
+    return lambda label: table[places[rows.get(label, none)]].sum(0)
 
 
 def _total_counts(fit: FittedScreen) -> np.ndarray:

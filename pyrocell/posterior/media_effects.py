@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from pyrocell.errors import ScreenError
-from pyrocell.posterior.counts_alone import FEWEST_COUNTS, long_table
-from pyrocell.posterior.draws import check_draws, check_level
-from pyrocell.posterior.effects import counts_of_rows, draws_against_first, expected_false_signs
+from pyrocell.posterior.counts_alone import long_table
+from pyrocell.posterior.draws import check_draws, check_level, summarise
+from pyrocell.posterior.effects import columns_of, counts_by_label, draws_against_first
 from pyrocell.posterior.fitted_screen import FittedScreen
 
 __all__ = ["media_effects"]
@@ -43,28 +43,21 @@ def media_effects(
         raise ScreenError(
             f'media="{screen.baseline_media}" is the baseline, which the others are compared with'
         )
-    found = [
+    each = [
         _from_states(fit, medium, time, credible_level)
         or _from_draws(fit, medium, time, n_samples, credible_level)
         for medium in media
     ]
-    columns = {name: np.stack([one[name] for one in found]) for name in found[0]}
-    counts = [counts_of_rows(fit, screen.control, m, time) for m in (*media, screen.baseline_media)]
-    here, there = np.stack(counts[:-1]).astype(np.int64), counts[-1].astype(np.int64)
-    few = (here < FEWEST_COUNTS) & (there < FEWEST_COUNTS)
-    fdr = expected_false_signs(columns["lfsr"].ravel(), ~few.ravel())
-    columns |= {
-        "fdr": fdr.reshape(few.shape),
-        "log2fc": columns["mean"] / np.log(2),
-        "prob_direction": 1 - columns["lfsr"],
-        "count": here,
-        "count_control": np.broadcast_to(there, here.shape),
-        "few_counts": few,
-    }
+    # a row of genes for each medium
+    found = ((slice(i, i + 1), {k: v[None] for k, v in one.items()}) for i, one in enumerate(each))
+    counts, control = (
+        [counts_by_label(fit, medium, time)(screen.control) for medium in some]
+        for some in (media, [screen.baseline_media])
+    )
+    columns = columns_of(found, np.stack(counts), control[0])
+    of_rows = np.repeat(np.asarray(media, dtype=object), len(screen.genes))
     when = np.nan if time is None else float(time)
-    table = long_table(columns, [screen.control] * len(media), screen.genes, "", when)
-    table["media"] = np.repeat(np.asarray(media, dtype=object), len(screen.genes))
-    return table
+    return long_table(columns, [screen.control] * len(media), screen.genes, of_rows, when)
 
 
 def _from_states(
@@ -84,14 +77,12 @@ def _from_states(
     if contexts is None:
         return None
     mean, square, above, below = kept.array("response_summary")[contexts].astype(float)
-    tail = 50 * (1 - credible_level)
-    draws = kept.array("level")[:, contexts]
-    lower, upper = np.percentile(draws, [tail, 100 - tail], axis=0, method="weibull")
+    ends = summarise(kept.array("level")[:, contexts], credible_level)
     return {
         "mean": mean,
         "sd": np.sqrt(np.maximum(square - mean**2, 0.0)),
-        "lower": lower,
-        "upper": upper,
+        "lower": ends["lower"],
+        "upper": ends["upper"],
         "lfsr": np.clip(1 - np.maximum(above, below), 0, 1),
     }
 
@@ -104,9 +95,5 @@ def _from_draws(
     frame = pd.DataFrame(
         {"perturbation": screen.control, "media": [screen.baseline_media, medium], "time": time}
     )
-    draws = draws_against_first(fit, frame, n_samples)[:, 0]
-    tail = 50 * (1 - credible_level)
-    lower, upper = np.percentile(draws, [tail, 100 - tail], axis=0)
-    mean = draws.mean(0)
-    wrong = (np.sign(draws) != np.sign(mean)).mean(0)
-    return {"mean": mean, "sd": draws.std(0), "lower": lower, "upper": upper, "lfsr": wrong}
+    found = summarise(draws_against_first(fit, frame, n_samples)[:, 0], credible_level)
+    return {**found, "lfsr": 1 - found["prob_direction"]}

@@ -32,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pyrocell._core.files import sync
 from pyrocell.data.loader import MinibatchSampler
 from pyrocell.data.model_files import content_hash
 from pyrocell.errors import ModelFileError
@@ -91,17 +92,12 @@ def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     partial = path.with_name(path.name + _PARTIAL)
     try:
         save_file(tensors, partial, {"body": json.dumps(body), "hash": digest})
-        with partial.open("r+b") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the name, too, outlives a power cut
-    finally:
-        os.close(directory)
+    sync(path.parent)  # the name, too, outlives a power cut
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

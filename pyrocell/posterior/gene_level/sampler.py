@@ -18,7 +18,7 @@ likelihood's normal approximation at the levels drawn last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -262,7 +262,6 @@ class Sampler:
         self.own_weights = own_weights(blocks)
         self.spike = np.ones(len(blocks))
         self.spike_weights = np.full(len(SPIKES), 1 / len(SPIKES))
-        self.evidence = np.zeros((len(blocks), len(SPIKES)))
         programs = zeros(self.n_perturbations if self.rank else 0, n_genes)
         self._summed_up = False
         self._responses = np.zeros((n_contexts, 4, n_genes)), np.zeros(n_contexts)
@@ -295,12 +294,13 @@ class Sampler:
                 self._draw_overdispersion()
             state = self._state(sweep) if sweep >= burn_in else None
             self._summed_up = state is not None
-            share = self._draw_blocks(self.seed * 1_000_003 + sweep)
+            learns = learn_spikes and sweep >= burn_in // 2  # programs are looked for first
+            share = self._draw_blocks(self.seed * 1_000_003 + sweep, SPIKES if learns else ())
             if state is not None:
                 self._sum_up()
                 yield self._with_effects(state)
             self._draw_weights(share)
-            if learn_spikes and sweep >= burn_in // 2:  # programs are looked for first
+            if learns:
                 self._draw_spikes()
             self._draw_levels()
             if self.offsets:
@@ -393,13 +393,14 @@ class Sampler:
         self.x = x.astype(np.float32)
         np.add.at(self.x, blocks.rows, self.effect)
 
-    def _draw_blocks(self, seed: int) -> np.ndarray:
+    def _draw_blocks(self, seed: int, widths: Sequence[float]) -> np.ndarray:
+        """Draw effects; give how many genes each component has, and keep evidence of widths."""
         blocks = self.blocks
         share = np.zeros((len(self.parts), *self.weights.shape))
         coefficients = np.zeros((int(blocks.coefficient_start[-1]), self.n_genes), np.float32)
         arguments = self._arguments(np.log(self.weights + 1e-30))
         table, center = np.zeros((0, 4, self.n_genes)), np.zeros((0, self.n_genes))
-        chosen, widths = np.arange(len(blocks)), np.array(SPIKES)
+        chosen, widths = np.arange(len(blocks)), np.array(widths, dtype=float)
         evidence = np.zeros((len(self.parts), len(blocks), len(widths)))
 
         def draw(i: int) -> None:
