@@ -62,12 +62,17 @@ def _products(processes: int) -> float:
     return float(np.mean([float(p.communicate()[0]) for p in started]))
 
 
-def shared(name: str) -> ad.AnnData:
-    """Read a real screen that lies beside the repository, or say why not."""
+def shared_file(name: str) -> Path:
+    """Where a real screen lies beside the repository; or say that it does not."""
     path = SHARED / name
     if not path.exists():
         raise SystemExit(f"{path} is absent: this benchmark needs the shared screens")
-    return ad.read_h5ad(path)
+    return path
+
+
+def shared(name: str) -> ad.AnnData:
+    """Read a real screen that lies beside the repository, or say why not."""
+    return ad.read_h5ad(shared_file(name))
 
 
 def run_all(function: Callable, jobs: Iterable[tuple], n_jobs: int) -> list:

@@ -229,6 +229,28 @@ def dense(
     return as_adata(counts, label, names, effect, effect, genes)
 
 
+def donors(seed: int, n: int = 80, n_genes: int = 300, n_batches: int = 5) -> ad.AnnData:
+    """Cells of some donors, half of each with a drug, whose effect varies between them by .3."""
+    rng = np.random.default_rng(seed)
+    mean = rng.normal(0, 0.4, n_genes) * (rng.random(n_genes) < 0.5)
+    each = mean + 0.3 * rng.normal(size=(n_batches, n_genes))
+    eta = rng.normal(0, 0.2, (n_batches, n_genes))
+    donor = np.repeat(np.arange(n_batches), 2 * n)
+    treated = np.tile(np.repeat([False, True], n), n_batches)
+    level = rng.normal(0, 1, n_genes) + eta[donor] + np.where(treated[:, None], each[donor], 0)
+    share = np.exp(level)
+    share /= share.sum(1, keepdims=True)
+    size = np.exp(rng.normal(np.log(3000), 0.3, len(donor)))
+    counts = rng.poisson(size[:, None] * share * rng.gamma(3, 1 / 3, share.shape))
+    obs = pd.DataFrame({"batch": [f"donor{b}" for b in donor]}).set_index(
+        np.arange(len(donor)).astype(str)
+    )
+    obs["media"] = np.where(treated, "drug", "baseline")
+    out = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs)
+    out.var["truth"] = mean
+    return out
+
+
 def in_gauge(truth: np.ndarray, implanted: np.ndarray) -> np.ndarray:
     """Truth (P, G) against the genes that a perturbation does not touch."""
     free = np.where(implanted == 0, truth, np.nan)

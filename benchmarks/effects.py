@@ -310,6 +310,60 @@ def dense(n: int, seed: int) -> dict:
     }
 
 
+# ---------------------------------------------------------------------- media
+def media_screen(kind: str, seed: int) -> tuple[ad.AnnData, dict]:
+    """Cells with and without a medium, and how they are registered; `.var["truth"]` if known."""
+    rng = np.random.default_rng(seed)
+    setup = {"media_key": "media", "perturbation_key": None}
+    if kind == "shuffled":  # stimulated and resting cells of every label change places
+        adata, setup, _ = real("stimulation")
+        for rows in adata.obs.groupby(["perturbation", "batch"], observed=True).indices.values():
+            column = adata.obs.columns.get_loc("media")
+            adata.obs.iloc[rows, column] = adata.obs["media"].to_numpy()[rng.permutation(rows)]
+        return adata, setup
+    if kind.startswith("kinds"):
+        n = int(kind.removeprefix("kinds "))
+        adata = screens.kinds(seed, n, False)
+        adata.obs["media"] = np.where(rng.random(n) < 0.5, "baseline", "stimulus")
+        return adata, setup
+    if kind == "donors":
+        return screens.donors(seed), setup
+    controls, depth = (int(text) for text in kind.split(" controls, depth "))
+    adata = pyrocell.simulate.screen(
+        n_perturbations=10, n_genes=400, n_cells_per_condition=40, n_controls=controls, n_batches=2,
+        media=1, media_rms=0.3, mean_library=depth, dispersion=0.2, seed=seed,
+    )  # fmt: skip
+    adata.var["truth"] = adata.uns["truth"]["media_effect"].to_numpy()[0]
+    return adata, {"media_key": "media"}
+
+
+def media(kind: str, seed: int) -> dict:
+    """`media_effects` where nothing is there, where little was measured, where donors differ."""
+    adata, setup = media_screen(kind, seed)
+    model = fitted(adata, setup, seed=seed)
+    table = model.media_effects()
+    sure = (table["fdr"] <= 0.1).to_numpy()
+    found = {"kind": kind, "seed": seed, "excluding_zero": excludes(table), "pairs": len(table)}
+    found["listed"] = int(sure.sum())
+    if "truth" not in adata.var:
+        return found
+    truth = adata.var.loc[table["gene"], "truth"].to_numpy()
+    moved = truth != 0
+    still = ~moved if (~moved).any() else np.ones(len(truth), bool)
+    truth = truth - np.median((truth - table["mean"])[still])  # against what most genes do
+    wrong = ~moved | (np.sign(truth) != np.sign(table["mean"].to_numpy()))
+    return found | {
+        "cover": covered(table["lower"], table["upper"], truth),
+        "false": float(wrong[sure].mean()) if sure.any() else 0.0,
+        "rmse": float(np.sqrt(np.mean((table["mean"] - truth) ** 2))),
+        "rmse_of_zero": float(np.sqrt(np.mean(truth**2))),
+    }
+
+
+MEDIA = ("shuffled", "kinds 250", "kinds 2000", "60 controls, depth 60", "20 controls, depth 150")
+MEDIA += ("60 controls, depth 1000", "donors")
+
+
 # ---------------------------------------------------------------------- cost
 def cost(n_perturbations: int, n_genes: int) -> dict:
     """Seconds that the gene-level phase and a table of effects take, on all cores."""
@@ -335,7 +389,9 @@ def cost(n_perturbations: int, n_genes: int) -> dict:
     }
 
 
-PARTS = "ordinary sparse dense shuffled kinds halves guides stimulation replicates cost".split()
+PARTS = (
+    "ordinary sparse dense media shuffled kinds halves guides stimulation replicates cost".split()
+)
 
 
 def main() -> None:
@@ -354,6 +410,7 @@ def main() -> None:
         "ordinary": (known, [(k, s, peers) for k in args.kinds for s in seeds]),
         "sparse": (known, [(k, s, False) for k in ("sparse", "sparse_silent") for s in seeds]),
         "dense": (dense, [(n, s) for n in (20, 60, 200) for s in seeds]),
+        "media": (media, [(k, s) for k in MEDIA for s in seeds]),
         "shuffled": (shuffled, [(n, s) for n in (*REAL, "hipsc") for s in seeds]),
         "kinds": (kinds, [(n, t, s) for n in (250, 2000) for t in (False, True) for s in seeds]),
         "halves": (halves, [(n, s) for n in ("thp1", "k562") for s in seeds]),

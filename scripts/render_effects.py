@@ -30,6 +30,12 @@ TOOLS = {
     "sceptre": "pysceptre",
     "wilcoxon": "Wilcoxon",
 }
+MEDIA = {
+    "shuffled": "stimulation screen, media shuffled within label and batch (worst)",
+    "kinds 250": "250 cells of three kinds, media at random (worst)",
+    "kinds 2000": "2,000 cells of three kinds, media at random (worst)",
+    "donors": "five donors, effects that vary between them by .3",
+}
 ZERO = "all zero"
 
 
@@ -145,6 +151,18 @@ def others(results: dict) -> str:
         what += "intervals hold; those of silent ones; RMSE (all zero); listed at 10%, false"
         text = f"{number(held)}; {number(silent)}; {number(error)} ({number(zero)}); "
         text += f"{sum(r['listed'] for r in mine):,}, {number(worst(mine, 'false'))}"
+        rows.append([what, text])
+    for kind in dict.fromkeys(row["kind"] for row in figures.get("media", ())):
+        mine = [row for row in figures["media"] if row["kind"] == kind]
+        what = f"`media_effects`, {MEDIA.get(kind, kind)}: 90% intervals without 0, listed at 10%"
+        text = f"{number(worst(mine, 'excluding_zero'))}; {worst(mine, 'listed'):.0f}"
+        if "cover" in mine[0]:
+            keys = ("cover", "rmse", "rmse_of_zero")
+            held, error, zero = (number(mean(mine, k)) for k in keys)
+            what = f"`media_effects`, {MEDIA.get(kind, kind)}: listed at 10%, false (worst); "
+            what += "90% intervals hold; RMSE (all zero)"
+            text = f"{sum(row['listed'] for row in mine)}, {number(mean(mine, 'false'))} "
+            text += f"({number(worst(mine, 'false'))}); {held}; {error} ({zero})"
         rows.append([what, text])
     mine = figures["replicates"]
     text = f"{number(mean(mine, 'mean_effect'))}; {number(mean(mine, 'new_batch'))}"

@@ -23,11 +23,12 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["REST", "SCALES", "SPIKES", "components", "starting_weights", "walk_root"]
+__all__ = ["CALLED", "REST", "SCALES", "SPIKES", "components", "starting_weights", "walk_root"]
 
 SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # natural-log fold change
 REST = 0.03  # of the spike at the start
 SPIKES = (1 / 3, 2 / 3, 1.0, 5 / 3, 8 / 3, 4.0, 6.0)  # widths it may have, in units of `REST`
+CALLED = 2.0  # standard deviations from which a change that may be a background is an effect
 _OF_MEDIA = (0.2, 0.5, 1.2)  # of what is seen in some media alone
 _SPIKE = 0.8  # weight at the start
 

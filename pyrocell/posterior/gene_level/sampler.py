@@ -32,7 +32,7 @@ from pyrocell.posterior.gene_level import kernels
 from pyrocell.posterior.gene_level.blocks import Blocks
 from pyrocell.posterior.gene_level.counts import LevelCounts
 from pyrocell.posterior.gene_level.overdispersion import draw_log_theta
-from pyrocell.posterior.gene_level.prior import SCALES, SPIKES
+from pyrocell.posterior.gene_level.prior import CALLED, SCALES, SPIKES
 
 __all__ = [
     "LEAST_OWN",
@@ -511,13 +511,17 @@ class Sampler:
     def _sum_response(
         self, q: int, share: np.ndarray, curvature: np.ndarray, pull: np.ndarray
     ) -> None:
-        """Add the moments of a response given all else; share (scales, G)."""
+        """Add the moments of a response given all else; share (scales, G).
+
+        One response has no others to learn from how many genes move, so that small scales take in
+        genes that do not: a change counts as one beyond `CALLED` of its standard deviations.
+        """
         variance = 1 / (curvature + _RESPONSE_SCALES[:, None] ** -2)
         mean = pull * variance
-        above = ndtr(mean / np.sqrt(variance))
+        z = mean / np.sqrt(variance)
         summed, sweeps = self._responses
         sweeps[q] += 1
-        parts = (mean, mean**2 + variance, above, 1 - above)
+        parts = (mean, mean**2 + variance, ndtr(z - CALLED), ndtr(-z - CALLED))
         for total, part in zip(summed[q], parts, strict=True):
             total += (share * part).sum(0)
 

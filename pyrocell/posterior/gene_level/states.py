@@ -14,6 +14,7 @@ from pyrocell._core.random import generator
 from pyrocell._core.threading import parallel_for
 from pyrocell.posterior.gene_level import kernels
 from pyrocell.posterior.gene_level.blocks import Blocks
+from pyrocell.posterior.gene_level.prior import CALLED
 from pyrocell.posterior.gene_level.sampler import (
     LEAST_OWN,
     Contexts,
@@ -28,7 +29,6 @@ __all__ = ["Columns", "GeneLevel", "Layout", "Request"]
 _AT_ONCE = 128  # genes of a task
 _STATE = [f.name for f in fields(State)]
 _COUNTS = ("total", "depth", "within", "between", "per_cell", "share", "eta", "rate", "raw")
-_CALLED = 2.0  # standard deviations from which a change in the spike is called an effect
 _FRESH = 7_919  # seeds of draws that the sampler did not make
 
 
@@ -245,7 +245,7 @@ class GeneLevel:
             for b in (1 + k for k in members):
                 if layout.spike_learned[b]:
                     usual[i] += (spike[b] * layout.members[b][0][asked.node, 0]) ** 2
-        least = np.maximum(_CALLED * np.sqrt(usual)[:, None] - np.abs(out), 0.0)
+        least = np.maximum(CALLED * np.sqrt(usual)[:, None] - np.abs(out), 0.0)
         for i, members in enumerate(asked.members):
             for k in members if len(members) > 1 else ():
                 out[i] += self._shown(s, 1 + k, asked, growth)
