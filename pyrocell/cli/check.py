@@ -51,7 +51,7 @@ def _sections(adata: AnnData, screen: Screen, layer: str | None) -> list[str]:
     mixed = screen.aliased[~screen.aliased["estimable"]]
     parts += ["## What this layout cannot tell apart"]
     parts += [_list(mixed["reason"]) if len(mixed) else "Nothing: every contrast is estimable."]
-    parts += ["## Which assumptions it can test", _assumptions(screen)]
+    parts += ["## Which assumptions it can test (docs/assumptions.md)", _assumptions(screen)]
     parts += ["## What a fit will cost, about", _cost(count_matrix(adata, layer), screen)]
     return parts
 
