@@ -275,9 +275,13 @@ def replicates(seed: int) -> dict:
         free[c].to_numpy().reshape(shape) for c in ("lower", "upper", "mean")
     )  # against all genes: half of which move here
     gauge = np.median(alone - truth, 1, keepdims=True)
+    sure = (table["fdr"] <= 0.1).to_numpy().reshape(shape)
+    wrong = (adata.varm["implanted"].T == 0) | (np.sign(mean) != np.sign(truth))
     return {
         "seed": seed,
         "mean_effect": covered(lower, upper, truth),
+        "listed": int(sure.sum()),
+        "false": float(wrong[sure].mean()) if sure.any() else 0.0,
         "mean_effect_counts_alone": covered(low_alone - gauge, high_alone - gauge, truth),
         "new_batch": covered(low - shift, high - shift, adata.varm["new"].T),
         "rmse": float(np.sqrt(np.mean((mean - truth) ** 2))),

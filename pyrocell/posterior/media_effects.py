@@ -1,8 +1,8 @@
 """What a medium does to the genes of control cells, against the baseline medium at the same time.
 
 The kept states hold the response of every medium that was measured beside the baseline; its
-mixture of scales is summed out given all else, sweep by sweep, so that mean, standard deviation and
-sign are smoother than the draws behind the interval. Where the states do not speak (variational
+mixture of scales is summed out given all else, sweep by sweep, so that mean and standard deviation
+are smoother than the draws behind the interval. Where the states do not speak (variational
 models, times at which one of the two was not measured) joint draws do.
 """
 
@@ -12,12 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr
 
 from pyrocell.errors import ScreenError
 from pyrocell.posterior.counts_alone import long_table
 from pyrocell.posterior.draws import check_draws, check_level, summarise
 from pyrocell.posterior.effects import columns_of, counts_by_label, draws_against_first
 from pyrocell.posterior.fitted_screen import FittedScreen
+from pyrocell.posterior.gene_level.prior import CALLED
 
 __all__ = ["media_effects"]
 
@@ -76,14 +78,18 @@ def _from_states(
     contexts = kept.context(screen.media_index(medium), node)
     if contexts is None:
         return None
-    mean, square, above, below = kept.array("response_summary")[contexts].astype(float)
+    mean, square = kept.array("response_summary")[contexts].astype(float)
+    sd = np.sqrt(np.maximum(square - mean**2, 0.0))
+    # batch noise is drawn apart from responses and hides which are zero, and there is no second
+    # response to learn from how many are: an effect is what is beyond so many standard deviations
+    sure = ndtr(np.abs(mean) / np.maximum(sd, 1e-6) - CALLED)
     ends = summarise(kept.array("level")[:, contexts], credible_level)
     return {
         "mean": mean,
-        "sd": np.sqrt(np.maximum(square - mean**2, 0.0)),
+        "sd": sd,
         "lower": ends["lower"],
         "upper": ends["upper"],
-        "lfsr": np.clip(1 - np.maximum(above, below), 0, 1),
+        "lfsr": 1 - sure,
     }
 
 

@@ -25,14 +25,13 @@ from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.special import ndtr
 
 from pyrocell._core.threading import parallel_for
 from pyrocell.posterior.gene_level import kernels
 from pyrocell.posterior.gene_level.blocks import Blocks
 from pyrocell.posterior.gene_level.counts import LevelCounts
 from pyrocell.posterior.gene_level.overdispersion import draw_log_theta
-from pyrocell.posterior.gene_level.prior import CALLED, SCALES, SPIKES
+from pyrocell.posterior.gene_level.prior import SCALES, SPIKES
 
 __all__ = [
     "LEAST_OWN",
@@ -264,7 +263,7 @@ class Sampler:
         self.spike_weights = np.full(len(SPIKES), 1 / len(SPIKES))
         programs = zeros(self.n_perturbations if self.rank else 0, n_genes)
         self._summed_up = False
-        self._responses = np.zeros((n_contexts, 4, n_genes)), np.zeros(n_contexts)
+        self._responses = np.zeros((n_contexts, 2, n_genes)), np.zeros(n_contexts)
         self._summed = [0, zeros(int(blocks.coefficient_start[-1]), n_genes), programs]
         self.design = self._design()
 
@@ -343,8 +342,7 @@ class Sampler:
     def means(self) -> dict[str, np.ndarray]:
         """Means over sweeps: of coefficients, and of what programs do, (K, G) or (0, G).
 
-        And mean, second moment and probabilities of being above and below zero of responses to
-        media, (Q, 4, G), their mixture summed out.
+        And mean and second moment of responses to media, (Q, 2, G), their mixture summed out.
         """
         n, coefficients, program = self._summed
         summed, sweeps = self._responses
@@ -511,19 +509,12 @@ class Sampler:
     def _sum_response(
         self, q: int, share: np.ndarray, curvature: np.ndarray, pull: np.ndarray
     ) -> None:
-        """Add the moments of a response given all else; share (scales, G).
-
-        One response has no others to learn from how many genes move, so that small scales take in
-        genes that do not: a change counts as one beyond `CALLED` of its standard deviations.
-        """
+        """Add the moments of a response given all else; share (scales, G)."""
         variance = 1 / (curvature + _RESPONSE_SCALES[:, None] ** -2)
         mean = pull * variance
-        z = mean / np.sqrt(variance)
         summed, sweeps = self._responses
         sweeps[q] += 1
-        parts = (mean, mean**2 + variance, ndtr(z - CALLED), ndtr(-z - CALLED))
-        for total, part in zip(summed[q], parts, strict=True):
-            total += (share * part).sum(0)
+        summed[q] += (share * mean).sum(0), (share * (mean**2 + variance)).sum(0)
 
     def _row_sums(self, value: np.ndarray, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Σ_g v² P and Σ_g v P r of every condition, (C,) each."""
