@@ -75,7 +75,7 @@ def sync(path: Path) -> None:
 
 
 def _masked(file: Path) -> int:
-    """Bits that the umask took from a file just made, and those of the same kind that let enter."""
+    """Permissions that the umask withholds, by a file just made; entering a directory as reading."""
     masked = 0o666 & ~file.stat().st_mode
     return masked | masked >> 2 & 0o111
 

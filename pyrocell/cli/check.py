@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from pyrocell.assumptions.testability import testability
-from pyrocell.cli.options import add_screen, counted, of, read_screen
+from pyrocell.cli.options import add_screen, counted, number_of, read_screen
 from pyrocell.data.validation import count_matrix
 from pyrocell.screen.screen import Screen
 from pyrocell.training.fit import TrainingConfig
@@ -62,7 +62,7 @@ def _numbers(screen: Screen) -> str:
     smallest = f", {int(control.min()):,} in the smallest" if len(control) > 1 else ""
     lines = [
         counted(screen),
-        f"controls: {int(control.sum()):,} cells in {of(len(control), 'condition')}{smallest}",
+        f"controls: {int(control.sum()):,} cells in {number_of(len(control), 'condition')}{smallest}",
     ]
     if screen.perturbations:
         member = (screen.membership > 0).astype(int)

@@ -20,7 +20,7 @@ __all__ = [
     "add_screen",
     "counted",
     "natural",
-    "of",
+    "number_of",
     "positive",
     "read_screen",
     "say",
@@ -52,7 +52,7 @@ def add_column(group: argparse._ArgumentGroup, column: Field) -> None:
     group.add_argument(option, dest=column.name, default=column.default, help=shown, **more)
 
 
-def of(n: int, name: str) -> str:
+def number_of(n: int, name: str) -> str:
     """A number of things, in words."""
     many = {"medium": "media", "batch": "batches"}.get(name, f"{name}s")
     return f"{n:,} {name if n == 1 else many}"
@@ -68,7 +68,7 @@ def counted(screen: Screen) -> str:
         "time": len(screen.times),
         "batch": len(screen.batches),
     }
-    return ", ".join(of(n, name) for name, n in parts.items() if n)
+    return ", ".join(number_of(n, name) for name, n in parts.items() if n)
 
 
 def natural(text: str) -> int:

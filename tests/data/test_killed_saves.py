@@ -115,6 +115,30 @@ def test_files_are_readable_as_the_umask_says(tmp_path):
     assert set(modes.values()) == {0o640} and len(modes) == 3
 
 
+def test_files_in_folders_appear_together_and_the_next_writer_ends_what_was_begun(tmp_path):
+    names = ["tables/a.csv", "tables/b.csv", "summary.md"]
+
+    def write(text: str, some: list[str]) -> None:
+        with files.together(tmp_path, names) as new:
+            (new / "tables").mkdir()
+            for name in some:
+                (new / name).write_text(text)
+
+    write("old", names)
+
+    def die() -> None:
+        Path.replace = lambda *_: os._exit(9)  # at the first move, after all was committed
+        write("new", names[1:])
+
+    os.waitpid(in_child(die), 0)
+    found = {name: files.current(tmp_path, name) for name in names}
+    assert not found[names[0]].exists()
+    assert all(found[name].read_text() == "new" for name in names[1:])
+    write("last", names[:1])
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {"tables/a.csv"} and (tmp_path / "tables/a.csv").read_text() == "last"
+
+
 def test_files_of_others_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     save(tmp_path, 2)

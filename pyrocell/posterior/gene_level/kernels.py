@@ -321,8 +321,9 @@ def draw_blocks(
         If not empty: (coefficients, 4, G) to which mean, second moment, and probabilities of being
         above and below zero of coefficient + center are added, center (coefficients, G).
     least
-        (coefficients, G) size that it must have in the spike to be counted as above or below, for
-        prior standard deviations; where counts tell more, less in proportion is enough.
+        (coefficients, G) least size at which coefficient + center counts as above or below zero
+        where it is in the spike and the counts say nothing; it shrinks with the ratio of the
+        posterior standard deviation to the prior's.
     widths, evidence
         Other values of `spike`, and (blocks, widths) to which the log evidence of each is added, of
         the genes that were drawn to be in the spike. Normal in the score at no effect, whose mean
