@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +36,8 @@ def together(directory: Path, names: Sequence[str]) -> Iterator[Path]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     _finish(directory)
-    scratch = Path(tempfile.mkdtemp(dir=directory, prefix=_SCRATCH))
+    scratch = directory / f"{_SCRATCH}{secrets.token_hex(8)}"
+    scratch.mkdir()
     try:
         yield scratch
         written = [name for name in names if (scratch / name).is_file()]
@@ -45,7 +46,6 @@ def together(directory: Path, names: Sequence[str]) -> Iterator[Path]:
         for name in written:
             shutil.copymode(list_of_names, scratch / name)  # as the umask has it
             sync(scratch / name)
-        scratch.chmod(0o777 & ~_masked(list_of_names))
         sync(list_of_names)
         sync(scratch)
         scratch.rename(directory / _COMMITTED)
@@ -72,12 +72,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _masked(file: Path) -> int:
-    """Permissions that the umask withholds, by a file just made; entering a directory as reading."""
-    masked = 0o666 & ~file.stat().st_mode
-    return masked | masked >> 2 & 0o111
 
 
 def _committed(directory: Path) -> dict[str, list[str]] | None:

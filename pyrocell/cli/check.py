@@ -60,10 +60,8 @@ def _numbers(screen: Screen) -> str:
     """Sizes, and cells of the perturbations with least."""
     control = screen.conditions["n_cells"][screen.is_control]
     smallest = f", {int(control.min()):,} in the smallest" if len(control) > 1 else ""
-    lines = [
-        counted(screen),
-        f"controls: {int(control.sum()):,} cells in {number_of(len(control), 'condition')}{smallest}",
-    ]
+    where = f"{number_of(len(control), 'condition')}{smallest}"
+    lines = [counted(screen), f"controls: {int(control.sum()):,} cells in {where}"]
     if screen.perturbations:
         member = (screen.membership > 0).astype(int)
         cells = pd.Series(
