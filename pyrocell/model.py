@@ -205,7 +205,7 @@ class PyroCell(BaseModelClass):
         perturbation_type: str = "knockout",
         perturbation_type_key: str | None = None,
         media_key: str | None = None,
-        baseline_media: str = "baseline",
+        baseline_media: str | None = "baseline",
         time_key: str | None = None,
         perturbation_time_key: str | None = None,
         media_time_key: str | None = None,
@@ -234,7 +234,8 @@ class PyroCell(BaseModelClass):
             Columns with the time, on the clock of `time_key`, at which each cell was perturbed and
             met its medium, for arms that differ in order; default: 0. Ignored where it did not.
         control, baseline_media
-            Labels of unperturbed cells and of the medium without stimulus. Controls may have
+            Labels of unperturbed cells and of the medium without stimulus (None where all cells
+            met the same stimulus, so that nothing is known of cells without it). Controls may have
             several names: ``control=["NT", "AAVS1"]``, or a pattern, ``control="non-targeting*"``;
             they are one group, called by the first name that is no pattern, or else "control".
         combination_separator

@@ -45,9 +45,9 @@ def add_column(group: argparse._ArgumentGroup, column: Field) -> None:
         more = {"action": "append", "metavar": said["metavar"]}
     elif "choices" in said:
         more = {"choices": said["choices"]}
-    elif said["metavar"] == "LABEL":
+    elif said["metavar"] == "LABEL" and column.name != "baseline_media":
         more = {"metavar": said["metavar"]}
-    else:  # an empty name says that there is no such column
+    else:  # an empty name says that there is none
         more = {"metavar": said["metavar"], "type": lambda name: name or None}
     group.add_argument(option, dest=column.name, default=column.default, help=shown, **more)
 

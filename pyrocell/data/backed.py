@@ -24,6 +24,7 @@ __all__ = [
     "BackedCounts",
     "CachedRows",
     "check_stored",
+    "check_structure",
     "count_blocks",
     "gene_totals",
     "is_stored",
@@ -58,6 +59,39 @@ def check_stored(matrix: Any, where: str) -> None:
         raise CountError(f"{where} holds {matrix.dtype} values; raw counts are numbers")
 
 
+def check_structure(indptr: np.ndarray, indices: Any, values: Any, matrix: Any, where: str) -> None:
+    """Raise CountError unless compressed rows or columns describe a matrix of their shape.
+
+    Products of scipy trust them and read wherever they point. `indices` in a file, which are not an
+    array, are only counted; each read of them is checked by `check_indices`.
+    """
+    by_rows = getattr(matrix, "format", "csr") == "csr"
+    n_major, n_minor = matrix.shape if by_rows else matrix.shape[::-1]
+    whole = (
+        len(indptr) == n_major + 1
+        and int(indptr[0]) == 0
+        and bool((np.diff(indptr) >= 0).all())
+        and int(indptr[-1]) <= min(indices.shape[0], values.shape[0])
+    )
+    if not whole:
+        raise CountError(
+            f"{where} is a damaged matrix: its row pointers do not fit {values.shape[0]} values in "
+            f"{matrix.shape[0]} × {matrix.shape[1]}; read it again from where it came from"
+        )
+    if isinstance(indices, np.ndarray):
+        check_indices(indices[: int(indptr[-1])], n_minor, where)
+
+
+def check_indices(indices: np.ndarray, n: int, where: str) -> None:
+    """Raise CountError unless all indices of stored values are from 0 to n - 1."""
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < n:
+        bad = indices[(indices < 0) | (indices >= n)]
+        raise CountError(
+            f"{where} is a damaged matrix: {len(bad)} values have an index outside 0 to {n - 1}, "
+            f"the first {bad[0]}; read it again from where it came from"
+        )
+
+
 class BackedCounts:
     """Counts in a file; `counts[rows]` reads those rows as float32 CSR in canonical form.
 
@@ -89,6 +123,9 @@ class BackedCounts:
         if isinstance(matrix, CSRDataset):
             self._indptr = np.asarray(stored["indptr"][...], dtype=np.int64)
         self._arrays = self._parts(stored)
+        if self._indptr is not None:
+            values, indices = self._arrays
+            check_structure(self._indptr, indices, values, self, where)
 
     def _parts(self, stored: Any) -> tuple[Any, ...]:
         return (stored,) if self._indptr is None else (stored["data"], stored["indices"])
@@ -146,6 +183,7 @@ class BackedCounts:
                 f"cells {start} to {stop - 1} of {self._where} could not be read ({error}); the "
                 "file must stay open and where it is as long as the model is used"
             ) from error
+        check_indices(indices, self.shape[1], self._where)
         found = sp.csr_matrix((values, indices, ends - ends[0]), shape=shape)
         found.sum_duplicates()
         found.eliminate_zeros()

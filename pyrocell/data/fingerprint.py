@@ -14,6 +14,8 @@ from pyrocell.errors import ScreenError
 
 __all__ = ["Fingerprint"]
 
+_SEED, _WEIGHT, _BLOCK = 0, 2**20, 2**22
+
 
 class Fingerprint(NamedTuple):
     """Checksums of cells, genes, labels and counts.
@@ -27,8 +29,8 @@ class Fingerprint(NamedTuple):
     columns
         Of each registered column of `.obs`, by its name.
     counts
-        Of the sums of counts over genes and over cells; None for counts in a file, which are read
-        when they are needed.
+        Of a weighted sum over genes of each cell's counts, whose weights differ by gene; None for
+        counts in a file, which are read when they are needed.
     """
 
     shape: tuple[int, int]
@@ -41,8 +43,7 @@ class Fingerprint(NamedTuple):
         """Of an AnnData as it is now; `matrix` None leaves its counts out."""
         counts = None
         if matrix is not None:
-            sums = (np.asarray(matrix.sum(axis), np.float64).ravel() for axis in (1, 0))
-            counts = zlib.crc32(b"".join(part.tobytes() for part in sums))
+            counts = zlib.crc32(_weighted_sums(matrix).tobytes())
         found = {name: _checksum(adata.obs[name]) for name in columns if name in adata.obs}
         return cls(adata.shape, _checksum(adata.var_names), found, counts)
 
@@ -66,6 +67,20 @@ class Fingerprint(NamedTuple):
                 f"adata {what} since setup_anndata was called; run setup_anndata again, on raw "
                 "counts, when nothing is to be changed any more"
             )
+
+
+def _weighted_sums(matrix: Any) -> np.ndarray:
+    """(N,) sums of each cell's counts, weighted by gene: alike in whatever form counts are held.
+
+    Weights are whole numbers so small that sums of counts are exact in whatever order.
+    """
+    n, n_genes = matrix.shape
+    weights = np.random.default_rng(_SEED).integers(1, _WEIGHT, n_genes).astype(np.float64)
+    if not isinstance(matrix, np.ndarray):
+        return np.asarray(matrix @ weights, np.float64).ravel()
+    step = max(1, _BLOCK // max(1, n_genes))  # numpy multiplies in double precision, in a copy
+    parts = [matrix[start : start + step] @ weights for start in range(0, n, step)]
+    return np.concatenate(parts).astype(np.float64, copy=False)
 
 
 def _checksum(values: pd.Series | pd.Index) -> int:

@@ -82,7 +82,7 @@ def read_model(
         tensors = load_file(files[_TENSORS])
         course = files[_HISTORY].read_bytes() if files[_HISTORY].is_file() else None
         history = None if course is None else pd.read_csv(io.BytesIO(course), index_col=0)
-    except (ValueError, SafetensorError) as error:  # JSON, text and csv raise ValueErrors
+    except (ValueError, RecursionError, SafetensorError) as error:  # csv and text: ValueErrors
         raise ModelFileError(f"{path} is damaged: {error}; save the model again") from error
     if not isinstance(settings, dict):
         raise ModelFileError(f"{path} is damaged: {_SETTINGS} holds no settings")

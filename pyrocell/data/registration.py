@@ -42,7 +42,7 @@ from pyrocell.data.validation import (
 )
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.screen.label_reading import control_label, read_perturbations, warn_of_labels
-from pyrocell.screen.labels import encode_labels
+from pyrocell.screen.labels import check_text, encode_labels
 from pyrocell.screen.screen import Screen
 
 __all__ = ["CellTensors", "ScreenManager", "cell_tensors", "register"]
@@ -219,6 +219,7 @@ def _check_object(adata: Any) -> None:
         )
     if not adata.n_obs or not adata.n_vars:
         raise ScreenError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; nothing to fit")
+    check_text(adata.var_names.astype(str), "adata.var_names")
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()].unique()
         raise ScreenError(
@@ -246,7 +247,7 @@ def _check_genes(adata: AnnData, genes: Sequence[str]) -> None:
 def _numbers(adata: AnnData, key: str, argument: str) -> np.ndarray:
     """Return a column of finite numbers as (N,) float64, or raise ScreenError."""
     column = _column(adata, key, argument)
-    if not pd.api.types.is_numeric_dtype(column.dtype):
+    if not pd.api.types.is_numeric_dtype(column.dtype) or column.dtype.kind == "c":
         raise ScreenError(
             f'{argument}="{key}" holds {column.dtype} values such as "{column.iloc[0]}"; numbers '
             f'are needed: adata.obs["{key}"] = adata.obs["{key}"].astype(float)'

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pyrocell.errors import ScreenError
 from pyrocell.screen.labels import PERTURBATION_TYPES
 
 __all__ = ["COLUMNS", "ScreenSetup"]
@@ -43,7 +44,9 @@ class ScreenSetup:
     )
     perturbation_type_key: str | None = _argument(None, "type of each cell")
     media_key: str | None = _argument(None, "medium or stimulus")
-    baseline_media: str = _argument("baseline", "of the medium without stimulus", _LABEL)
+    baseline_media: str | None = _argument(
+        "baseline", "of the medium without stimulus; '' where all cells met one stimulus", _LABEL
+    )
     time_key: str | None = _argument(None, "times as numbers")
     perturbation_time_key: str | None = _argument(
         None, "when each cell was perturbed, on the clock of the times"
@@ -70,11 +73,28 @@ class ScreenSetup:
         one = not isinstance(self.control, (list, tuple, set, np.ndarray, pd.Index, pd.Series))
         control = str(self.control) if one else [str(name) for name in self.control]
         object.__setattr__(self, "control", control)
+        if not self.control:
+            raise ScreenError(
+                f"control={self.control!r} names no label; give the label of unperturbed cells"
+            )
         for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
             keys = getattr(self, name)
             if keys is not None:
                 keys = [keys] if isinstance(keys, str) else list(keys)
             object.__setattr__(self, name, keys)
+        for argument in fields(self):
+            if argument.name.endswith(("_key", "_keys")) or argument.name == "layer":
+                _check_name(argument.name, getattr(self, argument.name))
+
+
+def _check_name(argument: str, value: Any) -> None:
+    """Raise ScreenError unless an argument is a name, several where it takes them, or None."""
+    for name in value if argument.endswith("_keys") and value is not None else [value]:
+        if name is not None and not isinstance(name, str | int):
+            what = "a layer" if argument == "layer" else "a column of adata.obs"
+            raise ScreenError(
+                f"{argument} is given a {type(name).__name__}; give the name of {what}, or None"
+            )
 
 
 COLUMNS: tuple[Field, ...] = fields(ScreenSetup)

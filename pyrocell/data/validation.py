@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from pyrocell._core.messages import did_you_mean, join_names
-from pyrocell.data.backed import check_stored, is_stored
+from pyrocell.data.backed import check_stored, check_structure, is_stored
 from pyrocell.errors import CountError, UnknownLabelError, warn
 
 __all__ = [
@@ -56,6 +56,8 @@ def count_matrix(adata: AnnData, layer: str | None, stored: bool = False) -> Any
             f"{location(layer)} is a {kind}; load it into memory as a numpy array or scipy sparse "
             f"matrix, for example with adata.to_memory(){other}"
         )
+    elif sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+        check_structure(matrix.indptr, matrix.indices, matrix.data, matrix, location(layer))
     return matrix
 
 

@@ -55,9 +55,7 @@ class GenerativeModel(ScreenMap):
         super().__init__(screen, config, priors, statistics)
         self.effect_prior = EFFECT_PRIORS[config.effect_prior]()
         self.objective = DistributionObjective(**(config.objective or {"weight": 0.0}))
-        sizes = torch.bincount(
-            torch.as_tensor(screen.cell_condition), minlength=len(screen.conditions)
-        )
+        sizes = torch.as_tensor(screen.layout.to_numpy("int64").sum(1))
         self.register_buffer("condition_size", sizes, persistent=False)  # (C,)
         if len(self.uncertain):
             self.uncertain.expect(self._draw_response, self.reference_time)

@@ -44,7 +44,7 @@ class ScreenTensors(nn.Module):
     def __init__(self, screen: Screen, config: ModelConfig, priors: Priors):
         super().__init__()
         self.config, self.priors = config, priors
-        self.n_cells = len(screen.cell_condition)
+        self.n_cells = screen.n_cells
         self.n_genes, self.n_batches = len(screen.genes), len(screen.batches)
         self.n_perturbations, self.n_media = len(screen.perturbations), len(screen.media)
         self.n_axes = config.n_latent + config.n_response

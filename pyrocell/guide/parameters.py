@@ -72,7 +72,7 @@ class GuideParameters(nn.Module):
             zeros = torch.zeros(len(model.curvature.offset), g)
             self._gaussian("curvature", zeros, torch.tensor(0.1))
         if model.n_batches > 1:
-            counts = np.bincount(screen.cell_batch, minlength=model.n_batches)
+            counts = screen.layout.to_numpy(np.int64).sum(0)
             per_batch = n_cells / model.n_batches
             self.register_buffer(
                 "eta_mix", layout_mix(model.noise.contrast, counts), persistent=False

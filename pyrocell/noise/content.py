@@ -22,9 +22,7 @@ __all__ = [
 
 def condition_cells(screen: Screen) -> np.ndarray:
     """Cells of each condition by batch, (C, B)."""
-    table = np.zeros((len(screen.conditions), len(screen.batches)), np.float32)
-    np.add.at(table, (screen.cell_condition, screen.cell_batch), 1)
-    return table
+    return screen.layout.to_numpy(np.float32)
 
 
 def layout_mix(contrast: Tensor, counts: np.ndarray) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,11 +68,7 @@ class ScreenModule(nn.Module):
         RuntimeError
             If the tensors do not fit the screen and the settings.
         """
-        numbers = screen.layout.to_numpy(dtype=np.int64)
-        condition, batch = (
-            np.repeat(i.ravel(), numbers.ravel()) for i in np.indices(numbers.shape)
-        )
-        screen = replace(screen, cell_condition=condition, cell_batch=batch)
+        _check_sizes(state, screen, config)
         module = cls(screen, config, priors, _blank_statistics(screen, config))
         kept = {name: state.pop(name) for name in list(state) if name.startswith(_KEPT)}
         for old, new in _MOVED.items():  # in files of versions before 0.2
@@ -114,6 +109,33 @@ class ScreenModule(nn.Module):
     def settings(self) -> dict:
         """Config and priors, JSON-safe."""
         return {"config": asdict(self.config), "priors": asdict(self.priors)}
+
+
+def _check_sizes(state: dict[str, Tensor], screen: Screen, config: ModelConfig) -> None:
+    """Raise RuntimeError unless names and settings have the sizes of the tensors beside them.
+
+    A model is built before its tensors are copied; one that a damaged or hostile file describes
+    could need any amount of memory.
+    """
+    numbers = screen.layout.to_numpy()
+    if (
+        numbers.dtype.kind not in "iu"
+        or (numbers < 0).any()
+        or len(numbers) != len(screen.conditions)
+    ):
+        raise RuntimeError("its layout is no table of numbers of cells")
+    axes = config.n_latent + config.n_response
+    genes, times = len(screen.genes), max(1, len(screen.times))
+    sizes = {"guide.baseline_loc": (genes,), "guide.encoder.body.0.bias": (config.n_hidden,)}
+    for driver, names in (("", screen.perturbations), ("media_", screen.media)):
+        if names:
+            sizes[f"guide.{driver}effect_loc"] = (len(names), axes)
+            if config.gene_residual:
+                sizes[f"guide.{'M' if driver else 'P'}_residual_loc"] = (len(names), times, genes)
+    for name, expected in sizes.items():
+        found = tuple(state[name].shape)
+        if found != expected:
+            raise RuntimeError(f"{name} has the shape {found}, and {expected} in its settings")
 
 
 def _blank_statistics(screen: Screen, config: ModelConfig) -> ScreenStatistics:

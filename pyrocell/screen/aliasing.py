@@ -358,9 +358,7 @@ def aliased_table(layout: Layout) -> pd.DataFrame:
     ).astype({"estimable": bool})
 
 
-def warn_of_layout(
-    layout: Layout, aliased: pd.DataFrame, counts: pd.DataFrame, baseline_asked: str
-) -> None:
+def warn_of_layout(layout: Layout, aliased: pd.DataFrame, counts: pd.DataFrame) -> None:
     """Say loudly, by name, what the layout of a screen cannot answer.
 
     Parameters
@@ -369,11 +367,9 @@ def warn_of_layout(
         The layout and its `aliased_table`.
     counts
         Conditions × batches: numbers of cells.
-    baseline_asked
-        The baseline medium that the user named.
     """
     if not layout.baseline_observed:
-        warn(f'no cell has baseline_media="{baseline_asked}"; {_sole_medium(layout)}')
+        warn(_sole_medium(layout))
     if len(layout.batches) == 1:
         warn(
             f'all cells are in one batch ("{layout.batches[0]}"): batch noise cannot be separated '

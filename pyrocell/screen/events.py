@@ -39,6 +39,8 @@ def read_times(values: Any, column: str) -> np.ndarray:
             f'labels contain them, adata.obs["{key}"] = adata.obs["{key}"].astype(str).str.extract('
             'r"([0-9.]+)")[0].astype(float)'
         )
+    if series.dtype.kind == "c":
+        raise ScreenError(f"{column} holds complex numbers; give times as numbers ≥ 0 in one unit")
     if series.dtype == bool:
         raise ScreenError(f"{column} holds True and False; give times as numbers ≥ 0 in one unit")
     times = series.to_numpy(dtype=np.float64)

@@ -15,6 +15,7 @@ from pyrocell.errors import ConflictingTypesError, ScreenError, UnknownLabelErro
 __all__ = [
     "CONTROL_SPELLINGS",
     "PERTURBATION_TYPES",
+    "check_text",
     "encode_labels",
     "perturbation_type",
     "split_label",
@@ -87,8 +88,10 @@ def encode_labels(
     Raises
     ------
     ScreenError
-        If a cell has no label.
+        If a cell has no label, or one that is neither text nor number, or text that a file cannot
+        hold.
     """
+    _check_labels(values, column)
     categories = pd.Categorical(values).remove_unused_categories()
     labels: dict[str, int] = {}
     merged = np.full(len(categories.categories) + 1, -1, dtype=np.int64)
@@ -117,6 +120,61 @@ def encode_labels(
             f"with adata[{where}.notna()].copy()"
         )
     return codes, list(labels)
+
+
+def _check_labels(values: Any, column: str) -> None:
+    """Raise ScreenError unless labels are text or numbers, and text that files can hold."""
+    name = getattr(values, "name", None)
+    where = "the column" if name is None else f"adata.obs[{name!r}]"
+    if isinstance(getattr(values, "dtype", None), pd.CategoricalDtype):
+        values = values.dtype.categories
+    if not hasattr(values, "dtype"):
+        values = pd.Series(list(values), dtype=object)
+    if values.dtype == object:
+        odd = (value for value in values if not _is_label(value))
+        first = next(odd, None)
+        if first is not None:
+            kind, more = type(first).__name__, 1 + sum(1 for _ in odd)
+            remedy = f'{where} = {where}.str.decode("utf-8")' if kind == "bytes" else ""
+            remedy = remedy or f"{where} = [text of each cell], such as its first entry"
+            raise ScreenError(
+                f"{column} has {more} values that are {kind} objects, the first {first!r}; labels "
+                f"are text or numbers: {remedy}"
+            )
+    elif pd.api.types.is_numeric_dtype(values.dtype) or values.dtype == bool:
+        return
+    check_text((value for value in pd.unique(values) if isinstance(value, str)), column)
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str) or (pd.api.types.is_scalar(value) and type(value) is not bytes)
+
+
+def check_text(texts: Iterable[str], what: str) -> None:
+    """Raise ScreenError if a text cannot be written to a file and read again.
+
+    Parameters
+    ----------
+    texts
+        Labels or names.
+    what
+        How messages call them.
+    """
+    for text in texts:
+        if "\0" in text or not _encodable(text):
+            found = "a NUL character" if "\0" in text else "half of a Unicode pair"
+            raise ScreenError(
+                f"{what} has {text!r}, which holds {found} and would not come back from a file; "
+                "write it otherwise"
+            )
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def perturbation_type(value: str, column: str = "perturbation_type") -> str:

@@ -109,12 +109,13 @@ def _check_control(
 
 
 def _read_media(
-    media: Any, n: int, baseline: str, column: str, like: Vocabulary | None
+    media: Any, n: int, baseline: str | None, column: str, like: Vocabulary | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Medium codes (N,), -1 for the baseline, and the names."""
     if media is None:
         names = like.media if like is not None else ()
-        kept = {"media": names, "baseline_media": baseline, "baseline_observed": True}
+        called = "baseline" if baseline is None else baseline
+        kept = {"media": names, "baseline_media": called, "baseline_observed": True}
         return np.full(n, -1, dtype=np.int64), kept
     codes, labels = encode_labels(media, column)
     observed = baseline in labels
@@ -126,18 +127,26 @@ def _read_media(
                 f'{column} has the value "{unknown[0]}", which the model never saw'
                 f"{did_you_mean(unknown[0], [baseline, *order])}"
             )
-    elif not observed and len(labels) > 1:
+    elif baseline is None and len(labels) == 1:
+        baseline, order = labels[0], []
+    elif not observed:
+        many = f"{len(labels)} media" if len(labels) > 1 else f'the medium "{labels[0]}" alone'
+        none = "none equals" if len(labels) > 1 else "not"
+        nothing = "; baseline_media=None if that is a stimulus" if len(labels) == 1 else ""
         raise UnknownLabelError(
-            f'{column} has {len(labels)} media but none equals baseline_media="{baseline}"'
-            f"{did_you_mean(baseline, labels)}; name the medium without stimulus, or the one to "
-            "compare with, in baseline_media="
+            f"{column} has {many} but {none} baseline_media={_quoted(baseline)}"
+            f"{did_you_mean(baseline or '', labels)}; name the medium without stimulus, or the one "
+            f'to compare with: baseline_media="{labels[0]}"{nothing}'
         )
     else:
-        baseline = baseline if observed else labels[0]
         order = [label for label in labels if label != baseline]
     index = {label: j for j, label in enumerate(order)} | {baseline: -1}
     kept = {"media": tuple(order), "baseline_media": baseline, "baseline_observed": observed}
     return np.array([index[label] for label in labels], dtype=np.int64)[codes], kept
+
+
+def _quoted(label: str | None) -> str:
+    return "None" if label is None else f'"{label}"'
 
 
 def _read_batches(
@@ -193,7 +202,7 @@ def read_labels(
     control: str,
     perturbation_type: Any,
     media: Any,
-    baseline_media: str,
+    baseline_media: str | None,
     time: Any,
     perturbation_time: Any,
     media_time: Any,
@@ -214,9 +223,8 @@ def read_labels(
         n_control = int(np.isin(code, [i for i, s in enumerate(sets) if not s]).sum())
         _check_control(perturbation, n_control, n - n_control, control, column)
     genotypes, names = _name_singles(sets, like, column)
-    medium, media_names = _read_media(
-        media, n, str(baseline_media).strip(), columns.get("media", "media"), like
-    )
+    baseline = None if baseline_media is None else str(baseline_media).strip()
+    medium, media_names = _read_media(media, n, baseline, columns.get("media", "media"), like)
     moment, moments, values = np.zeros(n, np.int64), np.zeros(0), None
     if time is not None:
         values = read_times(time, columns.get("time", "time"))

@@ -54,8 +54,8 @@ class Screen:
     media, baseline_media
         (J,) media other than the baseline, and the baseline.
     baseline_observed
-        False if all cells were in one medium that is not the baseline asked for; that medium then
-        serves as `baseline_media`, and nothing can be said about cells outside it.
+        False if all cells met one stimulus, which then serves as `baseline_media`; nothing can be
+        said about cells outside it.
     times
         (T,) times in increasing order, in the unit of the data; empty if there are none.
     batches, guides
@@ -116,7 +116,7 @@ class Screen:
         control: str = "control",
         perturbation_type: Any = "knockout",
         media: Any = None,
-        baseline_media: str = "baseline",
+        baseline_media: str | None = "baseline",
         time: Any = None,
         perturbation_time: Any = None,
         media_time: Any = None,
@@ -145,7 +145,7 @@ class Screen:
             (N,) times at which the cell was perturbed and met its medium, on the clock of `time`;
             default 0. Values of cells without perturbation, or in baseline medium, are ignored.
         baseline_media
-            Label of the medium without stimulus.
+            Label of the medium without stimulus; None where all cells met the same stimulus.
         laboratory
             (N,) laboratories in which the batches were made; None where there is one.
         columns
@@ -192,7 +192,7 @@ class Screen:
         aliased = aliased_table(layout) if like is None else like.aliased
         found["own_columns"] = None if like is None else like.own_columns
         if like is None:
-            warn_of_layout(layout, aliased, found["layout"], baseline_media)
+            warn_of_layout(layout, aliased, found["layout"])
         return cls(genes=pd.Index(genes, dtype=object), aliased=aliased, **found)
 
     @property

@@ -145,7 +145,11 @@ def test_one_medium_that_is_not_the_baseline_serves_as_the_reference():
     cells = crossed(perturbation=["control", "A"], media=["IFNG"], batch=["x", "y"])
     with pytest.warns(ScreenWarning, match="every cell was in medium IFNG"):
         screen = Screen.from_labels(
-            GENES, cells["perturbation"], media=cells["media"], batch=cells["batch"]
+            GENES,
+            cells["perturbation"],
+            media=cells["media"],
+            baseline_media=None,
+            batch=cells["batch"],
         )
     assert screen.media == () and screen.baseline_media == "IFNG" and not screen.baseline_observed
     assert estimable(screen, "media") == {"IFNG": False}
