@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,12 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from anndata import AnnData, read_h5ad
+from anndata import AnnData
 from scvi.model.base import BaseModelClass
 from torch import Tensor
 
 from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, inference_data
-from pyrocell._core.files import current
 from pyrocell._core.progress import progress
 from pyrocell._core.threading import few_threads, limit_threads
 from pyrocell.assumptions.spec import Assume
@@ -25,7 +25,7 @@ from pyrocell.assumptions.steady_state import steady_state_screen
 from pyrocell.assumptions.table import assumption_table
 from pyrocell.assumptions.testability import testability
 from pyrocell.data.loader import CellDataset, split_cells
-from pyrocell.data.model_files import read_model, write_model
+from pyrocell.data.model_files import cells_beside, read_model, write_model
 from pyrocell.data.registration import CellTensors, ScreenManager, cell_tensors, register
 from pyrocell.errors import ModelFileError, ScreenError, warn
 from pyrocell.generative.config import ModelConfig, check_options
@@ -272,6 +272,17 @@ class PyroCell(BaseModelClass):
         arguments = {k: v for k, v in locals().items() if k not in ("cls", "adata")}
         cls.register_manager(register(cls, adata, **arguments))
 
+    @classmethod
+    def register_manager(cls, adata_manager: ScreenManager) -> None:
+        """Keep a manager by the identity of its AnnData, for as long as that is there."""
+        super().register_manager(adata_manager)
+        adata_manager.hold_weakly(cls._setup_adata_manager_store)
+
+    def _register_manager_for_instance(self, adata_manager: ScreenManager) -> None:
+        super()._register_manager_for_instance(adata_manager)
+        weakref.finalize(self, self._per_instance_manager_store.pop, self.id, None)
+        adata_manager.hold_weakly(self._per_instance_manager_store[self.id])
+
     def _cell_data(self, manager: ScreenManager, cells: CellTensors | None = None) -> CellDataset:
         """Cells of a manager in terms of the model's conditions, or with a table of their own."""
         cells = cell_tensors(manager) if cells is None else cells
@@ -311,6 +322,7 @@ class PyroCell(BaseModelClass):
         return out | {"x": out["x"].to_dense()} if dense else out
 
     # ------------------------------------------------------------------ training
+    @limit_threads
     def train(
         self,
         max_epochs: int | None = None,
@@ -457,19 +469,14 @@ class PyroCell(BaseModelClass):
             If the files are missing, damaged or of another model; if cells do not fit the screen.
         """
         state, settings, history = read_model(dir_path)
-        beside = current(Path(dir_path), "adata.h5ad")
-        if adata is None:
-            if not beside.exists():
-                raise ModelFileError(
-                    f"{dir_path} holds no cells (save_anndata=True writes them); pass adata="
-                )
-            adata = read_h5ad(beside)
+        adata = cells_beside(dir_path, settings) if adata is None else adata
         try:
             screen = Screen.from_dict(settings["screen"]["screen"])
             listed = settings["priors"].items()
             priors = {k: tuple(v) if isinstance(v, list) else v for k, v in listed}
             config = ModelConfig(**settings["config"])
-            module = ScreenModule.from_state(state, screen, config, Priors(**priors))
+            with few_threads(len(screen.genes)):
+                module = ScreenModule.from_state(state, screen, config, Priors(**priors))
             registry, trained, seed = (settings[key] for key in ("registry", "trained", "seed"))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelFileError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,15 +16,16 @@ __all__ = ["few_threads", "limit_threads", "parallel_for"]
 
 _FEW_GENES = 1000
 _pool: ThreadPoolExecutor | None = None
+_turn = threading.RLock()  # torch's generator and settings and Pyro's handlers are of the process
 
 
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
+def _forget_threads() -> None:
+    global _pool, _turn
+    _pool, _turn = None, threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_forget_threads)  # threads do not survive a fork
 
 
 def parallel_for(work: Callable[[int], None], n_items: int) -> None:
@@ -51,21 +53,23 @@ def parallel_for(work: Callable[[int], None], n_items: int) -> None:
 def few_threads(n_genes: int, processes: int = 1) -> Iterator[None]:
     """One thread for a small screen, or the number that the user has set: more wait for each other.
 
-    Also one where other processes share the machine. New tensors are of single precision.
+    Threads of the user's take turns, so that none draws from the random numbers of another. Also
+    one where other processes share the machine. New tensors are of single precision.
     That number is set again: numba's parallel functions, such as scanpy's, raise it in silence.
     """
-    before, kind = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)  # whatever the user computes in
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if asked.isdigit():
-        torch.set_num_threads(max(1, int(asked)))
-    elif n_genes < _FEW_GENES or processes > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.set_default_dtype(kind)
+    with _turn:
+        before, kind = torch.get_num_threads(), torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # whatever the user computes in
+        asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+        if asked.isdigit():
+            torch.set_num_threads(max(1, int(asked)))
+        elif n_genes < _FEW_GENES or processes > 1:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            torch.set_default_dtype(kind)
 
 
 def limit_threads(method: Callable) -> Callable:

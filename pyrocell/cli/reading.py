@@ -12,7 +12,8 @@ import pandas as pd
 from anndata import AnnData
 
 from pyrocell._core.messages import join_names
-from pyrocell.errors import PyrocellError
+from pyrocell.data.backed import check_chunks
+from pyrocell.errors import PyrocellError, ScreenWarning
 
 __all__ = ["FILES", "read_cells"]
 
@@ -40,7 +41,9 @@ def read_cells(file: Path, labels: Path | None = None) -> AnnData:
     kind, read = _reader(file)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of readers, of what the check of labels then refuses
+            # Readers warn of what the check of labels then refuses.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", ScreenWarning)
             adata = read(file)
     except PyrocellError:
         raise
@@ -53,7 +56,7 @@ def read_cells(file: Path, labels: Path | None = None) -> AnnData:
 
 def _reader(file: Path) -> tuple[str, Callable[[Path], AnnData]]:
     if file.is_dir() and (file / ".zattrs").exists() | (file / "zarr.json").exists():
-        return ".zarr", anndata.read_zarr
+        return ".zarr", _read_zarr
     if file.is_dir():
         return "a folder of Cell Ranger", _read_mtx
     known = {
@@ -61,11 +64,17 @@ def _reader(file: Path) -> tuple[str, Callable[[Path], AnnData]]:
         ".h5mu": _read_h5mu,
         ".h5": _read_10x,
         ".loom": _read_loom,
-        ".zarr": anndata.read_zarr,
+        ".zarr": _read_zarr,
     }
     if file.suffix.casefold() not in known:
         raise PyrocellError(f"{file} is no file of cells by its name; readable are {FILES}")
     return file.suffix.casefold(), known[file.suffix.casefold()]
+
+
+def _read_zarr(folder: Path) -> AnnData:
+    adata = anndata.read_zarr(folder)
+    check_chunks(folder)
+    return adata
 
 
 def _read_h5mu(file: Path) -> AnnData:

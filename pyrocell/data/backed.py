@@ -18,11 +18,12 @@ from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import read_elem, sparse_dataset
 
 from pyrocell._core.messages import join_names
-from pyrocell.errors import CountError, UnknownLabelError
+from pyrocell.errors import CountError, PyrocellError, ScreenError, UnknownLabelError, warn
 
 __all__ = [
     "BackedCounts",
     "CachedRows",
+    "check_chunks",
     "check_stored",
     "check_structure",
     "count_blocks",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _VALUES = 1 << 24  # cells times genes of a block
+_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # of HDF5 and zarr
 _GAP = 256  # rows between two wanted ones that are read rather than jumped over
 
 Item, Read = TypeVar("Item"), TypeVar("Read")
@@ -121,7 +123,10 @@ class BackedCounts:
         in_hdf5 = isinstance(stored, h5py.Group | h5py.Dataset)
         self._hdf5 = (stored.file.filename, stored.name) if in_hdf5 else None
         if isinstance(matrix, CSRDataset):
-            self._indptr = np.asarray(stored["indptr"][...], dtype=np.int64)
+            try:
+                self._indptr = np.asarray(stored["indptr"][...], dtype=np.int64)
+            except _UNREADABLE as error:
+                raise CountError(f"{where} could not be read ({error})") from error
         self._arrays = self._parts(stored)
         if self._indptr is not None:
             values, indices = self._arrays
@@ -178,7 +183,7 @@ class BackedCounts:
             stored = slice(int(ends[0]), int(ends[-1]))
             values = np.asarray(arrays[0][stored]).astype(np.float32, copy=False)
             indices = np.asarray(arrays[1][stored]).astype(np.int32, copy=False)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except _UNREADABLE as error:
             raise CountError(
                 f"cells {start} to {stop - 1} of {self._where} could not be read ({error}); the "
                 "file must stay open and where it is as long as the model is used"
@@ -255,22 +260,78 @@ def read_backed(path: str | Path) -> AnnData:
     ------
     UnknownLabelError
         If there is no such file, or it is not an AnnData.
+    ScreenError
+        If it cannot be read.
+
+    Warns
+    -----
+    ScreenWarning
+        If a zarr store lacks chunks; see `check_chunks`.
     """
     path = Path(path)
     if not path.exists():
         raise UnknownLabelError(f'there is no file "{path}"')
+    try:
+        file = zarr.open_group(path, mode="r") if path.is_dir() else h5py.File(path, "r")
+        missing = [part for part in ("obs", "var") if part not in file]
+        if missing:
+            raise UnknownLabelError(
+                f'"{path}" has no {join_names(missing)}: it was not written by anndata'
+            )
+        obs, var = (pd.DataFrame(read_elem(file[part])) for part in ("obs", "var"))
+        layers = {name: _dataset(file["layers"][name]) for name in file.get("layers", ())}
+        matrix = _dataset(file["X"]) if "X" in file else None
+        adata = AnnData(matrix, obs, var, layers=layers)
+    except PyrocellError:
+        raise
+    except Exception as error:  # whatever a damaged file makes its readers raise
+        raise ScreenError(f'"{path}" cannot be read as a file of anndata: {error}') from error
     if path.is_dir():
-        file = zarr.open_group(path, mode="r")
-    else:
-        file = h5py.File(path, "r")
-    missing = [part for part in ("obs", "var") if part not in file]
-    if missing:
-        raise UnknownLabelError(
-            f'"{path}" has no {join_names(missing)}: it was not written by anndata'
+        check_chunks(path)
+    return adata
+
+
+def check_chunks(path: str | Path) -> None:
+    """Refuse or warn where chunks of a zarr store are absent, which are read as zeros.
+
+    Chunks that hold zeros alone are not written, so a chunk of a dense matrix or of a column that
+    is absent may be right. Sparse counts have no such chunks.
+
+    Parameters
+    ----------
+    path
+        A zarr store of anndata.
+
+    Raises
+    ------
+    CountError
+        If counts of a sparse matrix are absent.
+
+    Warns
+    -----
+    ScreenWarning
+        If other chunks are.
+    """
+    absent = {}
+    arrays = (item for item in zarr.open_group(path, mode="r").members(max_depth=None))
+    for name, array in arrays:
+        parts = name.split("/")
+        if isinstance(array, zarr.Array) and parts[0] in ("X", "layers", "obs"):
+            n = array.nchunks - array.nchunks_initialized
+            if n > 0 and array.size:
+                absent[name] = f"{name} ({n} of {array.nchunks})"
+    sparse = [said for name, said in absent.items() if name.endswith(("/data", "/indices"))]
+    if sparse:
+        raise CountError(
+            f"{path} lacks chunks of its counts, which would be read as zeros: "
+            f"{join_names(sparse)}; write the store again"
         )
-    obs, var = (pd.DataFrame(read_elem(file[part])) for part in ("obs", "var"))
-    layers = {name: _dataset(file["layers"][name]) for name in file.get("layers", ())}
-    return AnnData(_dataset(file["X"]) if "X" in file else None, obs, var, layers=layers)
+    if absent:
+        warn(
+            f"{path} lacks chunks of {join_names(list(absent.values()))}, which are read as zeros, "
+            "or as the first category: so are chunks kept that hold nothing else, and so do chunks "
+            "look that were lost"
+        )
 
 
 def _dataset(element: Any) -> Any:

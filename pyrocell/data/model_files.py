@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from pyrocell._core.files import current, together
 from pyrocell.errors import ModelFileError
 
-__all__ = ["content_hash", "read_model", "write_model"]
+__all__ = ["cells_beside", "content_hash", "read_model", "write_model"]
 
 _FORMAT = 5  # 1: effects in other units; 2: no decay of products; 3: rates in any order
 _READ = (4, 5)  # 4: without kept states of gene-level sites, whose answers are the guide's
@@ -51,15 +51,16 @@ def write_model(
     body = {"format": _FORMAT, "version": version("pyrocell"), **settings}
     course = None if history is None else history.to_csv().encode()
     body["history"] = None if course is None else hashlib.sha256(course).hexdigest()
-    body["identity"] = content_hash(tensors, body)
     names = [_HISTORY, _TENSORS, _SETTINGS, *([] if cells is None else [_CELLS])]
     with together(path, names) as new:
+        if cells is not None:
+            cells.write_h5ad(new / _CELLS)
+            body["cells"] = _file_hash(new / _CELLS)
+        body["identity"] = content_hash(tensors, body)
         save_file(tensors, new / _TENSORS)
         (new / _SETTINGS).write_text(json.dumps(body, indent=1))
         if course is not None:
             (new / _HISTORY).write_bytes(course)
-        if cells is not None:
-            cells.write_h5ad(new / _CELLS)
 
 
 def read_model(
@@ -104,6 +105,37 @@ def read_model(
             "again"
         )
     return tensors, settings, history
+
+
+def cells_beside(directory: str | Path, settings: dict[str, Any]) -> AnnData:
+    """Read the cells that `write_model` wrote beside a model.
+
+    Parameters
+    ----------
+    settings
+        What `read_model` read from that directory.
+
+    Raises
+    ------
+    ModelFileError
+        If there are none, or they are not those that were written.
+    """
+    path = current(Path(directory), _CELLS)
+    if not path.exists():
+        raise ModelFileError(
+            f"{directory} holds no cells (save_anndata=True writes them); pass adata="
+        )
+    known = settings.get("cells")  # earlier versions did not say which cells
+    if known is not None and known != _file_hash(path):
+        raise ModelFileError(
+            f"{path} is damaged, or holds other cells than were saved with the model; pass adata="
+        )
+    return read_h5ad(path)
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_hash(tensors: dict[str, Tensor], settings: dict[str, Any]) -> str:

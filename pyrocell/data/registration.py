@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from pyrocell.data.fingerprint import Fingerprint
 from pyrocell.data.own_genes import own_columns, warn_of_guides
 from pyrocell.data.setup import ScreenSetup
 from pyrocell.data.statistics import CountStatistics, count_sums
+from pyrocell.data.time_zero import warn_of_time_zero
 from pyrocell.data.validation import (
     as_csr,
     batch_totals,
@@ -93,6 +95,31 @@ class ScreenManager(AnnDataManager):
     source: Mapping[str, Any] | None
     others: Mapping[str, AnnDataManager] | None = None
     fingerprint: Fingerprint | None = None
+
+    _adata: Callable[[], AnnData | None] = staticmethod(lambda: None)
+
+    @property
+    def adata(self) -> AnnData | None:
+        """The registered AnnData."""
+        return self._adata()
+
+    @adata.setter
+    def adata(self, value: AnnData | None) -> None:
+        self._adata = lambda: value
+
+    def hold_weakly(self, managers: dict[str, AnnDataManager]) -> None:
+        """Leave the AnnData to its users, and a table of managers when it is gone.
+
+        A class keeps its managers for good, and through them would keep every AnnData.
+        """
+        key, adata = self.adata_uuid, self.adata
+        self._adata = weakref.ref(adata)
+
+        def forget() -> None:
+            if managers.get(key) is self:
+                del managers[key]
+
+        weakref.finalize(adata, forget)
 
     def check_unchanged(self) -> None:
         """Raise ScreenError if the AnnData has changed since it was registered."""
@@ -443,6 +470,8 @@ def cell_tensors(manager: ScreenManager) -> CellTensors:
     else:
         counts = as_csr(matrix)
         sums = count_sums(counts, manager.screen, log_size)
+    if manager.source is None:
+        warn_of_time_zero(sums, manager.screen)
     covariates = _encode_covariates(adata, manager.registry[_REGISTRY_ENTRY]["covariates"])
     return CellTensors(counts, sums.log_size, covariates, manager.covariate_names, sums)
 

@@ -7,7 +7,6 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from pyrocell.noise.contrasts import batch_fractions
 from pyrocell.screen.screen import Screen
 
 __all__ = [
@@ -68,9 +67,9 @@ def _content(screen: Screen) -> tuple[list[str], Tensor]:
     names = [screen.control, *screen.media, *classes[1:]]
     features = torch.cat([control, exposure, of_class[:, 1:]], 1)  # (C, F)
     # from the table, not the cells: these may be others than the model was fitted to
-    cells = torch.as_tensor(screen.layout.to_numpy())  # (C, B)
-    condition, batch = cells.nonzero().repeat_interleave(cells[cells > 0], 0).T
-    fractions = batch_fractions(batch, len(screen.batches), features[condition])
+    cells = torch.as_tensor(screen.layout.to_numpy("float64"))  # (C, B)
+    totals = cells.T @ features.to(cells)
+    fractions = (totals / cells.sum(0).clamp_min(1)[:, None]).to(features)
     differs = (fractions - fractions.mean(0)).abs().amax(0) > 1e-3
     return [n for n, there in zip(names, differs, strict=True) if there], fractions[:, differs]
 

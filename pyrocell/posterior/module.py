@@ -118,11 +118,8 @@ def _check_sizes(state: dict[str, Tensor], screen: Screen, config: ModelConfig) 
     could need any amount of memory.
     """
     numbers = screen.layout.to_numpy()
-    if (
-        numbers.dtype.kind not in "iu"
-        or (numbers < 0).any()
-        or len(numbers) != len(screen.conditions)
-    ):
+    counted = numbers.dtype.kind in "iu" and (numbers >= 0).all()
+    if not counted or numbers.sum(1).tolist() != screen.conditions["n_cells"].tolist():
         raise RuntimeError("its layout is no table of numbers of cells")
     axes = config.n_latent + config.n_response
     genes, times = len(screen.genes), max(1, len(screen.times))

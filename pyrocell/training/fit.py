@@ -329,7 +329,7 @@ def train(
         ):
             trainer = pl.Trainer(**(options | trainer_kwargs))
             few = few_threads(model.n_genes, processes.total)
-            with seeded(seed, trainer.strategy.root_device), few:
+            with few, seeded(seed, trainer.strategy.root_device):
                 fit(trainer, plan, loaders, written)
                 kept = best.give_back(plan)
                 shown = progress_bar and not processes.rank

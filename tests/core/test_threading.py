@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -80,3 +82,15 @@ def test_the_users_number_holds_where_another_package_has_raised_it(two_threads,
     with few_threads(1000):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
+
+
+def test_models_trained_in_two_threads_are_those_trained_one_after_the_other(make_screen, build):
+    def trained(seed: int) -> torch.Tensor:
+        model = build(make_screen(seed=seed))
+        model.train(max_epochs=2, progress_bar=False, seed=seed)
+        return torch.as_tensor(model.perturbation_effects(n_samples=4)["mean"].to_numpy())
+
+    alone = [trained(seed) for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(trained, (0, 1)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))

@@ -7,6 +7,7 @@ import pickle
 import threading
 
 import anndata
+import h5py
 import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
@@ -299,3 +300,49 @@ def test_what_is_no_file_of_anndata_is_named(tmp_path):
     zarr.open_group(tmp_path / "other.zarr", mode="w")
     with pytest.raises(UnknownLabelError, match="has no obs, var: it was not written by anndata"):
         read_backed(tmp_path / "other.zarr")
+
+
+# ---------------------------------------------------------------------- damaged files
+def changed(path, name: str, index: int, value: int) -> AnnData:
+    with h5py.File(path / "screen.h5ad", "r+") as file:
+        file[name][index] = value
+    return read_backed(path / "screen.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("indices", 2**31 - 1), ("indices", -1), ("indptr", 10**6), ("indptr", -1)],
+)
+def test_indices_that_point_outside_are_refused_and_never_followed(
+    tiny_adata, tmp_path, name, value
+):
+    written(tiny_adata, tmp_path, "h5ad")
+    cells = changed(tmp_path, f"X/{name}", 3, value)
+    PyroCell.setup_anndata(cells, media_key="media")
+    with pytest.raises(CountError, match="adata.X is a damaged matrix.*read it again"):
+        PyroCell(cells, **SMALL)
+
+
+def test_a_file_that_is_cut_is_named(tiny_adata, tmp_path):
+    written(tiny_adata, tmp_path, "h5ad")
+    path = tmp_path / "screen.h5ad"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ScreenError, match='screen.h5ad" cannot be read'):
+        read_backed(path)
+
+
+@pytest.mark.parametrize("array", ["data", "indices"])
+def test_counts_that_a_zarr_store_has_lost_are_no_zeros(tiny_adata, tmp_path, array):
+    written(tiny_adata, tmp_path, "zarr")
+    (tmp_path / "screen.zarr" / "X" / array / "0").unlink()
+    with pytest.raises(CountError, match=rf"lacks chunks of its counts.*X/{array} \(1 of 1\)"):
+        read_backed(tmp_path / "screen.zarr")
+
+
+def test_chunks_of_zeros_that_were_not_written_are_a_word_and_no_error(tiny_adata, tmp_path):
+    tiny_adata.X = tiny_adata.X.toarray()
+    tiny_adata.X[:64] = 0
+    tiny_adata.write_zarr(tmp_path / "screen.zarr", chunks=(64, 12))
+    with pytest.warns(ScreenWarning, match=r"lacks chunks of X \(1 of 2\).*read as zeros"):
+        cells = read_backed(tmp_path / "screen.zarr")
+    assert (cells.X[:64] == 0).all() and (cells.X[64:] > 0).any()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pyrocell import PyroCell, Screen
+from pyrocell.data.model_files import content_hash
 from pyrocell.errors import ModelFileError, ScreenError, UnknownLabelError
 
 KEPT = Path(__file__).parent / "model_of_0_1"
@@ -232,6 +236,70 @@ def test_changed_settings_are_refused(copied, cells, changes, match):
     edited(copied, **changes)
     with pytest.raises(ModelFileError, match=match):
         PyroCell.load(copied, cells)
+
+
+def rewritten(path: Path, change) -> None:
+    """Settings changed by someone who knows how the hash is made."""
+    tensors = load_file(path / "model.safetensors")
+    settings = json.loads((path / "model.json").read_text())
+    change(settings)
+    settings.pop("identity")
+    settings["identity"] = content_hash(tensors, settings)
+    (path / "model.json").write_text(json.dumps(settings))
+
+
+def many_cells(settings: dict) -> None:
+    settings["screen"]["screen"]["layout"][0] = [10**10, 10**10]
+    settings["screen"]["screen"]["conditions"]["n_cells"][0] = 2 * 10**10
+
+
+def many_axes(settings: dict) -> None:
+    settings["config"]["n_latent"] = 10**6
+
+
+def many_hidden(settings: dict) -> None:
+    settings["config"]["n_hidden"] = 10**9
+
+
+def many_genes(settings: dict) -> None:
+    settings["screen"]["screen"]["genes"] += [f"more{i}" for i in range(10**5)]
+
+
+def half_a_cell(settings: dict) -> None:
+    settings["screen"]["screen"]["layout"][0][0] = 0.5
+
+
+@pytest.mark.parametrize("change", [many_axes, many_hidden, many_genes, half_a_cell])
+def test_sizes_that_are_not_those_of_the_tensors_are_refused_before_memory_is_asked_for(
+    copied, cells, change
+):
+    rewritten(copied, change)
+    tracemalloc.start()
+    with pytest.raises(ModelFileError, match="does not fit this version"):
+        PyroCell.load(copied, cells)
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+
+
+def test_a_number_of_cells_takes_no_memory(copied, cells):
+    rewritten(copied, many_cells)
+    assert PyroCell.load(copied, cells).module.model.n_cells > 10**9
+
+
+def test_settings_nested_too_deep_are_refused(copied, cells):
+    (copied / "model.json").write_text("[" * 10**6 + "]" * 10**6)
+    with pytest.raises(ModelFileError, match="is damaged"):
+        PyroCell.load(copied, cells)
+
+
+def test_a_deleted_model_frees_its_screen(make_screen, build):
+    model = build(make_screen())
+    model.train(max_epochs=1, progress_bar=False)
+    model.get_latent_representation(model.adata[:5].copy())
+    gone = [weakref.ref(model), weakref.ref(model.adata), weakref.ref(model.module)]
+    del model
+    gc.collect()
+    assert [each() for each in gone] == [None] * 3
 
 
 @pytest.mark.parametrize("body", ["[1, 2]", "3", "null", ""])
