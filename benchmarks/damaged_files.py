@@ -90,7 +90,7 @@ def read_training(path: Path, cells: Any = None) -> str:
 
 def flat(value: Any) -> list:
     if isinstance(value, dict):
-        return [part for key in sorted(value) for part in [key, *flat(value[key])]]
+        return [part for key in sorted(value, key=str) for part in [key, *flat(value[key])]]
     if isinstance(value, list):
         return [part for each in value for part in flat(each)]
     return [value.numpy() if isinstance(value, torch.Tensor) else value]
