@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from pyrocell._core.messages import join_names
 from pyrocell.data.backed import check_chunks
+from pyrocell.data.hdf5_probe import check_hdf5
 from pyrocell.errors import PyrocellError, ScreenWarning
 
 __all__ = ["FILES", "read_cells"]
@@ -39,6 +40,8 @@ def read_cells(file: Path, labels: Path | None = None) -> AnnData:
     if not file.exists():
         raise PyrocellError(f"{file} is not a file or folder")
     kind, read = _reader(file)
+    if file.is_file():
+        check_hdf5(file)
     try:
         with warnings.catch_warnings():
             # Readers warn of what the check of labels then refuses.

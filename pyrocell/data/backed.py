@@ -18,6 +18,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import read_elem, sparse_dataset
 
 from pyrocell._core.messages import join_names
+from pyrocell.data.hdf5_probe import check_hdf5
 from pyrocell.errors import CountError, PyrocellError, ScreenError, UnknownLabelError, warn
 
 __all__ = [
@@ -125,12 +126,11 @@ class BackedCounts:
         if isinstance(matrix, CSRDataset):
             try:
                 self._indptr = np.asarray(stored["indptr"][...], dtype=np.int64)
+                values, indices = self._parts(stored)
             except _UNREADABLE as error:
                 raise CountError(f"{where} could not be read ({error})") from error
-        self._arrays = self._parts(stored)
-        if self._indptr is not None:
-            values, indices = self._arrays
             check_structure(self._indptr, indices, values, self, where)
+        self._arrays = self._parts(stored)
 
     def _parts(self, stored: Any) -> tuple[Any, ...]:
         return (stored,) if self._indptr is None else (stored["data"], stored["indices"])
@@ -271,6 +271,8 @@ def read_backed(path: str | Path) -> AnnData:
     path = Path(path)
     if not path.exists():
         raise UnknownLabelError(f'there is no file "{path}"')
+    if not path.is_dir():
+        check_hdf5(path)
     try:
         file = zarr.open_group(path, mode="r") if path.is_dir() else h5py.File(path, "r")
         missing = [part for part in ("obs", "var") if part not in file]

@@ -15,8 +15,10 @@ import scipy.io
 import scipy.sparse as sp
 from anndata import AnnData
 
+from pyrocell import read_backed
 from pyrocell.cli import main
 from pyrocell.cli.reading import read_cells
+from pyrocell.data import hdf5_probe
 from pyrocell.errors import PyrocellError
 
 
@@ -114,3 +116,19 @@ def test_check_refuses_as_fit_does(cells, tmp_path, capsys):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     assert main(["check", str(tmp_path / "cells.h5ad")]) == 2
     assert "error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("read", [read_cells, read_backed])
+def test_a_file_in_which_hdf5_goes_round_in_circles_is_refused(
+    tiny_adata, tmp_path, monkeypatch, read
+):
+    """A heap of texts whose free space has no size: the library steps by nothing, for ever."""
+    path = tmp_path / "cells.h5ad"
+    tiny_adata.write_h5ad(path)
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL")
+    content[heap + 16 : heap + 2000] = bytes(1984)
+    path.write_bytes(content)
+    monkeypatch.setattr(hdf5_probe, "_SECONDS", 3)
+    with pytest.raises(PyrocellError, match="is damaged: its structure could not be read within 3"):
+        read(path)
