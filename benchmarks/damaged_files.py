@@ -39,6 +39,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
+from anndata import read_h5ad
 from common import quiet, write_results
 
 import pyrocell
@@ -310,13 +311,16 @@ def killed(folder: Path, cells: Any, model: PyroCell, n: int) -> list[dict[str, 
     def report(path: Path, value: float) -> None:
         with torch.no_grad():
             model.module.guide.baseline_loc.fill_(value)
+        model.adata.obs["marker"] = value
         write_report(model, path, overwrite=True)
 
     def load_report(path: Path) -> float:
-        value = load_model(path / "model")
-        for table in (path / "tables").glob("*.csv"):
-            assert len(pd.read_csv(table)) >= 0
-        return value
+        """The model is written first, all answers after it, at once."""
+        baseline = PyroCell.load(path / "model", cells).module.guide.baseline_loc
+        tables = [pd.read_csv(table) for table in sorted((path / "tables").glob("*.csv"))]
+        (marker,) = set(read_h5ad(path / "annotated.h5ad").obs["marker"])
+        assert tables and (baseline == baseline[0]).all() and marker <= float(baseline[0])
+        return float(baseline[0])
 
     def checkpoint(path: Path, value: float) -> None:
         path.mkdir(exist_ok=True)
@@ -382,7 +386,7 @@ def main() -> None:
         model.train(max_epochs=2, progress_bar=False)
         paths = write_all(folder, cells, model)
         figures = damaged(folder, paths, cells, arguments.damages, arguments.only)
-        if arguments.only is None:
+        if arguments.only is None and arguments.kills:
             figures += killed(folder, cells, model, arguments.kills)
         if arguments.write:
             write_results("damaged_files", {"files": figures}, [SEED])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, inference_data
 from pyrocell._core.progress import progress
-from pyrocell._core.threading import few_threads, limit_threads
+from pyrocell._core.threading import few_threads, in_turn, limit_threads, work_of
 from pyrocell.assumptions.spec import Assume
 from pyrocell.assumptions.steady_state import steady_state_screen
 from pyrocell.assumptions.table import assumption_table
@@ -322,7 +322,7 @@ class PyroCell(BaseModelClass):
         return out | {"x": out["x"].to_dense()} if dense else out
 
     # ------------------------------------------------------------------ training
-    @limit_threads
+    @in_turn
     def train(
         self,
         max_epochs: int | None = None,
@@ -417,7 +417,7 @@ class PyroCell(BaseModelClass):
     def _draw_gene_level(self, seed: int, progress_bar: bool) -> None:
         """The second phase of training; Ctrl-C leaves the posterior of the first."""
         try:
-            with few_threads(len(self.screen.genes)):
+            with few_threads(work_of(self.screen)):
                 self.module.gene_level, self.programs_ = fit_gene_level(
                     self.module.model,
                     self.module.guide,

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["few_threads", "limit_threads", "parallel_for"]
+__all__ = ["few_threads", "in_turn", "limit_threads", "parallel_for", "work_of"]
 
 _FEW_GENES = 1000
+_CONDITIONS = 250  # whose levels of a gene are as much work as that gene in a minibatch
 _pool: ThreadPoolExecutor | None = None
 _turn = threading.RLock()  # torch's generator and settings and Pyro's handlers are of the process
 
@@ -70,6 +71,25 @@ def few_threads(n_genes: int, processes: int = 1) -> Iterator[None]:
         finally:
             torch.set_num_threads(before)
             torch.set_default_dtype(kind)
+
+
+def work_of(screen: Any) -> int:
+    """Genes of a screen, each counted as often as its conditions are worth.
+
+    For work of our own kernels, whose threads meet rarely; those of torch meet at every operation.
+    """
+    return len(screen.genes) * max(1, len(screen.conditions) // _CONDITIONS)
+
+
+def in_turn(method: Callable) -> Callable:
+    """A method that threads of the user's call one after the other."""
+
+    @wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _turn:
+            return method(*args, **kwargs)
+
+    return run
 
 
 def limit_threads(method: Callable) -> Callable:

@@ -33,7 +33,7 @@ def batch_effects(
 
 def eta_draws(fit: FittedScreen, n_samples: int) -> Iterator[np.ndarray]:
     """Draws of η in the gauge of the table, (B, G) each."""
-    for values in fit.posterior.draws(n_samples):
+    for values in fit.posterior.draws(n_samples, perturbations=()):
         eta = values["eta"]
         if fit.model.config.composition:
             eta = centre(eta, torch.softmax(values["V.baseline"], -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,11 @@ def posterior_predictive_check(
     model, guide = posterior.model, posterior.guide
     rng = np.random.default_rng(posterior.seed)
     chosen = np.sort(rng.permutation(len(cells))[:n_cells])
+    table = model.conditions if cells.conditions is None else cells.conditions
+    used, condition = np.unique(cells.condition[chosen], return_inverse=True)
+    table = table.select(torch.as_tensor(used, device=model.loading.device))
+    met = table.genotype.any(0).nonzero()[:, 0].cpu().numpy()
+    cells = replace(cells, condition=_scattered(condition, chosen, len(cells)), conditions=table)
     size = max(1, _AT_ONCE // len(genes))
     parts = [chosen[first : first + size] for first in range(0, len(chosen), size)]
 
@@ -57,7 +63,7 @@ def posterior_predictive_check(
 
     observed = _statistics(arguments(rows)["x"].to_dense() for rows in parts)
     replicated = np.empty((n_samples, *observed.shape), np.float32)
-    for s, values in enumerate(posterior.draws(n_samples)):
+    for s, values in enumerate(posterior.draws(n_samples, perturbations=met)):
         replicated[s] = _statistics(replicate(values, s, part) for part in range(len(parts)))
     tail = 50 * (1 - credible_level)
     lower, upper = np.percentile(replicated, [tail, 100 - tail], axis=0, method="weibull")
@@ -76,6 +82,13 @@ def posterior_predictive_check(
         for i, name in enumerate(_STATISTICS)
     ]
     return pd.concat(tables, ignore_index=True)
+
+
+def _scattered(values: np.ndarray, at: np.ndarray, n: int) -> np.ndarray:
+    """(n,) values at some positions, 0 at the others."""
+    out = np.zeros(n, np.int64)
+    out[at] = values
+    return out
 
 
 def _statistics(blocks: Iterable[torch.Tensor]) -> np.ndarray:

@@ -285,7 +285,7 @@ def test_where_a_medium_is_a_lane_no_share_of_the_response_is_testable():
 
 
 def test_no_baseline_medium_is_said_to_be_missing():
-    screen = screen_of(cells("control A | M | 1 2 | x"))
+    screen = screen_of(cells("control A | M | 1 2 | x"), baseline_media=None)
     for assumption in ("necessary", "silent_at_baseline", "no_response"):
         found = rows_of(screen).loc[assumption].iloc[0]
         assert not found["testable"] and "every cell was in medium M" in found["reason"]

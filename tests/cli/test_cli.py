@@ -103,7 +103,7 @@ def test_output_is_plain_text_without_a_terminal(run):
         (["--batch-key", "lane"], '--batch-key "lane" is not a column'),
         (["--batch-key", "lane"], "--batch-key '' if there is none"),
         (["--control", "NT"], 'equals --control "NT"'),
-        (["--baseline-media", "none"], "compare with, in --baseline-media"),
+        (["--baseline-media", "none"], "compare with: --baseline-media"),
         (["--layer", "raw"], "--layer '' takes adata.X"),
         (["--continuous-covariate-key", "age"], '--continuous-covariate-key "age" is not'),
     ],

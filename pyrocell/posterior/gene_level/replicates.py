@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy.sparse as sp
 
 from pyrocell._core.threading import parallel_for
 from pyrocell.distributions.kernels.fastmath import jit
@@ -152,7 +153,9 @@ def _by_driver(
         table = np.zeros((len(part), len(genes), len(TAU)))
         arguments = (*(local[n] for n in names), eta, factor, inverse, genes, TAU, table)
         parallel_for(lambda c: _likelihoods(c, c + 1, *arguments), len(part))  # noqa: B023
-        np.add.at(out, driver[part], table)
+        n = len(part)
+        member = sp.csr_array((np.ones(n), (driver[part], np.arange(n))), shape=(n_drivers, n))
+        out += (member @ table.reshape(n, -1)).reshape(out.shape)
     return out
 
 
@@ -195,9 +198,8 @@ def _learned(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     common = weights[0]
     null = _NULL * n_genes * (TAU == 0)
     for _ in range(_ROUNDS):
-        share = likelihood * weights[:, None]
-        share /= share.sum(2, keepdims=True)
-        counts = share.sum(1) + null  # (drivers, τ)
+        whole = likelihood @ weights[..., None]  # (drivers, genes, 1)
+        counts = weights * ((1 / whole).swapaxes(1, 2) @ likelihood)[:, 0] + null  # (drivers, τ)
         before, common = common, counts[measured].sum(0) / counts[measured].sum()
         weights = counts + _COMMON * common
         weights /= weights.sum(1, keepdims=True)

@@ -55,6 +55,7 @@ _RESPONSE_SCALES = np.array([0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
 _THETA_EVERY = 4  # sweeps between draws of θ, which the cells decide more than the levels do
 LEAST_OWN = 0.4  # of a gene's noise that is its own and not the cells' state
 _OFFSET_SD, _OFFSET_FREEDOM = 0.02, 4.0
+_NUMBERS = 2**22  # worked on at once
 _LARGEST_STEP = 2.0
 _OWN_SPIKE = 0.2  # weight of "does not change" for the transcript of the perturbed gene
 
@@ -194,8 +195,9 @@ class Sampler:
         self._split_noise(noise_loading)
         self.perturbed = np.asarray(self.genotype.sum(1)).ravel() > 0
         self._start()
-        edges = np.arange(0, n_genes + _AT_ONCE, _AT_ONCE).clip(max=n_genes)
-        self.parts = [(a, b) for a, b in pairwise(edges) if b > a]
+        n_tasks = 2 * -(-n_genes // (2 * _AT_ONCE))  # an even number, for two threads
+        edges = np.linspace(0, n_genes, n_tasks + 1).astype(int)
+        self.parts = [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
         rows = np.arange(0, n_conditions + 16, 16).clip(max=n_conditions)
         self.row_parts = [(a, b) for a, b in pairwise(rows) if b > a]
         self.all_genes = np.arange(n_genes)
@@ -544,33 +546,42 @@ class Sampler:
         self.offset_sd = float(np.sqrt(square / rng.chisquare(moved.sum() + _OFFSET_FREEDOM)))
 
     def _draw_states(self) -> None:
-        """Where the cells of each condition happened to be, along the axes of cell state."""
-        rng, axes, blocks = self.rng, self.noise_loading, self.blocks
-        block, place = blocks.owner
-        eye = np.eye(len(axes))
+        """Where the cells of each condition happened to be, along the axes of cell state.
 
-        def work(i: int) -> None:
-            for c in range(*self.row_parts[i]):
-                b, j = block[c], place[c]
-                start, stop = blocks.owned_start[b], blocks.owned_start[b + 1]
-                n = stop - start
-                at = blocks.precision_start[b] + j * n
-                known = self.precision[at : at + n]
-                weight = known[j]
-                pull = (known * self.response[blocks.owned_rows[start:stop]]).sum(0)
-                a = (axes * weight) @ axes.T
-                precision = a + eye / self.counts.per_cell[c]
-                mean = np.linalg.solve(precision, axes @ pull + a @ self.state[c])
-                root = np.linalg.cholesky(precision)
-                new = mean + np.linalg.solve(root.T, normal[c])
-                change = ((new - self.state[c]) @ axes).astype(np.float32)
-                self.state[c] = new
-                self.x[c] += change
-                self.response[c] -= change
+        Conditions of a block depend on each other and are drawn one after the other, those of
+        different blocks at once.
+        """
+        normal = self.rng.standard_normal(self.state.shape)
+        _, place = self.blocks.owner
+        size = max(1, _NUMBERS // self.noise_loading.size)
+        for j in range(int(place.max()) + 1):
+            rows = np.flatnonzero(place == j)
+            for first in range(0, len(rows), size):
+                self._draw_states_of(rows[first : first + size], j, normal)
 
-        normal = rng.standard_normal(self.state.shape)
-        for i in range(len(self.row_parts)):  # BLAS has the threads
-            work(i)
+    def _draw_states_of(self, rows: np.ndarray, place: int, normal: np.ndarray) -> None:
+        """Draw the states of conditions, each at the same place of a block of its own."""
+        axes, blocks = self.noise_loading, self.blocks
+        block = blocks.owner[0][rows]
+        start, n = blocks.owned_start[block], np.diff(blocks.owned_start)[block]
+        at = blocks.precision_start[block] + place * n
+        weight = self.precision[at + place]  # (rows, G)
+        pull = np.zeros(weight.shape)
+        for other in range(int(n.max())):
+            has = np.flatnonzero(n > other)
+            response = self.response[blocks.owned_rows[start[has] + other]]
+            pull[has] += self.precision[at[has] + other] * response
+        curvature = (axes * weight[:, None, :]) @ axes.T  # (rows, d, d)
+        old = self.state[rows]
+        right = pull @ axes.T + np.einsum("rde,re->rd", curvature, old)
+        precision = curvature + np.eye(len(axes)) / self.counts.per_cell[rows, None, None]
+        mean = np.linalg.solve(precision, right[..., None])[..., 0]
+        root = np.linalg.cholesky(precision).swapaxes(-1, -2)
+        new = mean + np.linalg.solve(root, normal[rows][..., None])[..., 0]
+        change = ((new - old) @ axes).astype(np.float32)
+        self.state[rows] = new
+        self.x[rows] += change
+        self.response[rows] -= change
 
     def _draw_gains(self) -> None:
         """What each perturbation leaves of the response to each medium."""
