@@ -135,7 +135,7 @@ class EventNormal(Drawn, dist.Independent):
 
     _validate_args = False  # Pyro would ask the entries' distribution
 
-    def __init__(self, loc: Tensor | None, scale: Tensor, shape: torch.Size | None = None):
+    def __init__(self, loc: Tensor | None, scale: Tensor, shape: tuple[int, ...] | None = None):
         self.loc, self.scale = loc, scale
         if shape is None:
             shape = scale.shape if loc is None else broadcast(loc.shape, scale.shape)
