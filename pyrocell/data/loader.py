@@ -54,7 +54,7 @@ class CellDataset(Dataset):
     conditions: Conditions | None = None
 
     def __len__(self) -> int:
-        return self.counts.shape[0]
+        return len(self.condition)
 
     def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
         return self.rows(np.asarray(positions), index=np.arange(len(positions)))
@@ -174,7 +174,14 @@ class MinibatchSampler(Sampler):
         return order
 
 
-class _ReadAhead(DataLoader):
+class CellLoader(DataLoader):
+    """Minibatches of cells."""
+
+    dataset: CellDataset
+    batch_sampler: MinibatchSampler
+
+
+class _ReadAhead(CellLoader):
     """Minibatches of stored counts, one pool of them read while another is trained on."""
 
     _all: CellDataset | None = None  # of a screen that is one pool, read once
@@ -204,7 +211,7 @@ def batch_loader(
     block: int | None = None,
     rank: int = 0,
     processes: int = 1,
-) -> DataLoader:
+) -> CellLoader:
     """Loader of minibatches; shuffled (and short last batch dropped) when a seed is given.
 
     `block` is the number of neighbours that are shuffled as one; by default 1 for counts in memory
@@ -221,5 +228,5 @@ def batch_loader(
     else:
         part = positions[rank::processes] if len(positions) >= processes else positions
         sampler = MinibatchSampler(part, size, None, drop_last=False)
-    kind = _ReadAhead if stored else DataLoader
+    kind = _ReadAhead if stored else CellLoader
     return kind(data, batch_sampler=sampler, collate_fn=lambda batch: batch)

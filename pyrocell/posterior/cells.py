@@ -56,8 +56,8 @@ def normalised(
         level = torch.softmax(logits, -1) if model.config.composition else logits.exp()
         return (level * (1.0 if library_size is None else library_size)).cpu().numpy()
 
-    for rows, *cell in _encoded(fit, values, cells, batch_size):
-        yield rows, expect(*cell)
+    for rows, loc, args in _encoded(fit, values, cells, batch_size):
+        yield rows, expect(loc, args)
 
 
 def _encoded(

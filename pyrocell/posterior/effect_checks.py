@@ -130,8 +130,11 @@ def shuffled(adata: AnnData, arguments: dict[str, Any], seed: int) -> AnnData:
     )
     rng, order = np.random.default_rng(seed), np.arange(adata.n_obs)
     codes = [pd.factorize(adata.obs[column])[0] for column in within]
-    groups = pd.DataFrame(dict(enumerate(codes)), index=order) if codes else None
-    for rows in groups.groupby(list(groups)).indices.values() if codes else (order.copy(),):
+    together = [order.copy()]
+    if codes:
+        groups = pd.DataFrame(dict(enumerate(codes)), index=order)
+        together = list(groups.groupby(list(groups)).indices.values())
+    for rows in together:
         order[rows] = rng.permutation(rows)
     for column in labels:
         adata.obs[column] = adata.obs[column].to_numpy()[order]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,8 +51,8 @@ def predict(
     def draws(some: Sequence[slice]) -> Draws:
         return expected(fit, frame, n_samples, size_factor, some, order, batch_content)
 
-    coords = {"condition": (("condition",), names), "gene": (("gene",), genes)}
-    coords |= {c: (("condition",), frame[c].to_numpy()) for c in frame}
+    coords: dict[str, Any] = {"condition": (("condition",), names), "gene": (("gene",), genes)}
+    coords |= {str(c): (("condition",), frame[c].to_numpy()) for c in frame}
     chunk = {"condition": parts[0].stop, "draw": 1}
     if return_draws and keep.path is None:
         return _draws_in_memory(draws(parts), n_samples, names, genes, progress)
@@ -135,11 +136,12 @@ def expected(
         if fit.model.n_batches > 1:
             shift = shift + noise.draw(values, s)
         if fit.gene_level is not None and (noise.request.new >= 0).any():
-            begun = (conditions.duration > 0) if fit.model.has_time else None
-            drivers = conditions.genotype, conditions.exposure
-            if begun is not None:
-                drivers = tuple(d * begun[:, None] for d in drivers)
-            shift = shift + fit.gene_level.in_new_batches(s, *drivers, noise.request.new)
+            genotype, exposure = conditions.genotype, conditions.exposure
+            if fit.model.has_time:
+                begun = (conditions.duration > 0)[:, None]
+                genotype, exposure = genotype * begun, exposure * begun
+            new = noise.request.new
+            shift = shift + fit.gene_level.in_new_batches(s, genotype, exposure, new)
         z = fit.states(values, population, conditions, s, protocol)
         mean, variance = moments(fit.model, values, z, shift, size_factor)
         if cells is None:
