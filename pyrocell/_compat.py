@@ -71,6 +71,6 @@ def managers_of(cls: type | None) -> Mapping[str, AnnDataManager]:
 
 def own_identity(adata: AnnData, managers: Mapping[str, AnnDataManager]) -> None:
     """Give a copy of a registered AnnData, which carries its identity, one of its own."""
-    manager = managers.get(adata.uns.get(_IDENTITY))
+    manager = managers.get(adata.uns.get(_IDENTITY, ""))
     if manager is not None and manager.adata is not adata:
         _assign_adata_uuid(adata, overwrite=True)

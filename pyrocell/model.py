@@ -279,12 +279,14 @@ class PyroCell(BaseModelClass):
     def register_manager(cls, adata_manager: ScreenManager) -> None:
         """Keep a manager by the identity of its AnnData, for as long as that is there."""
         super().register_manager(adata_manager)
-        adata_manager.hold_weakly(cls._setup_adata_manager_store)
+        managers: dict[str, Any] = cls._setup_adata_manager_store
+        adata_manager.hold_weakly(managers)
 
     def _register_manager_for_instance(self, adata_manager: ScreenManager) -> None:
         super()._register_manager_for_instance(adata_manager)
         weakref.finalize(self, self._per_instance_manager_store.pop, self.id, None)
-        adata_manager.hold_weakly(self._per_instance_manager_store[self.id])
+        managers: dict[str, Any] = self._per_instance_manager_store[self.id]
+        adata_manager.hold_weakly(managers)
 
     def _cell_data(self, manager: ScreenManager, cells: CellTensors | None = None) -> CellDataset:
         """Cells of a manager in terms of the model's conditions, or with a table of their own."""

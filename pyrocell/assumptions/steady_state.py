@@ -45,7 +45,7 @@ _GRID = 400  # values of s at which the test is inverted; linear between them
 
 
 def steady_state_screen(
-    counts: sp.csr_matrix,
+    counts: sp.csr_matrix | BackedCounts,
     size: np.ndarray,
     screen: Screen,
     *,

@@ -10,7 +10,7 @@ All is summed in closed form; where the layout cannot test an assumption the pri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -73,7 +73,7 @@ def assumption_table(
     min_cells: float,
     credible_level: float,
     assume: Sequence[Assume] = (),
-    progress: Callable[[Iterable], Iterator] = iter,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> pd.DataFrame:
     """Posterior of every assumption; see `PyroCell.assumptions`.
 

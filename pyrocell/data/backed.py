@@ -283,7 +283,8 @@ def read_backed(path: str | Path) -> AnnData:
             raise UnknownLabelError(
                 f'"{path}" has no {join_names(missing)}: it was not written by anndata'
             )
-        obs, var = (pd.DataFrame(read_elem(file[part])) for part in ("obs", "var"))
+        tables: list[Any] = [read_elem(file[part]) for part in ("obs", "var")]
+        obs, var = (pd.DataFrame(table) for table in tables)
         layers = {name: _dataset(file["layers"][name]) for name in file.get("layers", ())}
         matrix = _dataset(file["X"]) if "X" in file else None
         adata = AnnData(matrix, obs, var, layers=layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,7 +46,7 @@ class CellDataset(Dataset):
         The table that `condition` refers to, where it is not the fitted screen's own.
     """
 
-    counts: sp.csr_matrix | BackedCounts | CachedRows
+    counts: sp.csr_matrix | BackedCounts  # or, for a loader alone, `CachedRows`
     condition: np.ndarray
     batch: np.ndarray
     log_size: np.ndarray
@@ -56,7 +56,7 @@ class CellDataset(Dataset):
     def __len__(self) -> int:
         return len(self.condition)
 
-    def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         return self.rows(np.asarray(positions), index=np.arange(len(positions)))
 
     def rows(self, rows: np.ndarray, index: np.ndarray | None = None) -> dict[str, Tensor]:
@@ -197,7 +197,9 @@ class _ReadAhead(CellLoader):
         one = len(batches) <= batches.pool
         if self._all is None or not one:
             rows = np.sort(batches.positions) if one else np.unique(np.concatenate(pool))
-            cells = replace(self.dataset, counts=CachedRows(self.dataset.counts, rows))
+            stored = self.dataset.counts
+            assert isinstance(stored, BackedCounts)
+            cells = replace(self.dataset, counts=CachedRows(stored, rows))
             self._all = cells if one else None
             return cells
         return self._all

@@ -56,7 +56,7 @@ def count_matrix(adata: AnnData, layer: str | None, stored: bool = False) -> Any
             f"{location(layer)} is a {kind}; load it into memory as a numpy array or scipy sparse "
             f"matrix, for example with adata.to_memory(){other}"
         )
-    elif sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+    elif not isinstance(matrix, np.ndarray) and matrix.format in ("csr", "csc"):
         check_structure(matrix.indptr, matrix.indices, matrix.data, matrix, location(layer))
     return matrix
 

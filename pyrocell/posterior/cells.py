@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -82,9 +82,9 @@ def cells_by(
     blocks: Blocks,
     name: str,
     obs: pd.DataFrame,
-    columns: tuple[str, Sequence[str]],
+    columns: tuple[str, Sequence[str] | pd.Index],
     batch_size: int,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
     keep: OutputTarget,
 ) -> np.ndarray | xr.Dataset:
     """Values of cells that come some at a time, (cells, columns).

@@ -15,6 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.stats import norm
 
+from pyrocell._compat import obs_table, var_table
 from pyrocell.errors import UnknownLabelError
 from pyrocell.screen.screen import Screen
 
@@ -158,7 +159,8 @@ def shuffled_cells(adata: AnnData, arguments: dict[str, Any], n_cells: int, seed
     counts = some.layers[layer] if layer else some.X
     columns = [v for k, v in arguments.items() if k.endswith("_key") and v in some.obs]
     columns += [c for k, v in arguments.items() if k.endswith("_keys") for c in v or ()]
-    plain = AnnData(counts, obs=some.obs[list(dict.fromkeys(columns))].copy(), var=some.var.copy())
+    obs = obs_table(some)[list(dict.fromkeys(columns))].copy()
+    plain = AnnData(counts, obs=obs, var=var_table(some).copy())
     return shuffled(plain, arguments, seed)
 
 

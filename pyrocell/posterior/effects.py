@@ -11,7 +11,7 @@ called down for that (as with DESeq2's size factors). `predict` returns counts, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def perturbation_effects(
     time: float | None,
     n_samples: int,
     credible_level: float,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
     keep: OutputTarget,
 ) -> pd.DataFrame | xr.Dataset:
     """Posterior of the change of each gene under each perturbation; see `PyroCell`."""
@@ -177,7 +177,7 @@ def _from_states(
     asked: Any,
     n_samples: int,
     credible_level: float,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
 ) -> Found:
     """Summaries that are exact given each kept state; draws for the interval alone."""
     assert fit.gene_level is not None
@@ -208,7 +208,7 @@ def _from_draws(
     n_samples: int,
     credible_level: float,
     keep: OutputTarget,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
 ) -> Found:
     """Summaries of joint draws, for conditions and models that the states do not speak of."""
     parts = fit.parts(len(perturbations))

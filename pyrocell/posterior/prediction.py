@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def predict(
     size_factor: float,
     credible_level: float,
     return_draws: bool,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
     batch_content: Mapping[str, float] | None,
     keep: OutputTarget,
 ) -> AnnData | xr.DataArray | xr.Dataset:
@@ -82,7 +82,7 @@ def _draws_in_memory(
     n_samples: int,
     names: Sequence[str],
     genes: Sequence[str],
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
 ) -> xr.DataArray:
     out = np.empty((n_samples, len(names), len(genes)), np.float32)
     for s, draw in zip(progress(range(n_samples)), draws, strict=False):

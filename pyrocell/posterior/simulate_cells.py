@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -115,7 +115,7 @@ def fate_proportions(
     fates: pd.Series,
     n_samples: int,
     credible_level: float,
-    progress: Callable[[Iterator], Iterator] = iter,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> pd.DataFrame:
     """Shares of fates in conditions; see `PyroCell.fate_proportions`.
 

@@ -62,7 +62,7 @@ def summaries(
     n_samples: int,
     credible_level: float,
     memory_budget: int | float | str = MEMORY_BUDGET,
-    progress: Callable[[Iterable], Iterator] = iter,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Summaries:
     """Summaries of the draws of a table's rows, the same whatever the budget.
 

@@ -114,7 +114,7 @@ def requested(
     if isinstance(strategy, str) and ours:
         # where a site has no data a parameter is unused, the same at every step
         changing = strategy.endswith("unused_parameters_true") or accumulate_grad_batches != 1
-        how = {"find_unused_parameters": changing, "static_graph": not changing}
+        how: dict[str, Any] = {"find_unused_parameters": changing, "static_graph": not changing}
         how |= {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         options["strategy"] = DDPStrategy(**how)
     if not isinstance(environment, LightningEnvironment):

@@ -45,7 +45,7 @@ def negative_elbo(
         for name, node in cast("_Nodes", trace.nodes).items():
             if node["type"] != "sample" or node["infer"].get("_deterministic"):
                 continue
-            if site_is_subsample(node):
+            if site_is_subsample(node):  # pyright: ignore[reportArgumentType] a TypedDict of Pyro's
                 continue
             if row_weights and name in row_weights:
                 log_prob = row_weights[name] @ log_prob_by_row(node["fn"], node["value"])

@@ -27,7 +27,7 @@ from pyrocell.training.checkpoints import Checkpoints, SafeCheckpointIO, Trainin
 from pyrocell.training.distributed import PerRankSeed, Processes, requested, train_in_processes
 from pyrocell.training.elbo import held_out_elbo, negative_elbo
 from pyrocell.training.lightning import accelerator_named, as_list, fit, quiet, seeded
-from pyrocell.training.nonfinite import find_failure, non_finite_parameter
+from pyrocell.training.nonfinite import LinAlgError, find_failure, non_finite_parameter
 from pyrocell.training.precision import TF32Check, products_restored
 from pyrocell.training.row_adam import RowAdam
 from pyrocell.training.row_subsampling import RestrictedStep, RowSubsampler, row_subsampler
@@ -187,7 +187,7 @@ class ElboPlan(pl.LightningModule):
         try:
             with shifts_shared():
                 loss = negative_elbo(*drawn) / self.n_cells
-        except (torch.linalg.LinAlgError, ValueError) as error:  # a factorisation met a NaN
+        except (LinAlgError, ValueError) as error:  # a factorisation met a NaN
             failure = find_failure(*drawn[:3], self.global_step)
             raise (failure or error) from (error if failure else None)
         if torch.isfinite(loss):

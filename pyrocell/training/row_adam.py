@@ -36,7 +36,7 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Sparse gradient of the table."""
         (rows,) = ctx.saved_tensors
-        options = {"is_coalesced": True, "check_invariants": False}
+        options: dict[str, Any] = {"is_coalesced": True, "check_invariants": False}
         return torch.sparse_coo_tensor(rows[None], grad, ctx.shape, **options), None
 
 

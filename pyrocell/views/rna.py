@@ -130,7 +130,7 @@ def _numbers(like: Tensor, values: tuple[float, ...]) -> Tensor:
     return torch.stack([like.new_full((), value) for value in values])
 
 
-def dropout_logits(log_mu: Tensor, intercept: Tensor, slope: Tensor) -> Tensor:
+def dropout_logits(log_mu: Tensor, intercept: Tensor | float, slope: Tensor | float) -> Tensor:
     """Logit of the probability of dropout, a line in log μ.
 
     Parameters

@@ -9,7 +9,7 @@ better with them than without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -218,7 +218,7 @@ def fit_gene_level(
     data: CellDataset,
     counts: LevelCounts,
     seed: int = 0,
-    bar: Callable[..., Iterator] = iter,
+    bar: Callable[..., Iterable] = iter,
     programs: bool | int = True,
 ) -> tuple[GeneLevel, Programs]:
     """Draw the gene-level sites of a model whose other parameters are fitted.

@@ -18,7 +18,7 @@ likelihood's normal approximation at the levels drawn last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -283,7 +283,7 @@ class Sampler:
         self,
         sweeps: int,
         burn_in: int,
-        bar: Callable[..., Iterator] = iter,
+        bar: Callable[..., Iterable] = iter,
         learn_spikes: bool = True,
     ) -> Iterator[State]:
         """Sweep, and yield the state of every sweep after the first `burn_in`."""
