@@ -7,8 +7,9 @@ holds a test for each name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, fields
@@ -24,7 +25,9 @@ __all__ = [
     "inference_data",
     "managers_of",
     "materialise_view",
+    "obs_table",
     "own_identity",
+    "var_table",
 ]
 
 # Keys of an AnnDataManager's registry, in scvi.data._constants on both versions.
@@ -51,6 +54,16 @@ def materialise_view(adata: AnnData) -> None:
     _check_if_view(adata, copy_if_view=True)
 
 
+def obs_table(adata: AnnData) -> pd.DataFrame:
+    """`.obs` as a table; anndata's types allow for one that is lazy, which pyrocell never makes."""
+    return cast("pd.DataFrame", adata.obs)
+
+
+def var_table(adata: AnnData) -> pd.DataFrame:
+    """`.var` as a table; see `obs_table`."""
+    return cast("pd.DataFrame", adata.var)
+
+
 def managers_of(cls: type | None) -> Mapping[str, AnnDataManager]:
     """Managers of the AnnData registered for a model class, by the AnnData's identity."""
     return getattr(cls, "_setup_adata_manager_store", {})
@@ -58,6 +71,6 @@ def managers_of(cls: type | None) -> Mapping[str, AnnDataManager]:
 
 def own_identity(adata: AnnData, managers: Mapping[str, AnnDataManager]) -> None:
     """Give a copy of a registered AnnData, which carries its identity, one of its own."""
-    manager = managers.get(adata.uns.get(_IDENTITY))
+    manager = managers.get(adata.uns.get(_IDENTITY, ""))
     if manager is not None and manager.adata is not adata:
         _assign_adata_uuid(adata, overwrite=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from anndata import AnnData
 from scvi.model.base import BaseModelClass
 from torch import Tensor
 
-from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, inference_data
+from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, inference_data, obs_table
 from pyrocell._core.progress import progress
 from pyrocell._core.threading import few_threads, in_turn, limit_threads, work_of
 from pyrocell.assumptions.spec import Assume
@@ -131,6 +131,9 @@ class PyroCell(BaseModelClass):
     >>> model.train()
     >>> model.perturbation_effects()
     """
+
+    adata: AnnData
+    adata_manager: ScreenManager
 
     def __init__(
         self,
@@ -276,12 +279,14 @@ class PyroCell(BaseModelClass):
     def register_manager(cls, adata_manager: ScreenManager) -> None:
         """Keep a manager by the identity of its AnnData, for as long as that is there."""
         super().register_manager(adata_manager)
-        adata_manager.hold_weakly(cls._setup_adata_manager_store)
+        managers: dict[str, Any] = cls._setup_adata_manager_store
+        adata_manager.hold_weakly(managers)
 
     def _register_manager_for_instance(self, adata_manager: ScreenManager) -> None:
         super()._register_manager_for_instance(adata_manager)
         weakref.finalize(self, self._per_instance_manager_store.pop, self.id, None)
-        adata_manager.hold_weakly(self._per_instance_manager_store[self.id])
+        managers: dict[str, Any] = self._per_instance_manager_store[self.id]
+        adata_manager.hold_weakly(managers)
 
     def _cell_data(self, manager: ScreenManager, cells: CellTensors | None = None) -> CellDataset:
         """Cells of a manager in terms of the model's conditions, or with a table of their own."""
@@ -306,9 +311,10 @@ class PyroCell(BaseModelClass):
     def _cells_of(self, adata: AnnData | None) -> tuple[CellDataset, pd.DataFrame]:
         """Cells of an AnnData on this model's axes, and their `.obs`."""
         if adata is None or adata is self.adata:
-            return self._cells, self.adata.obs
+            return self._cells, obs_table(self.adata)
         adata = self._validate_anndata(adata)
-        return self._cell_data(self.get_anndata_manager(adata, required=True)), adata.obs
+        manager = cast("ScreenManager", self.get_anndata_manager(adata, required=True))
+        return self._cell_data(manager), obs_table(adata)
 
     def module_arguments(
         self, indices: Sequence[int] | None = None, dense: bool = False
@@ -473,7 +479,7 @@ class PyroCell(BaseModelClass):
         try:
             screen = Screen.from_dict(settings["screen"]["screen"])
             listed = settings["priors"].items()
-            priors = {k: tuple(v) if isinstance(v, list) else v for k, v in listed}
+            priors: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in listed}
             config = ModelConfig(**settings["config"])
             with few_threads(len(screen.genes)):
                 module = ScreenModule.from_state(state, screen, config, Priors(**priors))
@@ -745,7 +751,8 @@ class PyroCell(BaseModelClass):
             raise ScreenError("the screen has no perturbation, so there are no labels to shuffle")
         arguments = dict(self.adata_manager.registry[SETUP_ARGS])
         some = shuffled_cells(self.adata, arguments, n_cells, seed)
-        self.setup_anndata(some, **(arguments | {"layer": None}))
+        arguments["layer"] = None
+        self.setup_anndata(some, **arguments)
         config = asdict(self.module.config)
         for name in ("composition", "n_covariates", "assume", "objective"):
             config.pop(name)
@@ -1047,7 +1054,7 @@ class PyroCell(BaseModelClass):
         genes = "gene", self.screen.genes
         bar, keep = progress(progress_bar), OutputTarget(MEMORY_BUDGET, path, overwrite)
         values = cells_by(blocks, "expression", obs, genes, batch_size, bar, keep)
-        if path is not None:
+        if isinstance(values, xr.Dataset):
             return values
         return pd.DataFrame(values, index=obs.index, columns=self.screen.genes)
 
@@ -1146,7 +1153,7 @@ class PyroCell(BaseModelClass):
             frame,
             order,
             blocks,
-            self.adata.obs[key],
+            obs_table(self.adata)[key],
             n_samples,
             credible_level,
             progress(progress_bar),

@@ -59,13 +59,14 @@ def run(
         _register_ray()
     parallel = _Shown(n_jobs=n_jobs, backend=backend)
     with tqdm(total=len(jobs), disable=not progress_bar) as parallel.bar:
-        return parallel(delayed(function)(*arguments) for arguments in jobs)
+        return list(parallel(delayed(function)(*arguments) for arguments in jobs))
 
 
 def _register_ray() -> None:
     """Tell joblib of Ray."""
     try:
-        from ray.util.joblib import register_ray  # seconds to import, and few need it
+        # seconds to import, and few need it
+        from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports] an extra
 
         register_ray()
     except ImportError as error:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ def leave_one_laboratory_out(
     n_samples: int = 200,
     credible_level: float = 0.9,
     min_cells: int = 20,
-    progress: Callable[[Iterator], Iterator] = iter,
+    progress: Callable[[Iterable], Iterable] = iter,
     **train: Any,
 ) -> pd.DataFrame:
     """Fit the model without each laboratory in turn, and predict the pseudobulks it measured.
@@ -117,11 +117,9 @@ def _pseudobulks(
     table = screen.treatments.assign(condition=np.arange(len(screen.conditions)))
     found, parts = [], {"here": [], "elsewhere": [], "depth": []}
     known = set(other.screen.perturbations)
-    for (c, b), rows in (
-        pd.DataFrame({"c": screen.cell_condition[inside], "b": screen.cell_batch[inside]})
-        .groupby(["c", "b"])
-        .indices.items()
-    ):
+    pairs = pd.DataFrame({"c": screen.cell_condition[inside], "b": screen.cell_batch[inside]})
+    groups = cast("dict[tuple[int, int], np.ndarray]", pairs.groupby(["c", "b"]).indices)
+    for (c, b), rows in groups.items():
         mine = np.flatnonzero(inside)[rows]
         rest = np.flatnonzero(~inside & (screen.cell_condition == c))
         genes = [screen.perturbations[k] for k in np.flatnonzero(screen.genotype[c])]

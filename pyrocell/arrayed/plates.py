@@ -40,10 +40,12 @@ def parse_wells(wells: Iterable[str], plate_size: int | None = None) -> pd.DataF
     if plate_size is not None and plate_size not in PLATES:
         raise ScreenError(f"plate_size={plate_size!r} must be 96 or 384")
     wells = [str(well) for well in wells]
-    found = [_NAME.fullmatch(well) for well in wells]
-    for well, match in zip(wells, found, strict=True):
+    found = []
+    for well in wells:
+        match = _NAME.fullmatch(well)
         if match is None:
             raise ScreenError(f'well "{well}" is not a row and a column, such as "B07" or "P24"')
+        found.append(match)
     row = np.array([ord(match[1].upper()) - ord("A") for match in found], int)
     column = np.array([int(match[2]) - 1 for match in found], int)
     if plate_size is None:

@@ -58,6 +58,14 @@ class AssumptionMixture(nn.Module):
         Names of the assumptions among them, one scale each.
     """
 
+    contrast: Tensor
+    of_row: Tensor
+    log_odds: Tensor
+    kind: Tensor
+    about_drift: Tensor
+    code: Tensor
+    gram: Tensor
+
     def __init__(self, screen: Screen, assume: Sequence[Assume]) -> None:
         super().__init__()
         found = uncertain_rows(screen, assume)

@@ -88,10 +88,14 @@ ASSUMPTIONS = {
 
 
 class _Row(Protocol):
-    assumption: str
-    perturbation: str
-    media: str
-    testable: bool
+    @property
+    def assumption(self) -> str: ...
+    @property
+    def perturbation(self) -> str: ...
+    @property
+    def media(self) -> str: ...
+    @property
+    def testable(self) -> bool: ...
 
 
 @dataclass(frozen=True)

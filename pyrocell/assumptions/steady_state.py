@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ _GRID = 400  # values of s at which the test is inverted; linear between them
 
 
 def steady_state_screen(
-    counts: sp.csr_matrix,
+    counts: sp.csr_matrix | BackedCounts,
     size: np.ndarray,
     screen: Screen,
     *,
@@ -128,8 +128,8 @@ def steady_state_screen(
     # Pairs of the same times follow one another, so that few references are held at once.
     order = sorted(range(len(pairs)), key=lambda i: task.place(*pairs[i]))
     make = task.gene_rows if by_gene else task.row
-    rows = {i: make(*pairs[i]) for i in progress(order)}
-    rows = [rows[i] for i in range(len(pairs))]
+    found: dict[int, Any] = {i: make(*pairs[i]) for i in progress(order)}
+    rows = [found[i] for i in range(len(pairs))]
     return pd.concat(rows, ignore_index=True) if by_gene else pd.DataFrame(rows)
 
 
@@ -178,7 +178,7 @@ class _Comparison:
     @cached_property
     def controls(self) -> dict[tuple, int]:
         """Condition of the controls in each medium at each time."""
-        return {self._where(c): int(c) for c in np.flatnonzero(self.screen.is_control)}
+        return {self._where(c): c for c in np.flatnonzero(self.screen.is_control).tolist()}
 
     def _where(self, condition: int) -> tuple:
         about = self.screen.conditions.loc[condition, ["media", "time"]]
@@ -244,13 +244,14 @@ class _Comparison:
         """
         if self.held.get("place") != self.place(first, last):
             self.held = {"place": self.place(first, last)}
-        controls = self._controls(first, last)
-        if None in controls or min(len(self.groups[c]) for c in (first, last)) < self.min_cells:
+        one, other = self._controls(first, last)
+        too_few = min(len(self.groups[c]) for c in (first, last)) < self.min_cells
+        if one is None or other is None or too_few:
             return None, None
-        control = self._once(("change", *controls), lambda: self._control_change(*controls))
+        control = self._once(("change", one, other), lambda: self._control_change(one, other))
         if self.screen.is_control[first]:
             return control, control
-        change = self._change((first, last), controls)
+        change = self._change((first, last), (one, other))
         if change is not None:
             own = self.screen.target[self.screen.membership[[first]].indices]
             change.genes[own[own >= 0]] = False
@@ -293,7 +294,7 @@ class _Comparison:
         cells = self.groups[condition].pooled() if pooled else self.groups[condition]
         return log_ratio(cells, reference, self.variance, self._rng(2, condition))
 
-    def _change(self, pair: tuple[int, int], controls: list[int]) -> _Change | None:
+    def _change(self, pair: tuple[int, int], controls: tuple[int, int]) -> _Change | None:
         """Change of a condition relative to the controls' change."""
         for pooled in (False, True):
             first, last = (self._ratio(*what, pooled) for what in zip(pair, controls))
@@ -317,7 +318,7 @@ class _Comparison:
                 return _Change(ratio.value, ratio.halves, ratio.noise, usable, removed)
         return None
 
-    def _enough(self, ratio: LogRatio | None) -> bool:
+    def _enough(self, ratio: LogRatio | None) -> TypeGuard[LogRatio]:
         return ratio is not None and ratio.n_cells >= self.min_cells
 
     def _usable(self, ratio: LogRatio) -> np.ndarray:
@@ -378,7 +379,7 @@ def _groups(counts: sp.csr_matrix | BackedCounts, size: np.ndarray, screen: Scre
 def _consecutive(screen: Screen) -> list[tuple[int, int]]:
     """Pairs of conditions that differ in time only, neighbours among the times measured."""
     arms = screen.conditions.sort_values("time", kind="stable")
-    by = ["media", "perturbation", *arms.columns.intersection(EVENTS)]
+    by = ["media", "perturbation", *arms.columns.intersection(list(EVENTS))]
     groups = arms.groupby(by, sort=False).groups.values()
     return sorted((int(a), int(b)) for arm in groups for a, b in pairwise(arm))
 

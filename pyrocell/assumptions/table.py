@@ -10,7 +10,7 @@ All is summed in closed form; where the layout cannot test an assumption the pri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -73,7 +73,7 @@ def assumption_table(
     min_cells: float,
     credible_level: float,
     assume: Sequence[Assume] = (),
-    progress: Callable[[Iterable], Iterator] = iter,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> pd.DataFrame:
     """Posterior of every assumption; see `PyroCell.assumptions`.
 
@@ -121,7 +121,7 @@ def assumption_table(
     for _, members in table[table.testable].groupby(["assumption", "media"], sort=False):
         free = np.array([i for i in members.index if i not in given], dtype=int)
         if len(free):
-            mean = table.loc[free[0], "prior"]
+            mean = table["prior"].to_numpy()[free[0]]
             seen = [against[i] for i in free]
             table.loc[free, "posterior"] = _with_shared_prior(seen, mean, concentration)
     for i, probability in given.items():
@@ -346,7 +346,8 @@ def _kept(usual: _Group, reverse: _Group, priors: Priors, credible_level: float)
 
 def _gain_density(priors: Priors) -> np.ndarray:
     parts = zip(priors.gain_weights, priors.gain_locs, priors.gain_scales, strict=True)
-    density = sum(w / s * np.exp(-0.5 * ((SLOPES - m) / s) ** 2) for w, m, s in parts)
+    each = (w / s * np.exp(-0.5 * ((SLOPES - m) / s) ** 2) for w, m, s in parts)
+    density = sum(each, np.zeros(len(SLOPES)))
     return density / density.sum()
 
 

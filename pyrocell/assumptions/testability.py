@@ -338,7 +338,9 @@ def _both_orders(
     names = [(perturbation, medium), (links.control, medium)]
     names += [(perturbation, links.baseline), (links.control, links.baseline)]
     early, early_control, rest, resting = (links.arm(*name).get(time) for name in names)
-    if None in (control, early, early_control, rest, resting):
+    if control is None or early is None or early_control is None:
+        return None
+    if rest is None or resting is None:
         return None
     responses = ((reverse, rest), (control, resting), (early, rest), (early_control, resting))
     if not all(links.linked(*pair) for pair in responses):

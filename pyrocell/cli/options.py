@@ -6,11 +6,12 @@ import argparse
 import sys
 from dataclasses import Field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from anndata import AnnData
 
 from pyrocell.cli.reading import FILES, read_cells
+from pyrocell.data.registration import ScreenManager
 from pyrocell.data.setup import COLUMNS
 from pyrocell.model import PyroCell
 from pyrocell.screen.screen import Screen
@@ -41,6 +42,7 @@ def add_column(group: argparse._ArgumentGroup, column: Field) -> None:
     said = column.metadata
     option = "--" + column.name.removesuffix("s").replace("_", "-")
     shown = said["help"] if column.default is None else f"{said['help']} (%(default)s)"
+    more: dict[str, Any]
     if column.name.endswith("_keys"):
         more = {"action": "append", "metavar": said["metavar"]}
     elif "choices" in said:
@@ -106,7 +108,8 @@ def read_screen(arguments: argparse.Namespace) -> tuple[AnnData, Screen]:
     setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
     _say_columns(adata, setup)
     PyroCell.setup_anndata(adata, **setup)
-    return adata, PyroCell._get_most_recent_anndata_manager(adata, required=True).screen
+    manager = PyroCell._get_most_recent_anndata_manager(adata, required=True)
+    return adata, cast("ScreenManager", manager).screen
 
 
 def _say_columns(adata: AnnData, setup: dict[str, Any]) -> None:

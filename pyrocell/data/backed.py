@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import h5py
 import numpy as np
@@ -38,7 +38,8 @@ _VALUES = 1 << 24  # cells times genes of a block
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # of HDF5 and zarr
 _GAP = 256  # rows between two wanted ones that are read rather than jumped over
 
-Item, Read = TypeVar("Item"), TypeVar("Read")
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
 def is_stored(matrix: Any) -> bool:
@@ -118,9 +119,11 @@ class BackedCounts:
 
     def __init__(self, matrix: Any, where: str = "adata.X"):
         check_stored(matrix, where)
-        self.shape: tuple[int, int] = tuple(int(n) for n in matrix.shape)
+        self.shape = cast("tuple[int, int]", tuple(int(n) for n in matrix.shape))
         self._where, self._indptr, self._process = where, None, os.getpid()
-        stored = matrix.group if isinstance(matrix, CSRDataset) else matrix
+        stored = matrix
+        if isinstance(matrix, CSRDataset):
+            stored = matrix.group  # pyright: ignore[reportAttributeAccessIssue] a base's
         in_hdf5 = isinstance(stored, h5py.Group | h5py.Dataset)
         self._hdf5 = (stored.file.filename, stored.name) if in_hdf5 else None
         if isinstance(matrix, CSRDataset):
@@ -163,7 +166,7 @@ class BackedCounts:
             start, stop = int(run[0]), int(run[-1]) + 1
             part = self._read(start, stop)
             parts.append(part if len(run) == stop - start else part[run - start])
-        found = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
+        found = parts[0] if len(parts) == 1 else sp.csr_matrix(sp.vstack(parts, format="csr"))
         return found if in_order else found[np.argsort(np.argsort(rows, kind="stable"))]
 
     def _runs(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
@@ -274,13 +277,14 @@ def read_backed(path: str | Path) -> AnnData:
     if not path.is_dir():
         check_hdf5(path)
     try:
-        file = zarr.open_group(path, mode="r") if path.is_dir() else h5py.File(path, "r")
+        file = _opened(path)
         missing = [part for part in ("obs", "var") if part not in file]
         if missing:
             raise UnknownLabelError(
                 f'"{path}" has no {join_names(missing)}: it was not written by anndata'
             )
-        obs, var = (pd.DataFrame(read_elem(file[part])) for part in ("obs", "var"))
+        tables: list[Any] = [read_elem(file[part]) for part in ("obs", "var")]
+        obs, var = (pd.DataFrame(table) for table in tables)
         layers = {name: _dataset(file["layers"][name]) for name in file.get("layers", ())}
         matrix = _dataset(file["X"]) if "X" in file else None
         adata = AnnData(matrix, obs, var, layers=layers)
@@ -291,6 +295,11 @@ def read_backed(path: str | Path) -> AnnData:
     if path.is_dir():
         check_chunks(path)
     return adata
+
+
+def _opened(path: Path) -> Any:
+    """Root of a file, a group of zarr or of HDF5: both are read alike."""
+    return zarr.open_group(path, mode="r") if path.is_dir() else h5py.File(path, "r")
 
 
 def check_chunks(path: str | Path) -> None:

@@ -50,8 +50,8 @@ def with_covariates(screen: Screen, covariates: np.ndarray, names: Sequence[str]
         return screen
     _, size, mixed = np.linalg.svd(of_covariates, full_matrices=False)
     moved = np.abs(basis @ mixed[size > _TOUCHED].T) > _TOUCHED  # (columns, directions)
-    touched = [columns[i] for i in np.flatnonzero(moved[:n_other].any(1))]
-    those = [names[i] for i in np.flatnonzero(moved[n_other:].any(1))]
+    touched = [columns[i] for i in np.flatnonzero(moved[:n_other].any(1)).tolist()]
+    those = [names[i] for i in np.flatnonzero(moved[n_other:].any(1)).tolist()]
     contrasts = [(kind, name) for kind, name in touched if kind in ("perturbation", "media")]
     if not contrasts:
         also = [f"{kind} {name}" for kind, name in touched]
@@ -109,4 +109,5 @@ def _design(
     columns += [("perturbation", name) for name in screen.perturbations]
     columns += [("time", f"{time:g}") for time in screen.times[1:]]
     columns += [("covariate", name) for name in names]
-    return sp.csc_array(sp.hstack([b for b in blocks if b.shape[1]], format="csc")), columns
+    there = [b for b in blocks if len(b.indptr) > 1]
+    return sp.csc_array(sp.hstack(there, format="csc")), columns

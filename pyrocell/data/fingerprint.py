@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from pyrocell._compat import obs_table
 from pyrocell.errors import ScreenError
 
 __all__ = ["Fingerprint"]
@@ -44,7 +45,8 @@ class Fingerprint(NamedTuple):
         counts = None
         if matrix is not None:
             counts = zlib.crc32(_weighted_sums(matrix).tobytes())
-        found = {name: _checksum(adata.obs[name]) for name in columns if name in adata.obs}
+        obs = obs_table(adata)
+        found = {name: _checksum(obs[name]) for name in columns if name in obs}
         return cls(adata.shape, _checksum(adata.var_names), found, counts)
 
     def check(self, now: Fingerprint) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,7 +46,7 @@ class CellDataset(Dataset):
         The table that `condition` refers to, where it is not the fitted screen's own.
     """
 
-    counts: sp.csr_matrix | BackedCounts | CachedRows
+    counts: sp.csr_matrix | BackedCounts  # or, for a loader alone, `CachedRows`
     condition: np.ndarray
     batch: np.ndarray
     log_size: np.ndarray
@@ -54,9 +54,9 @@ class CellDataset(Dataset):
     conditions: Conditions | None = None
 
     def __len__(self) -> int:
-        return self.counts.shape[0]
+        return len(self.condition)
 
-    def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         return self.rows(np.asarray(positions), index=np.arange(len(positions)))
 
     def rows(self, rows: np.ndarray, index: np.ndarray | None = None) -> dict[str, Tensor]:
@@ -174,7 +174,14 @@ class MinibatchSampler(Sampler):
         return order
 
 
-class _ReadAhead(DataLoader):
+class CellLoader(DataLoader):
+    """Minibatches of cells."""
+
+    dataset: CellDataset
+    batch_sampler: MinibatchSampler
+
+
+class _ReadAhead(CellLoader):
     """Minibatches of stored counts, one pool of them read while another is trained on."""
 
     _all: CellDataset | None = None  # of a screen that is one pool, read once
@@ -190,7 +197,9 @@ class _ReadAhead(DataLoader):
         one = len(batches) <= batches.pool
         if self._all is None or not one:
             rows = np.sort(batches.positions) if one else np.unique(np.concatenate(pool))
-            cells = replace(self.dataset, counts=CachedRows(self.dataset.counts, rows))
+            stored = self.dataset.counts
+            assert isinstance(stored, BackedCounts)
+            cells = replace(self.dataset, counts=CachedRows(stored, rows))
             self._all = cells if one else None
             return cells
         return self._all
@@ -204,7 +213,7 @@ def batch_loader(
     block: int | None = None,
     rank: int = 0,
     processes: int = 1,
-) -> DataLoader:
+) -> CellLoader:
     """Loader of minibatches; shuffled (and short last batch dropped) when a seed is given.
 
     `block` is the number of neighbours that are shuffled as one; by default 1 for counts in memory
@@ -221,5 +230,5 @@ def batch_loader(
     else:
         part = positions[rank::processes] if len(positions) >= processes else positions
         sampler = MinibatchSampler(part, size, None, drop_last=False)
-    kind = _ReadAhead if stored else DataLoader
+    kind = _ReadAhead if stored else CellLoader
     return kind(data, batch_sampler=sampler, collate_fn=lambda batch: batch)

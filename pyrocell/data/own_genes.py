@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from pyrocell._compat import var_table
 from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.errors import UnknownLabelError, warn
 
@@ -47,14 +48,15 @@ def own_columns(adata: AnnData, genes: Sequence[str], key: str | None) -> np.nda
                 f'gene_symbol_key="{key}" is not a column of adata.var'
                 f"{did_you_mean(key, adata.var.columns)}"
             )
-        found = _matched(adata.var[key], genes)
+        found = _matched(var_table(adata)[key], genes)
         _warn_of_few(found, genes, f'adata.var["{key}"]')
         return found
     found = _matched(adata.var_names, genes)
     if not len(genes) or (found >= 0).mean() >= _ENOUGH:
         return found
-    texts = [c for c in adata.var if not pd.api.types.is_numeric_dtype(adata.var[c].dtype)]
-    others = {column: _matched(adata.var[column], genes) for column in texts}
+    var = var_table(adata)
+    texts = [c for c in var if not pd.api.types.is_numeric_dtype(var[c].dtype)]
+    others = {column: _matched(var[column], genes) for column in texts}
     good = {c: match for c, match in others.items() if (match >= 0).mean() >= _ENOUGH}
     if len({tuple(match) for match in good.values()}) == 1:
         column = next(iter(good))

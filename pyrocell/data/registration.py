@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +22,9 @@ from pyrocell._compat import (
     fields,
     managers_of,
     materialise_view,
+    obs_table,
     own_identity,
+    var_table,
 )
 from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.data.backed import BackedCounts, is_stored
@@ -125,10 +127,12 @@ class ScreenManager(AnnDataManager):
         """Raise ScreenError if the AnnData has changed since it was registered."""
         if self.fingerprint is None:
             return
+        adata = self.adata
+        assert adata is not None  # who asks holds it
         counts = None
         if self.fingerprint.counts is not None:
-            counts = count_matrix(self.adata, self.registry[SETUP_ARGS]["layer"])
-        self.fingerprint.check(Fingerprint.of(self.adata, counts, list(self.fingerprint.columns)))
+            counts = count_matrix(adata, self.registry[SETUP_ARGS]["layer"])
+        self.fingerprint.check(Fingerprint.of(adata, counts, list(self.fingerprint.columns)))
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
@@ -217,7 +221,7 @@ def _column(adata: AnnData, key: str, argument: str, optional: bool = True) -> p
             f'{argument}="{key}" is not a column of adata.obs'
             f"{did_you_mean(key, adata.obs.columns)}{without}"
         )
-    column = adata.obs[key]
+    column = obs_table(adata)[key]
     if isinstance(column, pd.DataFrame):
         raise ScreenError(
             f'{argument}="{key}" names {column.shape[1]} columns of adata.obs; keep one'
@@ -235,7 +239,8 @@ def _check_object(adata: Any) -> None:
             f'adata is a view of the file "{adata.filename}"; load its cells first: '
             "adata = adata.to_memory()"
         )
-    types = adata.var["feature_types"].astype(str) if "feature_types" in adata.var else None
+    var = var_table(adata)
+    types = var["feature_types"].astype(str) if "feature_types" in var else None
     if types is not None and types.nunique() > 1 and (types == "Gene Expression").any():
         others = types[types != "Gene Expression"].value_counts()
         raise ScreenError(
@@ -255,7 +260,7 @@ def _check_object(adata: Any) -> None:
         )
 
 
-def _check_genes(adata: AnnData, genes: Sequence[str]) -> None:
+def _check_genes(adata: AnnData, genes: pd.Index) -> None:
     """Raise unless the genes are the ones the model was fitted on, in the same order."""
     here = pd.Index(adata.var_names, dtype=object)
     there = pd.Index(genes, dtype=object)
@@ -330,7 +335,8 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
         columns["perturbation_type"] = "perturbation_type"
     if like is None and labels is not None:
         numbers = pd.Series(np.asarray(values["perturbation"])).astype(str).value_counts()
-        warn_of_labels(numbers.to_dict(), control, adata.var_names, where)
+        occurring = {str(label): int(n) for label, n in numbers.items()}
+        warn_of_labels(occurring, control, adata.var_names, where)
     screen = Screen.from_labels(
         adata.var_names,
         **values,
@@ -458,6 +464,7 @@ def cell_tensors(manager: ScreenManager) -> CellTensors:
     CountError if what a file holds are not counts; those in memory were checked at registration.
     """
     args, adata = manager.registry[SETUP_ARGS], manager.adata
+    assert adata is not None  # who asks holds it
     manager.check_unchanged()
     log_size = None
     if args["size_factor_key"] is not None:
@@ -481,6 +488,7 @@ def _checked_sums(
 ) -> CountStatistics:
     """Sums of counts in a file, and what `register` says of counts in memory."""
     args, adata, screen = manager.registry[SETUP_ARGS], manager.adata, manager.screen
+    assert adata is not None
 
     def look(block: sp.csr_matrix, first_cell: int) -> None:
         check_values(adata, block, args["layer"], first_cell)

@@ -80,11 +80,12 @@ def count_sums(
             log_size[part] = np.log(np.maximum(total[part], 1.0))
         add_by_group(condition, screen.cell_condition[part], block)
         add_by_group(batch, screen.cell_batch[part], block)
-        relative = sp.diags(1 / np.exp(log_size[part]).astype(np.float64)) @ block
+        one = sp.diags(1 / np.exp(log_size[part]).astype(np.float64))
+        relative = sp.csr_matrix(one @ block)
         scaled += np.asarray(relative.sum(axis=0)).ravel()
         squares += np.asarray(relative.multiply(relative).sum(axis=0)).ravel()
         sample.append(block[rows[(rows >= part.start) & (rows < part.stop)] - part.start])
-    sampled = sp.vstack(sample, format="csr")
+    sampled = sp.csr_matrix(sp.vstack(sample, format="csr"))
     return CountStatistics(log_size, total, condition, batch, scaled, squares, rows, sampled)
 
 
@@ -92,5 +93,5 @@ def add_by_group(out: np.ndarray, group: np.ndarray, values: sp.csr_matrix) -> N
     """Add the rows of values (n, G) to those rows of `out` (M, G) that their groups (n,) say."""
     n = len(group)
     member = sp.csr_matrix((np.ones(n), (group, np.arange(n))), shape=(len(out), n))
-    part = (member @ values).tocoo()
+    part = sp.coo_matrix(member @ values)
     out[part.row, part.col] += part.data

@@ -60,7 +60,8 @@ def differing_at_time_zero(sums: CountStatistics, screen: Screen) -> dict[str, i
         return {}
     condition, batch = (x[sums.rows] for x in (screen.cell_condition, screen.cell_batch))
     depth = np.exp(sums.log_size[sums.rows].astype(float))
-    y = sp.csr_array(sp.diags_array(np.median(depth) / depth) @ sums.sample).log1p()
+    y = sp.csr_array(sp.diags_array(np.median(depth) / depth) @ sums.sample)
+    y = y.log1p()  # pyright: ignore[reportAttributeAccessIssue] made by scipy as it loads
     n = np.zeros((len(screen.conditions), len(screen.batches)), np.int64)
     np.add.at(n, (condition, batch), 1)
     place = screen.conditions[["media", "time"]]
@@ -91,8 +92,9 @@ def differing_at_time_zero(sums: CountStatistics, screen: Screen) -> dict[str, i
 
 def _pooled_variance(ours: sp.csr_array, theirs: sp.csr_array) -> np.ndarray:
     """(G,) variance within two groups of cells."""
-    total = 0.0
+    total, n_cells = 0.0, 0
     for part in (ours, theirs):
-        mean = part.mean(0)
-        total = total + (part.multiply(part).sum(0) - part.shape[0] * mean**2)
-    return total / (ours.shape[0] + theirs.shape[0] - 2)
+        mean, n = part.mean(0), len(part.indptr) - 1
+        total = total + (part.multiply(part).sum(0) - n * mean**2)
+        n_cells += n
+    return total / (n_cells - 2)

@@ -38,7 +38,7 @@ def count_matrix(adata: AnnData, layer: str | None, stored: bool = False) -> Any
         raise UnknownLabelError(
             f'layer="{layer}" is not in adata.layers{there}; layer=None takes adata.X'
         )
-    matrix = adata.X if layer is None else adata.layers[layer]
+    matrix = _of(adata, layer)
     if isinstance(matrix, np.ma.MaskedArray):
         raise CountError(
             f"{location(layer)} is a masked array, and what is under the mask would be counted; "
@@ -56,9 +56,13 @@ def count_matrix(adata: AnnData, layer: str | None, stored: bool = False) -> Any
             f"{location(layer)} is a {kind}; load it into memory as a numpy array or scipy sparse "
             f"matrix, for example with adata.to_memory(){other}"
         )
-    elif sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+    elif not isinstance(matrix, np.ndarray) and matrix.format in ("csr", "csc"):
         check_structure(matrix.indptr, matrix.indices, matrix.data, matrix, location(layer))
     return matrix
+
+
+def _of(adata: AnnData, layer: str | None) -> Any:
+    return adata.X if layer is None else adata.layers[layer]
 
 
 def as_csr(matrix: Any) -> sp.csr_matrix:
@@ -133,9 +137,12 @@ def check_values(adata: AnnData, matrix: Any, layer: str | None, first_cell: int
 
     `first_cell` is the position in `adata` of the first row of `matrix`.
     """
-    canonical = isinstance(matrix, np.ndarray) or matrix.format in ("csr", "csc")
-    stored = matrix if canonical else matrix.tocsr()
-    values = stored.reshape(-1) if isinstance(stored, np.ndarray) else stored.data
+    stored: Any = matrix
+    if isinstance(matrix, np.ndarray):
+        values = matrix.reshape(-1)
+    else:
+        stored = matrix if matrix.format in ("csr", "csc") else matrix.tocsr()
+        values = stored.data
     if values.dtype.kind not in "uibf":
         raise CountError(f"{location(layer)} holds {values.dtype} values; raw counts are numbers")
     largest = float(values.max()) if len(values) else 0.0
@@ -186,11 +193,16 @@ def check_counts(
     """
     matrix = count_matrix(adata, layer)
     check_values(adata, matrix, layer)
-    totals = [np.asarray(matrix.sum(axis=axis)).ravel() for axis in (1, 0)]
+    of_cells, of_genes = (np.asarray(matrix.sum(axis=axis)).ravel() for axis in (1, 0))
     if warn_of_genes:
-        _warn_of_no_counts(matrix, *totals, location(layer))
+        _warn_of_no_counts(matrix, of_cells, of_genes, location(layer))
     check_totals(
-        adata, layer, *totals, has_size_factor=has_size_factor, warn_of_genes=warn_of_genes
+        adata,
+        layer,
+        of_cells,
+        of_genes,
+        has_size_factor=has_size_factor,
+        warn_of_genes=warn_of_genes,
     )
 
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from pyrocell.errors import DesignError, warn
+from pyrocell.generative.model import GenerativeModel
 from pyrocell.guide.encoder import state_shift
 from pyrocell.noise.contrasts import centre
 from pyrocell.posterior.draws import summarise
@@ -125,13 +126,13 @@ def error_analysis(
             first, rest = carried_noise(generative, values, eta, z, guide.mean_count, depth)
             if weights is not None:
                 first, rest = centre(first, weights), centre(rest, weights)
-            arrays = (a.cpu().numpy().astype(float) for a in (eta, first, rest))
-        draws.append(error_terms(*arrays, held, source))
+            eta, first, rest = (a.cpu().numpy().astype(float) for a in (eta, first, rest))
+        draws.append(error_terms(eta, first, rest, held, source))
     return _table(draws, screen.conditions, held, credible_level)
 
 
 def carried_noise(
-    generative: torch.nn.Module,
+    generative: GenerativeModel,
     values: dict[str, Tensor],
     eta: Tensor,
     z: Tensor,
@@ -233,7 +234,7 @@ def _held(model: PyroCell) -> tuple[np.ndarray, np.ndarray]:
             "layout: part of it passes for effects there, and is missing from the errors here; see "
             "screen.aliased_contrasts"
         )
-    return held, held[resting.to_numpy()].any(0)
+    return held, np.any(held[resting.to_numpy()], 0)
 
 
 def _table(

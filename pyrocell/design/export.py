@@ -110,12 +110,13 @@ def whole(layout: Layout, seed: int = 0) -> Layout:
     rows = sp.kron(sp.eye_array(n), np.ones((1, m)))
     columns = sp.kron(np.ones((1, n)), sp.eye_array(m))
     sums = np.concatenate([cells.sum(1), cells.sum(0)])
+    most = np.ceil(cells - 1e-9)
+    matrix = sp.csc_array(sp.vstack([rows, columns]))
+    lower, upper = np.floor(sums + 1e-9), np.ceil(sums - 1e-9)
     found = milp(
         np.random.default_rng(seed).random(cells.size) - 1.0,
-        bounds=Bounds(low.ravel(), np.ceil(cells - 1e-9).ravel()),
-        constraints=LinearConstraint(
-            sp.csc_array(sp.vstack([rows, columns])), np.floor(sums + 1e-9), np.ceil(sums - 1e-9)
-        ),
+        bounds=Bounds(low.ravel(), most.ravel()),  # pyright: ignore[reportArgumentType]
+        constraints=LinearConstraint(matrix, lower, upper),  # pyright: ignore[reportArgumentType]
     )
     rounded = np.abs(np.round(found.x)).reshape(layout.cells.shape)
     return Layout(

@@ -12,7 +12,8 @@ contrast is aliased with a difference of batches, and the inflation is infinite.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -161,7 +162,7 @@ def _after_fit(
     position = condition_rows(model.screen, Layout.from_screen(model.screen))
     draws = levels(model.fitted, n_samples)
     columns = ("sampling_sd", "batch_sd", "inflation_fitted")
-    out = np.full((weights.shape[0], 3), np.nan)
+    out = np.full((len(weights.indptr) - 1, 3), np.nan)
     for row in range(len(out)):
         span = slice(*weights.indptr[row : row + 2])
         used = {
@@ -185,6 +186,6 @@ def condition_rows(screen: Screen, layout: Layout) -> list[int]:
     return [rows.get(_plain(key), -1) for key in found]
 
 
-def _plain(key: tuple) -> tuple[str, str, str]:
+def _plain(key: Iterable[Any]) -> tuple[str, str, str]:
     perturbation, media, time = key
     return str(perturbation), str(media), repr(float(time))

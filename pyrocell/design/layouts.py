@@ -118,9 +118,9 @@ class Layout:
         batches = tuple(dict.fromkeys(table["batch"].astype(str)))
         shape = (1 + len(perturbations), len(arms), len(batches))
         index = (
-            pd.Index([control, *perturbations]).get_indexer(labels),
+            pd.Index([control, *perturbations]).get_indexer(pd.Index(labels)),
             pd.Index([_key(a) for a in arms]).get_indexer([_key(a) for a in keys]),
-            pd.Index(batches).get_indexer(table["batch"].astype(str)),
+            pd.Index(batches).get_indexer(pd.Index(table["batch"].astype(str))),
         )
         cells = np.zeros(shape)
         np.add.at(cells, index, table["cells"].to_numpy(float))
@@ -199,7 +199,7 @@ class Layout:
 
     def in_order(self, batches: Sequence[str]) -> Layout:
         """Return the same layout with its batches in another order."""
-        order = pd.Index(self.batches).get_indexer(list(batches))
+        order = pd.Index(self.batches).get_indexer(pd.Index(list(batches)))
         if sorted(order) != list(range(len(self.batches))):
             raise DesignError(f"batches={list(batches)!r}: not those of the layout, once each")
         return Layout(

@@ -80,16 +80,18 @@ class Noise:
                 )
             if not np.isfinite(value).all() or (value < 0).any():
                 raise DesignError(f"{name}={getattr(self, name)!r}: finite numbers ≥ 0")
-            object.__setattr__(self, name, np.broadcast_to(value, size).copy())
-        if (self.cell_variance <= 0).any() or (self.effect_sd <= 0).any():
+            given[name] = np.broadcast_to(value, size).copy()
+            object.__setattr__(self, name, given[name])
+        if (given["cell_variance"] <= 0).any() or (given["effect_sd"] <= 0).any():
             raise DesignError("cell_variance and effect_sd must be above 0")
-        share = np.ones(size) if self.share is None else self.share
+        share = given.get("share", np.ones(size))
         if not share.sum() > 0:
             raise DesignError("share: fractions of genes must not all be 0")
         object.__setattr__(self, "share", share / share.sum())
 
     def __len__(self) -> int:
         """Number of classes of genes."""
+        assert self.share is not None  # made when the noise was
         return len(self.share)
 
     @classmethod
@@ -167,7 +169,7 @@ class Noise:
         """
         if not cells > 0 or not well_sd >= 0:
             raise DesignError("cells must be above 0 and well_sd at least 0")
-        return replace(self, cell_variance=well_sd**2 + self.cell_variance / cells)
+        return replace(self, cell_variance=well_sd**2 + np.asarray(self.cell_variance) / cells)
 
     def at(self, **changes: float | Sequence[float]) -> Noise:
         """Return the same noise with some fields changed."""

@@ -143,7 +143,7 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """Names of the perturbations."""
         if not isinstance(self.perturbations, int):
-            return self.perturbations
+            return tuple(self.perturbations)
         width = len(str(max(self.perturbations, 1)))
         return tuple(f"perturbation{i + 1:0{width}d}" for i in range(self.perturbations))
 
@@ -194,7 +194,7 @@ class Plan:
         used = np.flatnonzero(layout.cells.sum((0, 1)) > 0)
         if len(used) > self.lanes:
             found.append(f"lanes={self.lanes}: {len(used)} are used")
-        for b in used:
+        for b in used.tolist():
             found += [f"{text} in {layout.batches[b]}" for text in self._of_lane(layout, b)]
         held = layout.cells.sum(-1)
         for p, a in np.argwhere(held < self.min_cells * (1 - _SLACK))[:5]:

@@ -105,7 +105,8 @@ def score(layout: Layout, noise: Noise | None = None, targets: Targets = None) -
     table = table.assign(**{name: np.sqrt(value) for name, value in squares.items()})
     table["learned"] = 1 - squares["posterior_sd"] / np.maximum(squares["prior_sd"], 1e-300)
     kinds = _by_kind(table)
-    error = sum(w * kinds.loc[name, "error"] ** 2 for name, w in weights.items())
+    errors = kinds["error"]
+    error = sum(w * errors[name] ** 2 for name, w in weights.items())
     return Score(float(np.sqrt(error)), kinds, table)
 
 

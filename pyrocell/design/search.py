@@ -105,6 +105,7 @@ class Problem:
                 mean = found[kind.name].mean(-1)  # (Q, P)
                 total = total + weight * torch.einsum("q,qp,p->", self.prior.share, mean, over)
         total.backward()
+        assert x.grad is not None
         return float(total.detach()), x.grad.numpy()
 
     def constraints(self, relaxed: Sequence[str] = ()) -> LinearConstraint:
@@ -133,7 +134,7 @@ class Problem:
         if "lanes" not in relaxed:
             rows.append((lanes.sum(0), plan.lanes, plan.lanes))
         matrix, lower, upper = (np.array(part) for part in zip(*rows, strict=True))
-        return LinearConstraint(matrix, lower, upper)
+        return LinearConstraint(matrix, lower, upper)  # pyright: ignore[reportArgumentType] scipy
 
     def _sum(self, samples: np.ndarray) -> np.ndarray:
         return np.r_[samples.astype(float), np.zeros(self.n_contents)]
@@ -147,7 +148,7 @@ class Problem:
         matrix, fixed = rows.A[:, free] * scale, rows.A[:, n:] @ lanes
         lower, upper = rows.lb - fixed, rows.ub - fixed
         limits = [
-            LinearConstraint(matrix[some], lower[some], upper[some])
+            LinearConstraint(matrix[some], lower[some], upper[some])  # pyright: ignore[reportArgumentType]
             for equal in (True, False)
             if (some := matrix.any(1) & ((rows.lb == rows.ub) == equal)).any()
         ]
@@ -167,7 +168,8 @@ class Problem:
             warnings.simplefilter("ignore", RuntimeWarning)  # of steps cut short by a bound
             found = minimize(
                 objective, start[free] / scale, jac=True, method="SLSQP",
-                bounds=Bounds(np.zeros(len(free)), np.ones(len(free))), constraints=limits,
+                bounds=Bounds(np.zeros(len(free)), np.ones(len(free))),  # pyright: ignore[reportArgumentType]
+                constraints=limits,
                 options={"maxiter": 100, "ftol": 1e-8},
             )  # fmt: skip
         cells = self._repaired(spread(found.x), start, lanes)
@@ -223,11 +225,13 @@ def solve(problem: Problem, tolerance: float, seconds: float) -> Solution | None
     filled = np.bincount(problem.content, minlength=problem.n_contents)
     planes = [problem.tangent((even / filled)[problem.content], even)]
     unit = problem.error((even / filled)[problem.content], even)[0]  # HiGHS has absolute tolerances
-    limits = LinearConstraint(np.c_[rows.A, np.zeros(len(rows.A))], rows.lb, rows.ub)
+    matrix = np.c_[rows.A, np.zeros(len(rows.A))]
+    limits = LinearConstraint(matrix, rows.lb, rows.ub)  # pyright: ignore[reportArgumentType]
     best, bound, tried = None, 0.0, set()
     for _ in range(_ROUNDS):
         slopes = np.array([np.r_[slope / unit, -1.0] for slope, _ in planes])
-        below = LinearConstraint(slopes, -np.inf, [-offset / unit for _, offset in planes])
+        most = [-offset / unit for _, offset in planes]
+        below = LinearConstraint(slopes, -np.inf, most)  # pyright: ignore[reportArgumentType]
         left = seconds - (time.monotonic() - started)
         found = milp(
             np.r_[np.zeros(n), 1.0],
@@ -246,6 +250,7 @@ def solve(problem: Problem, tolerance: float, seconds: float) -> Solution | None
                 best = Solution(lanes, cells, value, bound)
             planes.append(problem.tangent(cells, lanes))
         late = time.monotonic() - started > seconds
+        assert best is not None  # the first lanes were not tried before
         if tuple(lanes) in tried or late or best.value - bound <= tolerance * best.value:
             break
         tried.add(tuple(lanes))

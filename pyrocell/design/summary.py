@@ -28,7 +28,7 @@ def summary(found: Recommendation) -> str:
     parts = [f"# Layout of {layout.cells.shape[-1]} lanes", _lanes(layout), "## What to expect"]
     rows = [
         (
-            _QUESTIONS[name],
+            _QUESTIONS[str(name)],
             f"{row['error']:.3f}",
             f"{row['known_sd']:.3f}",
             f"{row['prior_sd']:.3f}",
@@ -44,7 +44,7 @@ def summary(found: Recommendation) -> str:
     )
     if len(found.comparison) > 1:
         compared = [
-            (name, f"{row['error']:.4f}", f"{row['ratio']:.2f}", f"{row['controls']:.1%}")
+            (str(name), f"{row['error']:.4f}", f"{row['ratio']:.2f}", f"{row['controls']:.1%}")
             for name, row in found.comparison.iterrows()
         ]
         parts += ["## Beside other layouts", _table(("layout", "error", "ratio", "controls"),
@@ -90,7 +90,7 @@ def _untold(layout: Layout) -> str:
     groups = mixed.groupby(["contrast", "media", "aliased_with"], sort=False)
     for (kind, media, partners), part in groups:
         where = f"; mixed with batch noise, {partners}" if partners else "; never measured"
-        lines.append(f"- {len(part)} × {_QUESTIONS[kind]}, in {media}{where}")
+        lines.append(f"- {len(part)} × {_QUESTIONS[str(kind)]}, in {media}{where}")
     more = [f"- and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "\n".join([*lines[:_SHOWN], *more])
 

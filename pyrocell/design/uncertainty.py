@@ -66,15 +66,19 @@ class Prior:
         of_time = np.eye(len(arms))[:, later]  # change in one medium tells nothing of another
         everywhere = np.ones((len(arms), 1))
 
-        def loading(*parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-            return np.concatenate([sd[:, None, None] * part for sd, part in parts], -1)
+        def loading(
+            *parts: tuple[float | Sequence[float] | np.ndarray, np.ndarray],
+        ) -> np.ndarray:
+            each = [np.asarray(sd)[:, None, None] * part for sd, part in parts]
+            return np.concatenate(each, -1)
 
         free = loading((np.ones(len(noise)), everywhere))
         level = loading((noise.media_sd, of_medium), (noise.drift_sd, of_time))
         effect = loading(
             (noise.effect_sd, everywhere), (noise.gain_sd, of_medium), (noise.change_sd, of_time)
         )
-        common = effect * (noise.common_sd / noise.effect_sd)[:, None, None]
+        ratio = np.asarray(noise.common_sd) / np.asarray(noise.effect_sd)
+        common = effect * ratio[:, None, None]
         tensor = torch.from_numpy
         return cls(
             control=tensor(np.concatenate([free, level, 0 * common], -1)),

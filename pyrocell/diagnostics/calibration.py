@@ -13,7 +13,7 @@ replicates says how many.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -134,7 +134,7 @@ def _effect(model: GenerativeModel, values: Mapping[str, Tensor]) -> Tensor:
     rows = [(here & (number == n)).nonzero()[:, 0] for n in (0, 1)]
     if not all(map(len, rows)):
         raise ScreenError("no control or no perturbation in baseline medium at the last time")
-    level = model.shift(values, table.select(torch.cat([rows[0][:1], rows[1]])))
+    level = model.shift(dict(values), table.select(torch.cat([rows[0][:1], rows[1]])))
     if model.config.composition:
         level = torch.log_softmax(values["V.baseline"] + level, -1)
     return level[1:] - level[:1]
@@ -164,7 +164,8 @@ def _replicate(
     with torch.no_grad(), torch.random.fork_rng([]):
         torch.manual_seed(seed)
         trace = poutine.trace(model).get_trace(**arguments)
-    values = {name: node["value"] for name, node in trace.nodes.items() if node["type"] == "sample"}
+    nodes = cast("dict[str, dict[str, Any]]", trace.nodes)
+    values = {name: node["value"] for name, node in nodes.items() if node["type"] == "sample"}
     with torch.no_grad():
         truth = {name: f(model, values).numpy().ravel() for name, f in quantities.items()}
     counts = sp.csr_matrix(values["x"].numpy().astype(np.float32))

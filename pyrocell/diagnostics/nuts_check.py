@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -152,7 +152,7 @@ def check_assumption(
     min_count: float = 5.0,
     given_loading: bool = True,
     table: pd.DataFrame | None = None,
-    **options: float,
+    **options: Any,
 ) -> pd.DataFrame:
     """Second opinion on one row of `model.assumptions()`.
 

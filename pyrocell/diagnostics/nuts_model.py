@@ -142,6 +142,7 @@ class BlockedNUTS(NUTS):
         """Take a step in all parameters, then one in s and d."""
         state = dict(super().sample(params))
         region = self._cells.region
+        assert self.transforms is not None  # since `setup`
         to_values = {name: transform.inv for name, transform in self.transforms.items()}
         values = {k: to_values[k](v) if k in to_values else v for k, v in state.items()}
         now = size_of(values["share"], region) * values["standard"]

@@ -6,7 +6,7 @@ binomial with mean μ and variance μ + μ²/θ. The likelihood is that of the m
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,11 +37,13 @@ MAX_LOG_THETA = 60.0  # beyond this either way, single precision is left to the 
 class _Counts(TorchDistribution):
     """What both families share: mean, inverse dispersion, and a gate that may be absent."""
 
-    arg_constraints = {
+    arg_constraints = {  # pyright: ignore[reportAssignmentType] a property of torch's
         "logits": constraints.real_vector,
         "log_theta": constraints.real_vector,
     }
-    support = constraints.independent(constraints.nonnegative_integer, 1)
+    support = constraints.independent(  # pyright: ignore[reportAssignmentType] as above
+        constraints.nonnegative_integer, 1
+    )
     has_rsample = False
 
     log_theta: Tensor
@@ -71,7 +73,7 @@ class _Counts(TorchDistribution):
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> _Counts:
         """A distribution like it over a larger batch."""
-        new = self._get_checked_instance(type(self), _instance)
+        new = cast("_Counts", self._get_checked_instance(type(self), _instance))
         new.__dict__.update(self.__dict__)
         TorchDistribution.__init__(
             new, torch.Size(batch_shape), self.event_shape, validate_args=False
@@ -96,6 +98,7 @@ class _Counts(TorchDistribution):
     def _gate(self, log_mu: Tensor) -> Tensor | None:
         """Logit of dropout, broadcastable to log μ."""
         if self.gate_intercept is not None:
+            assert self.gate_slope is not None
             return gate_curve(log_mu, self.gate_intercept, self.gate_slope)
         return self.gate_logits
 

@@ -52,7 +52,7 @@ class _NormalLogProb(torch.autograd.Function):
         needs_value, needs_loc, needs_scale = ctx.needs_input_grad
         deviation = value if loc is None else value - loc
         slope = deviation * (-weight / scale.square())
-        for_loc = -slope.sum_to_size(loc.shape) if needs_loc else None
+        for_loc = -slope.sum_to_size(loc.shape) if needs_loc and loc is not None else None
         for_scale = None
         if needs_scale:
             square = (slope * deviation).sum_to_size(scale.shape)
@@ -101,8 +101,9 @@ class Drawn(TorchDistribution):
 
     def by_row(self, value: Tensor) -> Tensor:
         """Log density of each row of an event (n, ...), (n,)."""
-        drawn = self._last is not None and value is self._last[0]
-        return self._by_row(self._last[1] if drawn else self._noise(value), value)
+        if self._last is not None and value is self._last[0]:
+            return self._by_row(self._last[1], value)
+        return self._by_row(self._noise(value), value)
 
     def _by_row(self, noise: Tensor, value: Tensor) -> Tensor:
         """Log density of each row, (n,), from the noise behind the value."""
@@ -135,7 +136,7 @@ class EventNormal(Drawn, dist.Independent):
 
     _validate_args = False  # Pyro would ask the entries' distribution
 
-    def __init__(self, loc: Tensor | None, scale: Tensor, shape: torch.Size | None = None):
+    def __init__(self, loc: Tensor | None, scale: Tensor, shape: tuple[int, ...] | None = None):
         self.loc, self.scale = loc, scale
         if shape is None:
             shape = scale.shape if loc is None else broadcast(loc.shape, scale.shape)

@@ -274,6 +274,7 @@ class MarkovLowRankNormal(Drawn):
         return self._nodes(self._noise(value), value).sum()
 
     def _log_prob_drawn(self, noise: Tensor) -> Tensor:
+        assert self._last is not None
         return self._nodes(noise, self._last[0]).sum()
 
     def _by_row(self, noise: Tensor, value: Tensor) -> Tensor:

@@ -62,16 +62,16 @@ class CellShift(NamedTuple):
         out = self.tables[0][self.rows[0]]
         for table, rows in zip(self.tables[1:], self.rows[1:], strict=True):
             out = out + table[rows]
-        if self.covariates is None:
+        if self.covariates is None or self.per_covariate is None:
             return out
         return torch.addmm(out, self.covariates, self.per_covariate)
 
     def along(self, axes: Tensor) -> Tensor:
         """The sum projected on axes (d, G), (cells, d): tables are projected, then looked up."""
-        out = sum(
-            (table @ axes.T)[rows] for table, rows in zip(self.tables, self.rows, strict=True)
-        )
-        if self.covariates is None:
+        out = (self.tables[0] @ axes.T)[self.rows[0]]
+        for table, rows in zip(self.tables[1:], self.rows[1:], strict=True):
+            out = out + (table @ axes.T)[rows]
+        if self.covariates is None or self.per_covariate is None:
             return out
         return out + self.covariates @ (self.per_covariate @ axes.T)
 
@@ -96,7 +96,7 @@ class CellShift(NamedTuple):
         offset
             The tables, (R, G), and the rows to be added to each cell, (cells, number of tables).
         """
-        if self.covariates is not None:
+        if self.covariates is not None and self.per_covariate is not None:
             features = torch.cat([features, self.covariates], 1)
             weight = torch.cat([weight, self.per_covariate])
         starts = torch.tensor([0, *(len(t) for t in self.tables[:-1])]).cumsum(0).tolist()

@@ -40,9 +40,10 @@ class Interactions(nn.Module):
             each medium; None where there is none.
         """
         constant, relative = self.log_scale.exp().square()
+        assert alone[0] is not None  # an arm of several drivers has a perturbation
         variance = constant.expand(len(carried), alone[0].shape[-1])
         for drivers, response in zip((carried, met), alone, strict=True):
-            if drivers.shape[1] and bool(drivers.any()):
+            if response is not None and bool(drivers.any()):
                 size = response.mean(1).square()  # (n, G), over the measured times
                 variance = variance + relative * (drivers @ size)
         return variance.sqrt()

@@ -49,6 +49,8 @@ class GenerativeModel(ScreenMap):
         Starting values.
     """
 
+    condition_size: Tensor
+
     def __init__(
         self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
     ):

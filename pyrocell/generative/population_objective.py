@@ -107,13 +107,13 @@ class DistributionObjective:
         if not self.weight or predicted.shape[1] < _LEAST:
             return total
         measure = distance(self.method)
-        sizes = sizes.cpu().numpy()
-        held = inclusion_probability(sizes, n_controls, n_total, n_batch)
+        n_cells = sizes.cpu().numpy()
+        held = inclusion_probability(n_cells, n_controls, n_total, n_batch)
         for c in condition[condition >= 0].unique().tolist():
             here = observed[condition == c]
             if len(here) >= _LEAST:
                 value = measure(self._some(predicted[c]), self._some(here), **self.options)
-                total = total - self.weight * float(sizes[c] / held[c]) * value
+                total = total - self.weight * float(n_cells[c] / held[c]) * value
         return total
 
     def resting_factor(

@@ -51,6 +51,9 @@ class ScreenMap(ScreenTensors):
         Starting values.
     """
 
+    baseline_centre: Tensor
+    kl_weight: Tensor
+
     def __init__(
         self, screen: Screen, config: ModelConfig, priors: Priors, statistics: ScreenStatistics
     ):
@@ -372,10 +375,8 @@ class ScreenMap(ScreenTensors):
 
     def imposed_change(self, values: dict[str, Tensor]) -> Tensor:
         """What the assumptions imposed hold to be zero, (contrasts, G), log-fold change."""
-        conditions, contrast, genes = (
-            Conditions(*(x.to(self.loading.device) for x in part))
-            if isinstance(part, Conditions)
-            else part.to(self.loading)
-            for part in self.imposed
-        )
+        assert self.imposed is not None
+        conditions, contrast, genes = self.imposed
+        conditions = Conditions(*(x.to(self.loading.device) for x in conditions))
+        contrast, genes = contrast.to(self.loading), genes.to(self.loading)
         return genes * (contrast @ self.shift(values, conditions))

@@ -40,6 +40,11 @@ class ScreenTensors(nn.Module):
     perturbed_at: Tensor
     exposed_at: Tensor
     target: Tensor
+    several: Tensor
+    several_drivers: Tensor
+    time_steps: Tensor
+    on_target_sign: Tensor
+    reversed_media: Tensor
 
     def __init__(self, screen: Screen, config: ModelConfig, priors: Priors):
         super().__init__()
@@ -75,7 +80,7 @@ class ScreenTensors(nn.Module):
         self.has_field = self.has_time and dynamics.integrated == "responses"
         self.moves_states = dynamics.integrated == "states"
         self.has_drift = self.has_rates and bool(drift.estimable.all())
-        small = np.prod(screen.membership.shape) <= _DENSE
+        small = len(screen.conditions) * self.n_perturbations <= _DENSE
         for name, value in {
             "several": several.nonzero()[:, 0],
             "carried": torch.as_tensor(np.stack(screen.membership.nonzero())).long(),

@@ -120,7 +120,7 @@ def _responses(
 
     arm, by_perturbation = number("media", "time"), screen.membership.tocsc()
     drivers, references = np.diff(screen.membership.indptr), {}
-    effects = np.zeros((screen.membership.shape[1], totals.shape[1]))
+    effects = np.zeros((len(screen.perturbations), totals.shape[1]))
     for k in range(len(effects)):
         rows = by_perturbation.indices[slice(*by_perturbation.indptr[k : k + 2])]
         alone = rows[drivers[rows] == 1]
@@ -164,7 +164,7 @@ def _resting_axes(
     sums: CountStatistics, size: np.ndarray, screen: Screen, rank: int, seed: int
 ) -> np.ndarray:
     """Leading axes on which cells of one condition and batch differ, log scale, (d, G)."""
-    rng, rows, n_genes = np.random.default_rng(seed), sums.rows, sums.sample.shape[1]
+    rng, rows, n_genes = np.random.default_rng(seed), sums.rows, len(sums.scaled)
     group = np.unique(
         screen.cell_condition[rows] * len(screen.batches) + screen.cell_batch[rows],
         return_inverse=True,
@@ -173,8 +173,8 @@ def _resting_axes(
     mean = level.mean(0)
     logged = torch.as_tensor(np.log1p(level), dtype=torch.float32)
     groups = torch.as_tensor(group)
-    sums = torch.zeros(int(groups.max()) + 1, logged.shape[1]).index_add_(0, groups, logged)
-    centred = logged - (sums / torch.bincount(groups)[:, None])[groups]
+    total = torch.zeros(int(groups.max()) + 1, logged.shape[1]).index_add_(0, groups, logged)
+    centred = logged - (total / torch.bincount(groups)[:, None])[groups]
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     _, scale, axes = torch.svd_lowrank(centred, q=min(rank, min(centred.shape)), niter=4)
@@ -200,7 +200,7 @@ def _leading(table: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.nd
         return np.linalg.svd(table, full_matrices=False)
     start = np.random.default_rng(seed).normal(size=min(table.shape))
     left, scale, right = svds(table, k=rank, v0=start)
-    return left[:, ::-1], scale[::-1], right[::-1]
+    return left[:, ::-1], scale[::-1], right[::-1]  # pyright: ignore[reportOptionalSubscript] svds
 
 
 def _own_axes(

@@ -166,8 +166,10 @@ def arm_path(
 def whole(segments: Sequence[Segment], clock: float) -> Segment:
     """One leg over all of them, as noisy steps take it; long enough for a density to exist."""
     first = segments[0]
-    span = sum(segment.span for segment in segments).clamp_min(_SHORTEST * clock)
-    return Segment(first.start, span, first.code, first.rows)
+    span = first.span
+    for segment in segments[1:]:
+        span = span + segment.span
+    return Segment(first.start, span.clamp_min(_SHORTEST * clock), first.code, first.rows)
 
 
 def draw_state(
@@ -204,6 +206,7 @@ def state_log_prob(
     if field.noise is None:
         law = TransportedNormal(*start, lambda z, back: integrate_ode(z, segments, field, back))
         return law.log_prob(z)
+    assert reversal is not None
     segment = whole(segments, field.clock)
     back = reversal(z, segment, field)
     path = back.rsample()
@@ -243,6 +246,7 @@ def propagate(
     """Where cells that start at z (C, n, d) are at the end; luck (steps, C, n, d) if any."""
     if field.noise is None:
         return integrate_ode(z, segments, field)[0]
+    assert driving_noise is not None
     return integrate_sde(z, whole(segments, field.clock), field, driving_noise)[-1]
 
 

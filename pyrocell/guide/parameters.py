@@ -45,6 +45,36 @@ def start_at_prior(prior: Distribution) -> Start:
 class GuideParameters(nn.Module):
     """Parameters and layout tables of `Guide`; arguments as there."""
 
+    mean_count: Tensor
+    eta_mix: Tensor
+    cells_at_time: Tensor
+    effect_value: Tensor
+    effect_cells: Tensor
+    joined: Tensor
+    joined_axes: Tensor
+    several_cells: Tensor
+    several_batch_share: Tensor
+    arm_share: Tensor
+    interaction_log_noise: Tensor
+    # parameters by `_gaussian`, those that are not looked up by name
+    baseline_loc: Tensor
+    eta_loc: Tensor
+    content_loc: Tensor
+    effect_loc: Tensor
+    media_effect_loc: Tensor
+    gain_loc: Tensor
+    gain_log_scale: Tensor
+    rate_base_loc: Tensor
+    rate_loc: Tensor
+    rate_log_scale: Tensor
+    decay_loc: Tensor
+    decay_log_scale: Tensor
+    turnover_loc: Tensor
+    turnover_log_scale: Tensor
+    field_loc: Tensor
+    interaction_loc: Tensor
+    interaction_log_scale: Tensor
+
     def __init__(self, model: GenerativeModel, screen: Screen, statistics: ScreenStatistics):
         super().__init__()
         self._model = (model,)

@@ -13,6 +13,7 @@ import torch
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
+from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell._core.threading import few_threads
 from pyrocell.data.validation import count_matrix
@@ -111,14 +112,17 @@ def distribution_distance(
     rows = []
     for i, condition in enumerate(conditions):
         against = (control, *condition[1:])
-        groups = [
-            features[0][where[0][_key(condition)]],
-            features[1][where[1][_key(condition)]],
-            features[1][where[1][_key(against)]] if against in there - {condition} else None,
-        ]
+        predicted_cells = features[0][np.asarray(where[0][_key(condition)])]
+        observed_cells = features[1][np.asarray(where[1][_key(condition)])]
+        controls = None
+        if against in there - {condition}:
+            controls = features[1][np.asarray(where[1][_key(against)])]
         row = dict(zip(columns, condition))
         with few_threads(features[1].shape[1]):
-            rows.append(row | measure.row(*groups, n_splits, max_cells, [seed, i]))
+            found = measure.row(
+                predicted_cells, observed_cells, controls, n_splits, max_cells, [seed, i]
+            )
+            rows.append(row | found)
     table = pd.DataFrame(rows)
     table.attrs["options"] = measure.options
     return table
@@ -209,7 +213,7 @@ def _labels(adata: AnnData, columns: list[str], name: str) -> pd.DataFrame:
             raise UnknownLabelError(
                 f'groupby="{column}" is not in {name}.obs{did_you_mean(column, adata.obs.columns)}'
             )
-    table = adata.obs[columns].reset_index(drop=True)
+    table = obs_table(adata)[columns].reset_index(drop=True)
     for column in columns:
         codes, names = encode_labels(table[column], f'{name}.obs["{column}"]')
         if column == columns[0] or not pd.api.types.is_numeric_dtype(table[column]):

@@ -79,7 +79,9 @@ def driver_cells(screen: Screen) -> np.ndarray:
     n_times, n_batches = max(1, len(screen.times)), len(screen.batches)
     table = condition_cells(screen)
     drivers = sp.hstack([screen.membership, screen.exposure], format="csr")  # (C, K + J)
-    out = np.zeros((drivers.shape[1], n_times, n_batches))
+    drivers = sp.csr_array(drivers)
+    n_drivers = len(screen.perturbations) + len(screen.media)
+    out = np.zeros((n_drivers, n_times, n_batches))
     for t in range(n_times):
         rows = screen.time_index == t
         out[:, t] = drivers[np.flatnonzero(rows)].T @ table[rows]

@@ -8,6 +8,7 @@ times P comes before M, as in the default screen.
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,8 @@ def respond_in_order(
     # what came first alone, below all conditions as if both events were at once
     alone = (genotype * p_first)[rows], (exposure * ~p_first)[rows], (second - first)[rows]
     whole = genotype, exposure, duration - start
-    both = respond(*(torch.cat(pair) for pair in zip(whole, alone, strict=True)), params)
+    genotypes, exposures, waits = (torch.cat(pair) for pair in zip(whole, alone, strict=True))
+    both = respond(genotypes, exposures, waits, params)
     state = perturb(_rows(both, slice(len(duration), None)), genotype[rows])
     state = expose(state, exposure[rows], gain_limit(state.genotype, params.gain))
     after = let_wait(state, (duration - second)[rows], params)
@@ -69,7 +71,8 @@ def respond_in_order(
 
 def _rows(state: State, rows: slice) -> State:
     parts = {f.name: getattr(state, f.name) for f in fields(State)}
-    return State(**{n: None if x is None else x[..., rows, :] for n, x in parts.items()})
+    chosen: dict[str, Any] = {n: x if x is None else x[..., rows, :] for n, x in parts.items()}
+    return State(**chosen)
 
 
 def _put(state: State, rows: Tensor, part: State) -> State:

@@ -183,9 +183,9 @@ def respond(
     gain = exposure * gain_limit(genotype, params.gain)  # (C, J)
     if params.at_once and params.field is None:
         begun = (duration > 0).to(gain)[..., None]
-        dose = genotype * begun
-        y = dose @ params.effect + (gain * begun) @ params.media_effect
-        return State(y=y, genotype=genotype, dose=dose, exposure=exposure, gain=gain)
+        full = genotype * begun
+        y = full @ params.effect + (gain * begun) @ params.media_effect
+        return State(y=y, genotype=genotype, dose=full, exposure=exposure, gain=gain)
     rate, reference = condition_rate(genotype, exposure, params), params.reference_time
     most = int(genotype.sum(-1).max()) if genotype.numel() else 0
     carried, which = genotype.topk(most, -1)  # (C, most): of many perturbations a cell has few
@@ -291,7 +291,7 @@ def let_wait(state: State, duration: Tensor, params: ResponseParameters) -> Stat
     drive = flow(state, params)
     after = wait(state, duration, *drive)
     if params.motion is not None and state.z is not None:
-        after = replace(after, z=_carried(state, duration, params, drive))
+        after = replace(after, z=_carried(state.z, state, duration, params.motion, drive))
     if params.field is None:
         return after
     path = [wait(state, t, *drive) for t in step_times(duration)]
@@ -302,22 +302,20 @@ def let_wait(state: State, duration: Tensor, params: ResponseParameters) -> Stat
 
 
 def _carried(
-    state: State, duration: Tensor, params: ResponseParameters, drive: tuple[Tensor, ...]
+    z: Tensor, state: State, duration: Tensor, motion: StateField, drive: tuple[Tensor, ...]
 ) -> Tensor:
-    """Resting states (C, n, d) after a wait, or before it where the duration is negative."""
+    """Resting states z (C, n, d) after a wait, or before it where the duration is negative."""
     decay, limit, turnover = drive[2], state.exposure * drive[4], drive[5]
 
     def code(s: Tensor) -> Tensor:
         dose = relax(state.dose, state.genotype, decay.unsqueeze(-2), s)
-        return code_of(dose, relax(state.gain, limit, turnover.unsqueeze(-2), s), params.motion)
+        return code_of(dose, relax(state.gain, limit, turnover.unsqueeze(-2), s), motion)
 
     segment = Segment(torch.zeros_like(duration), duration, code)
-    if params.motion.noise is None:
-        return integrate_ode(state.z, [segment], params.motion)[0]
-    driving_noise = torch.randn(
-        NOISY_STEPS, *state.z.shape, dtype=state.z.dtype, device=state.z.device
-    )
-    return integrate_sde(state.z, segment, params.motion, driving_noise)[-1]
+    if motion.noise is None:
+        return integrate_ode(z, [segment], motion)[0]
+    driving_noise = torch.randn(NOISY_STEPS, *z.shape, dtype=z.dtype, device=z.device)
+    return integrate_sde(z, segment, motion, driving_noise)[-1]
 
 
 def flow(state: State, params: ResponseParameters) -> tuple[Tensor, ...]:

@@ -85,7 +85,7 @@ class _Known(torch.autograd.Function):
         return (*[None] * (len(slopes) + 1), *(gradient * slope for slope in slopes))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | int:
         """Slopes times tangents."""
         slopes, moved = ctx.saved_tensors, tangents[len(ctx.saved_tensors) + 1 :]
         return sum(slope * t for slope, t in zip(slopes, moved, strict=True) if t is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +18,11 @@ DIVERGING, SEQUENTIAL = "RdBu_r", "Blues"
 MAX_TICKS = 120  # names on an axis before they are left out
 ROW, COLUMN = 0.2, 0.2  # inches of a labelled row and column
 LFC = "log-fold change (natural log)"
+
+
+def palette(name: str) -> Sequence[tuple[float, float, float]]:
+    """Colours of one of matplotlib's qualitative colour maps."""
+    return plt.get_cmap(name).colors  # pyright: ignore[reportAttributeAccessIssue] of a subclass
 
 
 def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
@@ -91,7 +96,7 @@ def chosen(table: pd.DataFrame, column: str, names: str | Iterable[str] | None) 
 def grid(table: pd.DataFrame, rows: str, values: str) -> pd.DataFrame:
     """Long table to rows × genes, in the order in which names first occur."""
     wide = table.pivot_table(index=rows, columns="gene", values=values, sort=False, observed=True)
-    return wide.loc[table[rows].unique(), table["gene"].unique()]
+    return pd.DataFrame(wide.loc[table[rows].unique(), table["gene"].unique()])
 
 
 def rows_height(n: int) -> float:

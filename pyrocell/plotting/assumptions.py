@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -69,7 +69,7 @@ def assumption_map(
     panel = pd.factorize(columns.get_level_values("assumption"))[0]
     order = np.argsort(panel, kind="stable")  # media of an assumption side by side
     columns, place = columns[order], np.arange(len(order)) + 0.5 * panel[order]
-    x, y = place[columns.get_indexer(keys)], rows.get_indexer(table["perturbation"])
+    x, y = place[columns.get_indexer(keys)], rows.get_indexer(pd.Index(table["perturbation"]))
     testable = table["testable"].to_numpy(bool)
 
     ax = new_axes(ax, 2.8 + _COLUMN * len(columns), 2.2 + rows_height(len(rows)))
@@ -169,7 +169,7 @@ def prior_posterior(
     if axes is None:
         height = 1.2 + rows_height(len(rows))
         _, axes = plt.subplots(1, 2, figsize=(8, height), layout="constrained")
-    left, right = axes = np.asarray(axes)
+    left, right = panels = np.asarray(axes)
     names = rows["perturbation"].astype(str)
     if rows["media"].nunique() > 1:
         names = names + " | " + rows["media"].astype(str)
@@ -195,7 +195,7 @@ def prior_posterior(
     else:
         right.set_xlabel(f"RMS log-fold change; dashed: region {region:g}")
         right.set_xlim(left=0)
-    return axes
+    return panels
 
 
 # ---------------------------------------------------------------------- courses
@@ -298,7 +298,7 @@ def _course(
     ax: Axes, effects: pd.DataFrame, region: float, probability: float, testable: bool
 ) -> None:
     last = effects["mean"].iloc[-1]
-    band = {"alpha": 0.6 * probability, "facecolor": BLUE}
+    band: dict[str, Any] = {"alpha": 0.6 * probability, "facecolor": BLUE}
     if not testable:
         band = {"facecolor": "none", "edgecolor": GREY, "hatch": _HATCH}
     ax.axhspan(last - region, last + region, linewidth=0, **band)

@@ -42,8 +42,8 @@ def rank_histogram(
     posteriors too narrow; a hump: too wide; a slope: biased.
     """
     groups = _groups(ranks, quantity)
-    axes = _panels(len(groups), axes)
-    for ax, (name, mine) in zip(axes, groups):
+    panels = _panels(len(groups), axes)
+    for ax, (name, mine) in zip(panels, groups):
         place = (mine["rank"] + 0.5) / (mine["n_draws"] + 1)
         lower, upper = binom.interval(0.95, len(mine), 1 / n_bins)
         ax.axhspan(lower, upper, color=GREY, alpha=0.25, linewidth=0)
@@ -51,8 +51,8 @@ def rank_histogram(
         ax.axhline(len(mine) / n_bins, color="black", linewidth=0.8)
         ax.set(xlim=(0, 1), xlabel="rank of the truth / draws")
         ax.set_title(f"{name}, {len(mine)} values, {mine['replicate'].nunique()} fits", fontsize=9)
-    axes[0].set_ylabel("values")
-    return axes
+    panels[0].set_ylabel("values")
+    return panels
 
 
 def ecdf_difference(
@@ -79,8 +79,8 @@ def ecdf_difference(
     Array of Axes. Orange: outside the band somewhere.
     """
     groups = _groups(ranks, quantity)
-    axes = _panels(len(groups), axes)
-    for ax, (name, mine) in zip(axes, groups):
+    panels = _panels(len(groups), axes)
+    for ax, (name, mine) in zip(panels, groups):
         table = difference_table(mine, level)
         color = BLUE if table["inside"].all() else ORANGE
         band = [np.concatenate([[0], table[side], [0]]) for side in ("lower", "upper")]
@@ -90,8 +90,8 @@ def ecdf_difference(
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set(xlim=(0, 1), xlabel="rank of the truth / draws")
         ax.set_title(name, fontsize=9)
-    axes[0].set_ylabel("ECDF − uniform")
-    return axes
+    panels[0].set_ylabel("ECDF − uniform")
+    return panels
 
 
 def reliability(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -139,13 +139,14 @@ def _groups(
 ) -> list[tuple[str, pd.DataFrame]]:
     if "rank" not in ranks:
         raise ScreenError("the table has no column rank; pass simulation_based_calibration(...)")
-    return list(chosen(ranks, "quantity", quantity).groupby("quantity", sort=False))
+    groups = chosen(ranks, "quantity", quantity).groupby("quantity", sort=False)
+    return [(str(name), mine) for name, mine in groups]
 
 
 def _panels(n: int, axes: Sequence[Axes] | None) -> np.ndarray:
     if axes is None:
         _, axes = plt.subplots(1, n, figsize=(1 + 2.8 * n, 2.8), layout="constrained")
-    axes = np.atleast_1d(np.asarray(axes, dtype=object))
-    if len(axes) < n:
-        raise ScreenError(f"{n} quantities need as many axes, not {len(axes)}")
-    return axes[:n]
+    panels = np.atleast_1d(np.asarray(axes, dtype=object))
+    if len(panels) < n:
+        raise ScreenError(f"{n} quantities need as many axes, not {len(panels)}")
+    return panels[:n]

@@ -72,7 +72,8 @@ def predictive_check(table: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
     """
     if axes is None:
         _, axes = plt.subplots(1, 3, figsize=(11, 3.7), layout="constrained")
-    for ax, (statistic, label) in zip(axes, _PANELS.items()):
+    panels = np.asarray(axes)
+    for ax, (statistic, label) in zip(panels, _PANELS.items()):
         rows = table[table["statistic"] == statistic]
         log = statistic != "zero_fraction"
         ax.set_title(f"{rows['inside'].mean():.0%} of {len(rows)} genes in the band", fontsize=9)
@@ -90,4 +91,4 @@ def predictive_check(table: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
             ax.set(xscale="log", yscale="log")
         ax.set_xlabel(f"observed {label}")
         ax.set_ylabel(f"replicated {label}")
-    return np.asarray(axes)
+    return panels

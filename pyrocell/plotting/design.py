@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.patches import Patch
 
 from pyrocell.design.export import lane_map as lane_table
 from pyrocell.design.layouts import Layout
-from pyrocell.plotting._style import BLUE, GREY, ORANGE, new_axes
+from pyrocell.plotting._style import BLUE, GREY, ORANGE, new_axes, palette
 from pyrocell.screen.screen import Screen
 
 __all__ = ["cost_curve", "lane_map", "layout_graph"]
@@ -38,8 +39,8 @@ def lane_map(layout: Layout, ax: Axes | None = None) -> Axes:
     table = lane_table(layout)
     lanes = list(layout.batches)
     ax = new_axes(ax, min(2.5 + 0.35 * len(lanes), 14), 3.6)
-    palette = plt.get_cmap("tab10" if len(layout.arms) <= 10 else "tab20").colors
-    colors = {arm.name: palette[a % len(palette)] for a, arm in enumerate(layout.arms)}
+    those = palette("tab10" if len(layout.arms) <= 10 else "tab20")
+    colors = {arm.name: those[a % len(those)] for a, arm in enumerate(layout.arms)}
     samples = list(dict.fromkeys([layout.control, *layout.libraries]))
     base = pd.Series(0.0, lanes)
     for arm in layout.arms:
@@ -49,7 +50,7 @@ def lane_map(layout: Layout, ax: Axes | None = None) -> Axes:
         for sample in samples:
             part = table[same & (table["sample"] == sample)].set_index("lane")["cells"]
             height = part.reindex(lanes, fill_value=0).astype(float)
-            style = {"hatch": "////"} if sample == layout.control else {}
+            style: dict[str, Any] = {"hatch": "////"} if sample == layout.control else {}
             ax.bar(range(len(lanes)), height, 0.85, base, color=colors[arm.name],
                    edgecolor="white", linewidth=0.6, **style)  # fmt: skip
             base += height
@@ -86,10 +87,10 @@ def layout_graph(layout: Layout | Screen, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax, 7.0, 1.2 + 0.26 * min(max(len(nodes), cells.shape[1]), 2 * _LABELLED))
     left = _spread(len(nodes), cells.shape[1])
     right = _spread(cells.shape[1], len(nodes))
-    palette = plt.get_cmap("tab10").colors
+    those = palette("tab10")
 
     def color(part: int) -> object:
-        return palette[part] if 0 <= part < _PARTS else GREY
+        return those[part] if 0 <= part < _PARTS else GREY
 
     largest = np.log1p(cells.max())
     for n, b in zip(*np.nonzero(cells)):
@@ -118,7 +119,7 @@ def _nodes(layout: Layout) -> tuple[list[str], np.ndarray, list[int]]:
     names, cells, parts = [], [], []
     for a, arm in enumerate(layout.arms):
         groups: dict[object, list[int]] = {}
-        for p in np.flatnonzero(layout.cells[:, a].sum(1) > 0):
+        for p in np.flatnonzero(layout.cells[:, a].sum(1) > 0).tolist():
             key = (p == 0, (layout.cells[p, a] > 0).tobytes())
             groups.setdefault(key, []).append(p)
         for rows in groups.values():
@@ -158,7 +159,7 @@ def cost_curve(table: pd.DataFrame, axes: Iterable[Axes] | None = None) -> np.nd
     for ax, varied, label in zip(axes, ("lanes", "control_share"), ("lanes", "share of controls")):
         part = table[(table["varied"] == varied) & table["error"].notna()]
         for i, kind in enumerate(kinds if len(kinds) > 1 else ()):
-            color = plt.get_cmap("tab10").colors[i + 2]
+            color = palette("tab10")[i + 2]
             ax.plot(part[varied], part[kind], color=color, linewidth=1, label=kind)
         ax.plot(part[varied], part["error"], color=BLUE, marker="o", linewidth=2, label="all")
         if varied == "control_share" and len(part):

@@ -88,7 +88,7 @@ def _one_perturbation(
         side = side.sort_values("mean", ascending=direction < 0)
         for step, row in enumerate(side.itertuples()):
             ax.annotate(
-                row.gene,
+                str(row.gene),
                 (row.mean, row.prob_direction),
                 (row.mean, 1.03 + 0.028 * step),
                 fontsize=7,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,7 +15,7 @@ from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.arrayed.edge_effects import locate
 from pyrocell.arrayed.plates import PLATES
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.plotting._style import BLUE, DIVERGING, GREY, LFC, forest, new_axes
+from pyrocell.plotting._style import BLUE, DIVERGING, GREY, LFC, forest, new_axes, palette
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
@@ -73,7 +72,7 @@ def plate_map(
     elif not isinstance(values, pd.Series):
         values, label = _noise(values, gene, n_samples)
     names, position = locate(values.index, wells, plates, plate_size)
-    present = list(dict.fromkeys(names))
+    present: list[str] = list(dict.fromkeys(names))
     if plate is None and len(present) > 1:
         raise ScreenError(f"several plates: {join_names(present)}; choose one by plate=")
     plate = present[0] if plate is None else plate
@@ -92,7 +91,7 @@ def plate_map(
         ax.figure.colorbar(image, ax=ax, label=values.name or label, shrink=0.8)
     else:
         _labelled(ax, shown, at, values.iloc[mine].astype(str))
-    ax.set_xticks(range(columns), range(1, columns + 1), fontsize=7)
+    ax.set_xticks(range(columns), [str(c) for c in range(1, columns + 1)], fontsize=7)
     ax.set_yticks(range(rows), [chr(ord("A") + r) for r in range(rows)], fontsize=7)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.set_title(_title(plate, edges), fontsize=9)
@@ -141,10 +140,10 @@ def _noise(model: PyroCell, gene: str | None, n_samples: int) -> tuple[pd.Series
 def _labelled(ax: Axes, shown: np.ndarray, at: tuple, labels: pd.Series) -> None:
     code, names = pd.factorize(labels)
     shown[at] = code
-    palette = plt.get_cmap("tab20").colors
-    colors = [palette[i % _CATEGORIES] for i in range(len(names))]
-    limits = {"vmin": -0.5, "vmax": len(names) - 0.5}
-    ax.imshow(np.ma.masked_invalid(shown), cmap=ListedColormap(colors), **limits)
+    those = palette("tab20")
+    colors = [those[i % _CATEGORIES] for i in range(len(names))]
+    highest = len(names) - 0.5
+    ax.imshow(np.ma.masked_invalid(shown), cmap=ListedColormap(colors), vmin=-0.5, vmax=highest)
     if len(names) <= _CATEGORIES:
         keys = [Patch(color=c, label=name) for c, name in zip(colors, names, strict=True)]
         ax.legend(handles=keys, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5),

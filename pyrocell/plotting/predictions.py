@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 
+from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.plotting._style import COLUMN, name_ticks, new_axes
+from pyrocell.plotting._style import COLUMN, name_ticks, new_axes, palette
 
 __all__ = ["prediction"]
 
@@ -77,7 +77,7 @@ def _course(adata: AnnData, gene: str, ax: Axes | None) -> Axes:
         raise ScreenError("the conditions have no column time, so there is no course to draw")
     ax = new_axes(ax, 5.5, 3.5)
     column = adata[:, gene]
-    table = adata.obs.assign(
+    table = obs_table(adata).assign(
         **{name: np.asarray(column.layers[name])[:, 0] for name in ("lower", "upper")},
         mean=np.asarray(column.X)[:, 0],
     )
@@ -110,14 +110,15 @@ def _genes(adata: AnnData, genes: str | Sequence[str] | None, n: int) -> list[st
 
 def _labels(adata: AnnData, without: str = "") -> list[str]:
     """Names of the conditions by the columns in which they differ."""
-    columns = [c for c in adata.obs if c not in (without, "n_cells")]
-    varying = [c for c in columns if adata.obs[c].nunique(dropna=False) > 1] or columns[:1]
-    return [", ".join(_text(row[c]) for c in varying) for _, row in adata.obs.iterrows()]
+    obs = obs_table(adata)
+    columns = [c for c in obs.columns if c not in (without, "n_cells")]
+    varying = [c for c in columns if obs[c].nunique(dropna=False) > 1] or columns[:1]
+    return [", ".join(_text(row[c]) for c in varying) for _, row in obs.iterrows()]
 
 
 def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and not pd.isna(value) else str(value)
 
 
-def _colors() -> tuple:
-    return plt.get_cmap("tab10").colors
+def _colors() -> Sequence[tuple[float, float, float]]:
+    return palette("tab10")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import UnknownLabelError
-from pyrocell.plotting._style import COLUMN, MAX_TICKS, heat_map, new_axes, rows_height
+from pyrocell.plotting._style import COLUMN, MAX_TICKS, heat_map, new_axes, palette, rows_height
 from pyrocell.screen.screen import Screen
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def latent(
 def _cell_values(model: PyroCell, color: str | pd.Series) -> pd.Series:
     if not isinstance(color, str):
         return pd.Series(np.asarray(color), name=getattr(color, "name", None))
-    obs = model.adata.obs
+    obs = obs_table(model.adata)
     if color not in obs:
         raise UnknownLabelError(
             f'color="{color}" is not a column of adata.obs{did_you_mean(color, obs.columns)}'
@@ -138,8 +138,7 @@ def _coloured(ax: Axes, points: np.ndarray, values: pd.Series, size: float) -> N
         return
     frequent = values.astype(str).value_counts().index
     names = sorted(frequent[: _CATEGORIES - 1] if many else frequent)
-    palette = plt.get_cmap("tab20" if len(names) > 10 else "tab10").colors
-    colors = dict(zip(names, palette))
+    colors = dict(zip(names, palette("tab20" if len(names) > 10 else "tab10")))
     ax.scatter(*points.T, c=[colors.get(v, "lightgrey") for v in values.astype(str)], **style)
     for name in names:
         ax.scatter([], [], color=colors[name], label=name, s=20)

@@ -36,7 +36,7 @@ def steady_screen(
     table = table[table["reference"] == "control"]
     if axes is None:
         _, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharex=True)
-    left, right = axes = np.asarray(axes)
+    left, right = panels = np.asarray(axes)
     inverse = 1 / table["n_from"] + 1 / table["n_to"]
     left.scatter(inverse, table["raw"], s=14, color=BLUE, linewidths=0, label="condition")
     left.scatter(
@@ -67,10 +67,10 @@ def steady_screen(
         f"noise and controls' change removed{_correlation(inverse, table['squared'], 'square, ')}",
         fontsize=9,
     )
-    for ax in axes:
+    for ax in panels:
         ax.set_xscale("log")
         ax.set_xlabel("1 / cells at earlier time + 1 / cells at later time")
-    return axes
+    return panels
 
 
 def _correlation(x: pd.Series, y: pd.Series, of: str = "") -> str:

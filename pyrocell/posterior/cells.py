@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -56,8 +56,8 @@ def normalised(
         level = torch.softmax(logits, -1) if model.config.composition else logits.exp()
         return (level * (1.0 if library_size is None else library_size)).cpu().numpy()
 
-    for rows, *cell in _encoded(fit, values, cells, batch_size):
-        yield rows, expect(*cell)
+    for rows, loc, args in _encoded(fit, values, cells, batch_size):
+        yield rows, expect(loc, args)
 
 
 def _encoded(
@@ -82,9 +82,9 @@ def cells_by(
     blocks: Blocks,
     name: str,
     obs: pd.DataFrame,
-    columns: tuple[str, Sequence[str]],
+    columns: tuple[str, Sequence[str] | pd.Index],
     batch_size: int,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
     keep: OutputTarget,
 ) -> np.ndarray | xr.Dataset:
     """Values of cells that come some at a time, (cells, columns).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def counterfactual(
     target: pd.DataFrame,
     n_samples: int,
     credible_level: float,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
     keep: OutputTarget,
 ) -> AnnData | xr.Dataset:
     """Expected counts of cells under another treatment, cells × genes."""

@@ -8,23 +8,24 @@ from typing import Protocol
 import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrocell.errors import ScreenError
+from pyrocell.generative.model import GenerativeModel
+from pyrocell.guide.guide import Guide
 from pyrocell.posterior.unidentified import resample_unidentified
 
 __all__ = ["Posterior", "check_draws", "check_level", "summarise"]
 
 
 Sites = dict[str, Tensor]
+Asked = Sequence[int] | np.ndarray | None  # perturbations; None: all
 
 
 class GeneLevelDraws(Protocol):
     """Puts the gene-level sites of a joint draw in the place of the guide's."""
 
-    def __call__(
-        self, values: Sites, draw: int | None, perturbations: Sequence[int] | None
-    ) -> Sites:
+    def __call__(self, values: Sites, draw: int | None, perturbations: Asked) -> Sites:
         """All sites, from the guide's, the number of the draw (None: means), whose are wanted."""
         ...
 
@@ -53,8 +54,8 @@ class Posterior:
 
     def __init__(
         self,
-        model: nn.Module,
-        guide: nn.Module,
+        model: GenerativeModel,
+        guide: Guide,
         seed: int = 0,
         gene_level: GeneLevelDraws | None = None,
     ):
@@ -62,7 +63,7 @@ class Posterior:
         self.gene_level = gene_level
 
     def draws(
-        self, n: int, as_fitted: bool = False, perturbations: Sequence[int] | None = None
+        self, n: int, as_fitted: bool = False, perturbations: Asked = None
     ) -> Iterator[dict[str, Tensor]]:
         """Yield n joint draws of the globals, one dictionary by site name at a time.
 
@@ -78,15 +79,11 @@ class Posterior:
         check_draws(n)
         return self._draws(n, as_fitted, perturbations)
 
-    def _draws(
-        self, n: int, as_fitted: bool, perturbations: Sequence[int] | None
-    ) -> Iterator[dict[str, Tensor]]:
+    def _draws(self, n: int, as_fitted: bool, perturbations: Asked) -> Iterator[dict[str, Tensor]]:
         for i in range(n):
             yield self.draw(i, as_fitted, perturbations)
 
-    def draw(
-        self, i: int, as_fitted: bool = False, perturbations: Sequence[int] | None = None
-    ) -> Sites:
+    def draw(self, i: int, as_fitted: bool = False, perturbations: Asked = None) -> Sites:
         """Joint draw number i; arguments as in `draws`."""
         devices = [self.model.loading.device] if self.model.loading.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices):

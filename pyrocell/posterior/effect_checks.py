@@ -15,6 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.stats import norm
 
+from pyrocell._compat import obs_table, var_table
 from pyrocell.errors import UnknownLabelError
 from pyrocell.screen.screen import Screen
 
@@ -130,8 +131,11 @@ def shuffled(adata: AnnData, arguments: dict[str, Any], seed: int) -> AnnData:
     )
     rng, order = np.random.default_rng(seed), np.arange(adata.n_obs)
     codes = [pd.factorize(adata.obs[column])[0] for column in within]
-    groups = pd.DataFrame(dict(enumerate(codes)), index=order) if codes else None
-    for rows in groups.groupby(list(groups)).indices.values() if codes else (order.copy(),):
+    together = [order.copy()]
+    if codes:
+        groups = pd.DataFrame(dict(enumerate(codes)), index=order)
+        together = list(groups.groupby(list(groups)).indices.values())
+    for rows in together:
         order[rows] = rng.permutation(rows)
     for column in labels:
         adata.obs[column] = adata.obs[column].to_numpy()[order]
@@ -155,7 +159,8 @@ def shuffled_cells(adata: AnnData, arguments: dict[str, Any], n_cells: int, seed
     counts = some.layers[layer] if layer else some.X
     columns = [v for k, v in arguments.items() if k.endswith("_key") and v in some.obs]
     columns += [c for k, v in arguments.items() if k.endswith("_keys") for c in v or ()]
-    plain = AnnData(counts, obs=some.obs[list(dict.fromkeys(columns))].copy(), var=some.var.copy())
+    obs = obs_table(some)[list(dict.fromkeys(columns))].copy()
+    plain = AnnData(counts, obs=obs, var=var_table(some).copy())
     return shuffled(plain, arguments, seed)
 
 

@@ -11,7 +11,7 @@ called down for that (as with DESeq2's size factors). `predict` returns counts, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def perturbation_effects(
     time: float | None,
     n_samples: int,
     credible_level: float,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
     keep: OutputTarget,
 ) -> pd.DataFrame | xr.Dataset:
     """Posterior of the change of each gene under each perturbation; see `PyroCell`."""
@@ -125,7 +125,7 @@ def columns_of(found: Found, counts: np.ndarray, control: np.ndarray) -> dict[st
     counts, control
         (n, G) counts of the cells that differ, and (G,) of those they are compared with.
     """
-    columns = {name: np.empty(counts.shape, np.float32) for name in COLUMNS}
+    columns: dict[str, np.ndarray] = {name: np.empty(counts.shape, np.float32) for name in COLUMNS}
     for rows, values in _blocks(found, counts, control):
         for name, value in values.items():
             columns[name][rows] = value
@@ -177,9 +177,10 @@ def _from_states(
     asked: Any,
     n_samples: int,
     credible_level: float,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
 ) -> Found:
     """Summaries that are exact given each kept state; draws for the interval alone."""
+    assert fit.gene_level is not None
     n_genes = len(fit.screen.genes)
     step = max(1, _HELD // (n_samples * n_genes))
     parts = [slice(a, min(a + step, len(asked.blocks))) for a in range(0, len(asked.blocks), step)]
@@ -207,7 +208,7 @@ def _from_draws(
     n_samples: int,
     credible_level: float,
     keep: OutputTarget,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
 ) -> Found:
     """Summaries of joint draws, for conditions and models that the states do not speak of."""
     parts = fit.parts(len(perturbations))
@@ -323,6 +324,7 @@ def effect_draws(
 ) -> np.ndarray:
     """Joint draws of log-fold changes against control, (S, perturbations, G)."""
     if (asked := request_of_states(fit, perturbations, media, time)) is not None:
+        assert fit.gene_level is not None
         return fit.gene_level.columns(asked, n_samples).draws
     parts = fit.parts(len(perturbations))
     return stacked(effects(fit, perturbations, media, time, n_samples, parts), n_samples)

@@ -206,14 +206,14 @@ class FittedScreen:
         self, protocol: Protocol, values: dict[str, Tensor], z: Tensor | None = None
     ) -> State:
         screen = self.screen
-        names = (
+        perturbations, media = (
             {n: i for i, n in enumerate(each)} for each in (screen.perturbations, screen.media)
         )
         params = self.model.response_parameters(values)
         if z is not None:
             params = replace(params, motion=self.model.motion.field(values))
             z = z[None]
-        return run(protocol, params, *names, types=screen.perturbation_types, z=z)
+        return run(protocol, params, perturbations, media, types=screen.perturbation_types, z=z)
 
     def states(
         self,
@@ -242,7 +242,9 @@ class FittedScreen:
         if protocol is None:
             return carried_states(z, self.model.path_of(values, conditions), seed)
         with seeded(z.device, "luck", seed):
-            return self._carry_out(protocol, values, z).z
+            after = self._carry_out(protocol, values, z).z
+        assert after is not None
+        return after
 
 
 def stacked(draws: Draws, n_samples: int) -> np.ndarray:
@@ -252,4 +254,5 @@ def stacked(draws: Draws, n_samples: int) -> np.ndarray:
         values = np.concatenate(list(draw))
         out = np.empty((n_samples, *values.shape), np.float32) if out is None else out
         out[s] = values
+    assert out is not None  # there is a draw at least
     return out

@@ -82,6 +82,7 @@ class ScreenModule(nn.Module):
 
     def join(self, screen: Screen) -> None:
         """Tell the gene-level posterior what of the screen it refers to."""
+        assert self.gene_level is not None
         values = Posterior(self.model, self.guide).mean()
         rest = self.gene_level.tensors.get("rest")  # files before had a spike at exactly zero
         layout = layout_of(
@@ -123,7 +124,10 @@ def _check_sizes(state: dict[str, Tensor], screen: Screen, config: ModelConfig) 
         raise RuntimeError("its layout is no table of numbers of cells")
     axes = config.n_latent + config.n_response
     genes, times = len(screen.genes), max(1, len(screen.times))
-    sizes = {"guide.baseline_loc": (genes,), "guide.encoder.body.0.bias": (config.n_hidden,)}
+    sizes: dict[str, tuple[int, ...]] = {
+        "guide.baseline_loc": (genes,),
+        "guide.encoder.body.0.bias": (config.n_hidden,),
+    }
     for driver, names in (("", screen.perturbations), ("media_", screen.media)):
         if names:
             sizes[f"guide.{driver}effect_loc"] = (len(names), axes)

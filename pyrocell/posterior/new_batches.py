@@ -99,8 +99,8 @@ class RequestedBatchNoise:
 
     def of_rows(self, rows: slice) -> RequestedBatchNoise:
         """That of some of the conditions; new batches are the same ones."""
-        *index, origin = self.request
-        return replace(self, request=BatchRequest(*(i[rows] for i in index), origin))
+        batch, laboratory, new, origin = self.request
+        return replace(self, request=BatchRequest(batch[rows], laboratory[rows], new[rows], origin))
 
     def draw(self, values: dict[str, Tensor], seed: int) -> Tensor:
         """η of each requested condition under one draw of the globals, (n, G).

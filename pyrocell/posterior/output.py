@@ -16,7 +16,7 @@ from pyrocell.posterior.zarr_store import new_store, open_store
 
 __all__ = ["INTERVAL", "OutputTarget", "annotated"]
 
-INTERVAL = ("mean", "sd", "lower", "upper")
+INTERVAL: tuple[str, ...] = ("mean", "sd", "lower", "upper")
 
 
 class OutputTarget(NamedTuple):
@@ -45,6 +45,7 @@ class OutputTarget(NamedTuple):
         **attrs: Any,
     ) -> xr.Dataset:
         """Write blocks (region, values by variable) as they come, and open what was written."""
+        assert self.path is not None
         with new_store(self.path, coords, variables, chunk, attrs, self.overwrite) as write:
             for region, values in blocks:
                 write({k: v for k, v in values.items() if k in variables}, region)
@@ -52,7 +53,7 @@ class OutputTarget(NamedTuple):
 
 
 def annotated(
-    found: Summaries, obs: pd.DataFrame, genes: Sequence[str], credible_level: float
+    found: Summaries, obs: pd.DataFrame, genes: Sequence[str] | pd.Index, credible_level: float
 ) -> AnnData:
     """Summaries of rows as AnnData: `.X` the means, layers "lower", "upper" and "sd"."""
     parts = {name: np.empty((len(obs), len(genes)), np.float32) for name in INTERVAL}

@@ -100,10 +100,11 @@ def moments(
     """
     if z.dim() == 3:
         each = [moments(model, values, z[c], shift[c : c + 1], size_factor) for c in range(len(z))]
-        return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
+        means, variances = zip(*each, strict=True)
+        return torch.cat(means), torch.cat(variances)
     rest = model.resting_logits(values, z)  # (n, G)
     log_size = float(np.log(size_factor))
-    total = square = 0.0
+    total = square = rest.new_zeros(())
     size = max(1, _BLOCK_BYTES // (16 * shift.numel()))
     for chunk, state in zip(rest.split(size), z.split(size), strict=True):
         log_mu = chunk[:, None] + shift  # (n, C, G)

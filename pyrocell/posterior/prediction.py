@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ def predict(
     size_factor: float,
     credible_level: float,
     return_draws: bool,
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
     batch_content: Mapping[str, float] | None,
     keep: OutputTarget,
 ) -> AnnData | xr.DataArray | xr.Dataset:
@@ -50,8 +51,8 @@ def predict(
     def draws(some: Sequence[slice]) -> Draws:
         return expected(fit, frame, n_samples, size_factor, some, order, batch_content)
 
-    coords = {"condition": (("condition",), names), "gene": (("gene",), genes)}
-    coords |= {c: (("condition",), frame[c].to_numpy()) for c in frame}
+    coords: dict[str, Any] = {"condition": (("condition",), names), "gene": (("gene",), genes)}
+    coords |= {str(c): (("condition",), frame[c].to_numpy()) for c in frame}
     chunk = {"condition": parts[0].stop, "draw": 1}
     if return_draws and keep.path is None:
         return _draws_in_memory(draws(parts), n_samples, names, genes, progress)
@@ -81,7 +82,7 @@ def _draws_in_memory(
     n_samples: int,
     names: Sequence[str],
     genes: Sequence[str],
-    progress: Callable[..., Iterator],
+    progress: Callable[..., Iterable],
 ) -> xr.DataArray:
     out = np.empty((n_samples, len(names), len(genes)), np.float32)
     for s, draw in zip(progress(range(n_samples)), draws, strict=False):
@@ -135,11 +136,12 @@ def expected(
         if fit.model.n_batches > 1:
             shift = shift + noise.draw(values, s)
         if fit.gene_level is not None and (noise.request.new >= 0).any():
-            begun = (conditions.duration > 0) if fit.model.has_time else None
-            drivers = conditions.genotype, conditions.exposure
-            if begun is not None:
-                drivers = tuple(d * begun[:, None] for d in drivers)
-            shift = shift + fit.gene_level.in_new_batches(s, *drivers, noise.request.new)
+            genotype, exposure = conditions.genotype, conditions.exposure
+            if fit.model.has_time:
+                begun = (conditions.duration > 0)[:, None]
+                genotype, exposure = genotype * begun, exposure * begun
+            new = noise.request.new
+            shift = shift + fit.gene_level.in_new_batches(s, genotype, exposure, new)
         z = fit.states(values, population, conditions, s, protocol)
         mean, variance = moments(fit.model, values, z, shift, size_factor)
         if cells is None:

@@ -93,7 +93,8 @@ def _scattered(values: np.ndarray, at: np.ndarray, n: int) -> np.ndarray:
 
 def _statistics(blocks: Iterable[torch.Tensor]) -> np.ndarray:
     """Mean, variance and zero fraction of each gene, (3, G), of cells that come in blocks."""
-    n, total, square, zero = 0, 0.0, 0.0, 0.0
+    n = 0
+    total = square = zero = torch.zeros(())
     for x in blocks:
         x = x.double()
         n, total, square = n + len(x), total + x.sum(0), square + x.square().sum(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -54,7 +54,7 @@ def simulate_cells(
             for part, z in found:
                 states.append(z)
                 if "X" in file:
-                    sparse_dataset(file["X"]).append(part)
+                    sparse_dataset(file["X"]).append(part)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
                 else:
                     write_elem(file, "X", part)
             rest = _annotated(fit, frame, None, states, n_cells, size_factor)
@@ -90,7 +90,7 @@ def _cells(
 def _annotated(
     fit: FittedScreen,
     frame: pd.DataFrame,
-    counts: sparse.csr_matrix | None,
+    counts: sparse.csr_matrix | sparse.csr_array | None,
     states: list[np.ndarray],
     n_cells: int,
     size_factor: float,
@@ -102,7 +102,7 @@ def _annotated(
     table = table.assign(draw=np.arange(n_samples).repeat(len(frame) * n_cells))
     table.index = [f"simulated_{i}" for i in range(len(table))]
     genes = pd.DataFrame(index=fit.screen.genes.astype(str))
-    out = AnnData(counts, obs=table, var=genes, obsm={"X_pyrocell": z})
+    out = AnnData(counts, obs=table, var=genes, obsm={"X_pyrocell": z})  # pyright: ignore[reportArgumentType]
     out.uns["size_factor"] = size_factor
     return out
 
@@ -115,7 +115,7 @@ def fate_proportions(
     fates: pd.Series,
     n_samples: int,
     credible_level: float,
-    progress: Callable[[Iterator], Iterator] = iter,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> pd.DataFrame:
     """Shares of fates in conditions; see `PyroCell.fate_proportions`.
 
@@ -182,11 +182,11 @@ def _populations(
     """Of each draw: the globals, states (C, n, d) and log-mean shift (C, G) of the conditions."""
     check_draws(n_samples)
     conditions, unseen = fit.conditions(frame)
-    model, moves = fit.model, fit.model.moves_states
-    cells = None if moves else resting_cells(fit.data, model, fit.posterior.seed)
+    model = fit.model
+    cells = None if model.moves_states else resting_cells(fit.data, model, fit.posterior.seed)
     for s, values in enumerate(fit.posterior.draws(n_samples)):
         with torch.no_grad():
-            if moves:  # a share of few cells would carry their sampling error
+            if cells is None:  # a share of few cells would carry their sampling error
                 z = starting_states(model, _STARTING, s)
                 z = fit.carried(values, z, conditions, s, protocol)
             else:

@@ -30,9 +30,10 @@ def memory_bytes(size: int | float | str) -> int:
         If it is none.
     """
     found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]*)\s*", str(size).lower())
+    number, unit = found.groups() if found else ("", "")
     try:
-        n_bytes = int(float(found[1]) * _UNITS[found[2]])
-    except (TypeError, KeyError, ValueError):
+        n_bytes = int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError):
         n_bytes = 0
     if n_bytes < 1:
         raise ScreenError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def summaries(
     n_samples: int,
     credible_level: float,
     memory_budget: int | float | str = MEMORY_BUDGET,
-    progress: Callable[[Iterator], Iterator] = iter,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Summaries:
     """Summaries of the draws of a table's rows, the same whatever the budget.
 

@@ -26,6 +26,7 @@ import xarray as xr
 from anndata import AnnData
 from torch import Tensor
 
+from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell._core.threading import limit_threads
 from pyrocell.data.registration import ScreenManager, cell_tensors, register
@@ -341,9 +342,8 @@ def _own_annotation(adata: Any) -> Any:
     """These counts under annotation of our own, since registration writes into it."""
     if not isinstance(adata, AnnData):
         return adata  # registration says what is wrong with it
-    return AnnData(
-        adata.X, adata.obs.copy(), pd.DataFrame(index=adata.var_names), layers=dict(adata.layers)
-    )
+    obs, var = obs_table(adata).copy(), pd.DataFrame(index=adata.var_names)
+    return AnnData(adata.X, obs, var, layers=dict(adata.layers))
 
 
 def _check_columns(table: pd.DataFrame, argument: str) -> None:

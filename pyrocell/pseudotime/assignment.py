@@ -11,6 +11,7 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
+from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean
 from pyrocell.data.validation import check_counts, count_matrix
 from pyrocell.errors import ScreenError, UnknownLabelError, warn
@@ -149,7 +150,7 @@ def pseudotime_stages(
     ScreenError
         If `n_stages` is below 2, or the controls have fewer distinct values.
     """
-    obs = cells.obs if isinstance(cells, AnnData) else cells
+    obs = obs_table(cells) if isinstance(cells, AnnData) else cells
     is_control = _controls(cells, perturbation_key, control)
     value = pseudotime_of(obs, key)
     reference = value[is_control & np.isfinite(value)]
@@ -239,7 +240,8 @@ def _representation(
     counts = sp.csr_matrix(count_matrix(adata, layer), dtype=np.float64)
     depth = np.asarray(counts.sum(axis=1)).ravel()
     scaled = sp.diags_array(np.median(depth[is_control]) / depth) @ counts
-    values = sp.csr_matrix(scaled).log1p()
+    values = sp.csr_matrix(scaled)
+    values = values.log1p()  # pyright: ignore[reportAttributeAccessIssue] made by scipy as it loads
     most = min(int(is_control.sum()), adata.n_vars) - 1
     pca = PCA(max(1, min(n_pcs, most)), svd_solver="arpack", random_state=seed)
     return pca.fit(values[is_control]).transform(values)
@@ -258,7 +260,7 @@ def _diffusion_pseudotime(
     sc.tl.diffmap(cells, n_comps=max(3, n_dcs + 1))  # the first is constant; scanpy wants three
     cells.uns["iroot"] = _tip(cells, np.flatnonzero(start))
     sc.tl.dpt(cells, n_dcs=n_dcs + 1)
-    found = cells.obs["dpt_pseudotime"].to_numpy(float)
+    found = obs_table(cells)["dpt_pseudotime"].to_numpy(float)
     reached = np.isfinite(found)
     if reached.mean() < 0.5:
         raise ScreenError(

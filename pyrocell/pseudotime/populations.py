@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.pseudotime.assignment import pseudotime_of
@@ -245,7 +246,7 @@ def _table(
     given: dict[str, Any],
 ) -> tuple[Cells, dict[str, Any]]:
     """Cells with pseudotime, and the options of draws and intervals, checked."""
-    obs = cells.obs if isinstance(cells, AnnData) else cells
+    obs = obs_table(cells) if isinstance(cells, AnnData) else cells
     level, n_draws = given["confidence_level"], given["n_draws"]
     if not 0 < level < 1:
         raise ScreenError(f"confidence_level={level} must lie between 0 and 1")

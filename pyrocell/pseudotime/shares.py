@@ -102,6 +102,7 @@ class Cells:
         rng: np.random.Generator,
     ) -> np.ndarray:
         """Differences in share after whole units have changed labels, (R,)."""
+        assert self.unit is not None
         held, unit = np.unique(self.unit[both], return_inverse=True)
         batches, batch = np.unique(self.batch[both], return_inverse=True)
         n, k = np.zeros((2, len(held), len(batches)))
@@ -177,7 +178,7 @@ class Cells:
             batch = self.batch[cells]
         batches = np.flatnonzero(weight)
         if self.unit is None:
-            drawn = 0.0
+            drawn = np.zeros(())
             for b in batches:
                 here = cells[batch == b]
                 k = member[here].sum(axis=0)
@@ -292,6 +293,7 @@ def _check_batches(cells: Cells, batches: list[str], batch_key: str | None) -> N
 
 
 def _check_units(cells: Cells, units: list[str], unit_key: str | None) -> None:
+    assert cells.unit is not None
     shared = np.intersect1d(cells.unit[cells.is_control], cells.unit[~cells.is_control])
     if len(shared):
         raise ScreenError(
@@ -299,7 +301,8 @@ def _check_units(cells: Cells, units: list[str], unit_key: str | None) -> None:
             f"{join_names(units[u] for u in shared)}; what perturbations share (animals, lanes) is "
             "batch_key=, and units lie within one of them (clones, guides)"
         )
-    number = {n: len(np.unique(cells.unit[cells.label == n])) for n in cells.names}
+    unit = cells.unit
+    number = {n: len(np.unique(unit[cells.label == n])) for n in cells.names}
     few = [name for name, n in number.items() if n < _FEW_UNITS]
     if few:
         warn(

@@ -89,7 +89,7 @@ def _gains(table: pd.DataFrame) -> np.ndarray:
 
 def _strongest_rows(effects: pd.DataFrame) -> pd.DataFrame:
     """Effects of the perturbations that do most, in the order of the table."""
-    bound = np.maximum(effects["lower"], -effects["upper"])
+    bound = pd.Series(np.maximum(effects["lower"], -effects["upper"]))
     best = bound.groupby(effects["perturbation"], sort=False).max()
     return effects[effects["perturbation"].isin(best.nlargest(_MOST_PERTURBATIONS).index)]
 

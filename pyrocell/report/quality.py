@@ -94,5 +94,5 @@ def share_inside(check: pd.DataFrame) -> pd.Series:
 
 def strongest(effects: pd.DataFrame, n: int) -> pd.DataFrame:
     """The n effects whose intervals lie farthest from zero."""
-    bound = np.maximum(effects["lower"], -effects["upper"])
+    bound = pd.Series(np.maximum(effects["lower"], -effects["upper"]))
     return effects.loc[bound.nlargest(n).index]

@@ -40,7 +40,7 @@ def quality_table(model: PyroCell, tables: dict[str, pd.DataFrame]) -> pd.DataFr
     rows.append((since, rise, course.verdict))
     for name, share in share_inside(tables["predictive_check"]).items():
         verdict = "good" if share >= _ENOUGH_INSIDE else "poor"
-        what = f"genes in the band: {_STATISTICS[name]}"
+        what = f"genes in the band: {_STATISTICS[str(name)]}"
         rows.append((what, f"{share:.0%}", verdict))
     for check, value, verdict, _ in tables["effect_checks"].itertuples(index=False):
         share = check.startswith("effects outside")

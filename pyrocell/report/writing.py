@@ -15,6 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from anndata.io import write_elem
 
+from pyrocell._compat import obs_table, var_table
 from pyrocell._core.files import together
 from pyrocell.errors import ModelFileError
 from pyrocell.report.figures import FIGURES, write_figures
@@ -162,7 +163,7 @@ def writable(adata: AnnData, say: Callable[[str], None]) -> AnnData:
 
     Columns of numbers and text become text.
     """
-    for frame, name in ((adata.obs, "obs"), (adata.var, "var")):
+    for frame, name in ((obs_table(adata), "obs"), (var_table(adata), "var")):
         for column in list(frame):
             if frame[column].dtype == object:
                 text = frame[column].map(lambda value: isinstance(value, str) or pd.isna(value))
@@ -206,12 +207,14 @@ def annotated(model: PyroCell, tables: dict[str, pd.DataFrame]) -> AnnData:
     the model). Leaves out the columns and keys that scvi-tools' registration adds (`_scvi_*`).
     """
     adata = model.adata
+    obs = obs_table(adata)
+    aligned: dict[str, Any] = {name: _public(getattr(adata, name)) for name in _ALIGNED}
     out = AnnData(
         X=adata.X,
-        obs=adata.obs[[name for name in adata.obs if not str(name).startswith("_scvi")]],
-        var=adata.var,
+        obs=obs[[name for name in obs if not str(name).startswith("_scvi")]],
+        var=var_table(adata),
         uns=_public(adata.uns),
-        **{name: _public(getattr(adata, name)) for name in _ALIGNED},
+        **aligned,
     )
     if adata.raw is not None:
         out.raw = adata.raw.to_adata()
@@ -240,7 +243,8 @@ def _by_gene(table: pd.DataFrame, columns: str, values: str, adata: AnnData) -> 
     names = table[columns].unique()
     wide = table.pivot(index="gene", columns=columns, values=values)
     wide = wide.set_axis(wide.index.astype(str))
-    return wide.loc[adata.var_names.astype(str), names].set_axis(adata.var_names)
+    found = pd.DataFrame(wide.loc[adata.var_names.astype(str), names])
+    return found.set_axis(adata.var_names)
 
 
 def _name_columns(adata: AnnData) -> None:
@@ -250,7 +254,7 @@ def _name_columns(adata: AnnData) -> None:
     array, and `.uns` has the names of its columns.
     """
     for key in [key for key in adata.varm if key.startswith("pyrocell_")]:
-        table = adata.varm[key]
+        table = pd.DataFrame(adata.varm[key])
         names = [str(name).replace("/", "_") for name in table]
         if len(set(names)) == len(names) <= _NAMES:
             adata.varm[key] = table.set_axis(names, axis=1)

@@ -71,12 +71,12 @@ class Layout:
 
     def held_by(self, batches: np.ndarray) -> np.ndarray:
         """(C,) mask of the conditions held by any of the batches, given by index."""
-        return self.present[:, batches].any(axis=1)
+        return np.any(self.present[:, batches], axis=1)
 
     def perturbed(self, perturbation: int) -> np.ndarray:
         """(C,) mask of the conditions with a perturbation."""
         columns = self._columns
-        mask = np.zeros(columns.shape[0], dtype=bool)
+        mask = np.zeros(len(self.present), dtype=bool)
         mask[columns.indices[slice(*columns.indptr[perturbation : perturbation + 2])]] = True
         return mask
 
@@ -132,7 +132,7 @@ def null_space(design: sp.csc_array) -> tuple[np.ndarray, bool]:
     """
     norms = np.sqrt(design.power(2).sum(axis=0))
     scaled = design @ sp.diags_array(1.0 / np.where(norms > 0, norms, 1.0))
-    n_columns = design.shape[1]
+    n_columns = len(norms)
     normal = sp.csc_array(scaled.T @ scaled) + _RIDGE * sp.eye_array(n_columns, format="csc")
     factor = splu(
         sp.csc_matrix(normal), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}
@@ -300,7 +300,7 @@ def _reason(layout: Layout, column: tuple[str, int, int], partners: list[str]) -
 def layout_components(counts: pd.DataFrame) -> list[LayoutComponent]:
     """Return the connected components of the layout graph, conditions × batches, largest first."""
     present = sp.coo_array(counts.to_numpy() > 0)
-    n_conditions = present.shape[0]
+    n_conditions = len(counts)
     graph = sp.block_array([[None, present], [present.T, None]])
     n, label = connected_components(graph, directed=False)
     batches = counts.columns.to_numpy()
@@ -332,7 +332,7 @@ def aliased_table(layout: Layout) -> pd.DataFrame:
     """
     design, columns = _design(layout)
     basis, complete = null_space(design)
-    touched = (np.abs(basis) > _TOUCHED).any(axis=1)
+    touched = np.any(np.abs(basis) > _TOUCHED, axis=1)
     circuits = _circuits(basis) if complete else np.zeros((0, len(columns)), dtype=bool)
     rows = {}
     for position, column in enumerate(columns):

@@ -160,7 +160,7 @@ def encode_events(
                 f"{column} was given, but the screen was registered without times (time_key=)"
             )
         times = read_events(
-            values.fillna(0.0), event, applies.any(1), duration, column, 'column "time"'
+            values.fillna(0.0), event, np.any(applies, 1), duration, column, 'column "time"'
         )
         found.append(times.astype(np.float32))
     return found[0], found[1]

@@ -69,7 +69,7 @@ def read_laboratories(
     of_batch[batch] = code
     astray = np.flatnonzero(of_batch[batch] != code)
     if len(astray):
-        b = batch[astray[0]]
+        b = int(batch[astray[0]])
         both = [names[i] for i in np.unique(code[batch == b])]
         raise ScreenError(
             f'{batch_column}: batch "{batches[b]}" is in {len(both)} laboratories of {column} '
@@ -96,7 +96,7 @@ def _check_like(
     like: Vocabulary,
     column: str,
 ) -> None:
-    for b in np.flatnonzero(of_batch >= 0):
+    for b in np.flatnonzero(of_batch >= 0).tolist():
         here, there = names[of_batch[b]], like.laboratories[like.batch_laboratory[b]]
         if here != there:
             hint = "" if here in like.laboratories else did_you_mean(here, like.laboratories)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -64,11 +64,12 @@ def encode_treatments(
     given = "perturbation" in frame  # or there is none to name
     labels = frame.groupby("perturbation", dropna=False).indices if given else {}
     for label, rows in labels.items():
-        genotype[np.ix_(rows, screen.indices(label))] = 1.0
+        carried = np.array(screen.indices(str(label)), dtype=np.int64)
+        genotype[np.ix_(np.asarray(rows), carried)] = 1.0
     exposure = np.zeros((n, len(screen.media)), dtype=np.float32)
     if "media" in frame:
         for label, rows in frame.groupby("media", dropna=False).indices.items():
-            if (j := screen.media_index(label)) >= 0:
+            if (j := screen.media_index(str(label))) >= 0:
                 exposure[rows, j] = 1.0
     return genotype, exposure, _encode_times(frame.get("time"), n, screen.times)
 
@@ -118,9 +119,11 @@ def encode_noise(screen: Vocabulary, frame: pd.DataFrame) -> BatchRequest:
         for i, label in enumerate(dict.fromkeys([*homes, None]) if n_laboratories else [])
         if label not in known_home
     }
-    out = BatchRequest(*(np.full(n, -1) for _ in range(3)), np.zeros(0, np.int64))
+    none = np.full(n, -1)
+    out = BatchRequest(none, none.copy(), none.copy(), np.zeros(0, np.int64))
     found: dict[tuple[int, str | None], int] = {}
-    for (b, h), rows in pd.DataFrame({"b": batch, "h": home}).groupby(["b", "h"]).indices.items():
+    pairs = pd.DataFrame({"b": batch, "h": home}).groupby(["b", "h"]).indices
+    for (b, h), rows in cast("dict[tuple[int, int], np.ndarray]", pairs).items():
         label = None if b < 0 else batches[b]
         where = None if h < 0 else homes[h]
         if label in known_batch:

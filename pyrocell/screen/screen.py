@@ -210,7 +210,7 @@ class Screen:
         """(K,) int64 column of each perturbation's own gene, -1 if not measured."""
         if self.own_columns is not None:
             return self.own_columns
-        return self.genes.get_indexer(list(self.perturbation_genes)).astype(np.int64)
+        return self.genes.get_indexer(pd.Index(list(self.perturbation_genes))).astype(np.int64)
 
     @cached_property
     def is_control(self) -> np.ndarray:
@@ -228,7 +228,10 @@ class Screen:
         return self._event(EVENTS[1])
 
     def _event(self, name: str) -> np.ndarray:
-        return self.conditions.get(name, 0.0 * self.conditions["n_cells"]).to_numpy(np.float32)
+        times = self.conditions.get(name)
+        if times is None:
+            times = 0.0 * self.conditions["n_cells"]
+        return times.to_numpy(np.float32)
 
     @property
     def treatments(self) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ def screen_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _split_conditions(labels: Sequence[str], perturbations: Sequence[str]) -> list[list[int]]:
+def _split_conditions(labels: Iterable[str], perturbations: Sequence[str]) -> list[list[int]]:
     """Indices of the perturbations in canonical labels, as `Screen.conditions` has them."""
     index = {name: k for k, name in enumerate(perturbations)}
     return [[index[part] for part in label.split("+") if part in index] for label in labels]

@@ -94,7 +94,7 @@ def differentiation(
     burst = rng.gamma(INVERSE_DISPERSION, 1 / INVERSE_DISPERSION, mean.shape)
     obs = pd.DataFrame(
         {
-            "perturbation": pd.Categorical.from_codes(code, names),
+            "perturbation": pd.Categorical.from_codes(code, pd.Index(names)),
             "stage": pd.Categorical(np.where(progress < 0.1, "early", "later")),
         },
         index=[f"cell{i}" for i in range(n)],

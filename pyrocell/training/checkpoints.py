@@ -202,7 +202,8 @@ class TrainingCheckpoints(pl.Callback):
         versions = {name: version(name) for name in ("pyrocell", "lightning")}
         identity = {**where.belongs_to, **identity, "version": versions}
         self.identity = dict(_leaves(json.loads(json.dumps(identity))))
-        self.finished, self._batch, self._random = False, 0, None
+        self.finished, self._batch = False, 0
+        self._random: dict[str, Tensor] | None = None
         self._kept: list[Path] = []  # whole checkpoints of this training, oldest first
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -306,7 +307,7 @@ class TrainingCheckpoints(pl.Callback):
         self._batch = batch_idx
         if self._random is not None:
             # only now: what Lightning did since it started has drawn numbers, too
-            self._set_random(trainer.strategy.root_device)
+            self._set_random(self._random, trainer.strategy.root_device)
             return
         due = time.monotonic() - self._written >= 60 * self.where.minutes
         between_steps = batch_idx % trainer.accumulate_grad_batches == 0
@@ -343,16 +344,18 @@ class TrainingCheckpoints(pl.Callback):
         self.batches.skip(ours["epoch"], ours["batch"])
         self._random = ours["random"]
 
-    def _set_random(self, device: torch.device) -> None:
-        torch.set_rng_state(self._random["cpu"])
-        if device.type == "cuda" and "cuda" in self._random:
-            torch.cuda.set_rng_state(self._random["cuda"], device)
+    def _set_random(self, state: dict[str, Tensor], device: torch.device) -> None:
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
         self._random = None
 
     def _write(self, trainer: pl.Trainer) -> None:
         """Write a checkpoint; when it is whole, remove all but it and the one before."""
         plan = trainer.lightning_module  # what differs between processes is written as its mean
-        plan.loss_sum.copy_(trainer.strategy.reduce(plan.loss_sum, reduce_op="mean"))
+        loss_sum = plan.loss_sum
+        assert isinstance(loss_sum, Tensor)
+        loss_sum.copy_(trainer.strategy.reduce(loss_sum, reduce_op="mean"))
         last = next(map(_number, self._files()), 0)
         path = self.directory / f"checkpoint-{last + 1:06d}.safetensors"
         trainer.save_checkpoint(path, weights_only=False)

@@ -24,7 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
 import pandas as pd
@@ -111,9 +111,10 @@ def requested(
         return Processes(1, 0, False, options)
     ours = isinstance(strategy, str) and (strategy == "auto" or strategy.startswith("ddp"))
     options["use_distributed_sampler"] = False
-    if ours:  # where a site has no data a parameter is unused, the same at every step
+    if isinstance(strategy, str) and ours:
+        # where a site has no data a parameter is unused, the same at every step
         changing = strategy.endswith("unused_parameters_true") or accumulate_grad_batches != 1
-        how = {"find_unused_parameters": changing, "static_graph": not changing}
+        how: dict[str, Any] = {"find_unused_parameters": changing, "static_graph": not changing}
         how |= {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         options["strategy"] = DDPStrategy(**how)
     if not isinstance(environment, LightningEnvironment):
@@ -134,8 +135,9 @@ def _environment() -> ClusterEnvironment:
     if _Rank.current is not None:
         return LightningEnvironment()
     found = next((kind() for kind in _LAUNCHERS if kind.detect()), None)
-    alone = found is None or found.world_size() == 1
-    return LightningEnvironment() if alone else found
+    if found is None or found.world_size() == 1:
+        return LightningEnvironment()
+    return found
 
 
 def _count(accelerator: str, devices: int | str | list[int]) -> int:
@@ -194,7 +196,13 @@ def train_in_processes(
         ranks = [_Rank(rank, total, folder, threads) for rank in range(total)]
         jobs = [delayed(rank)(train, model, guide, *arguments, **options) for rank in ranks]
         try:
-            done = Parallel(n_jobs=total, backend="loky", batch_size=1, pre_dispatch="all")(jobs)
+            start = Parallel(
+                n_jobs=total,
+                backend="loky",
+                batch_size=1,  # pyright: ignore[reportArgumentType] or "auto"
+                pre_dispatch="all",
+            )
+            done = cast("list[Any]", start(jobs))
         except Exception as error:
             first = _first_error(Path(folder), error)
             raise first from (None if first is error else error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from pyrocell.distributions import log_prob_by_row
 
 __all__ = ["held_out_elbo", "negative_elbo"]
+
+_Nodes = dict[str, dict[str, Any]]  # whose entries Pyro has filled in
 
 
 def negative_elbo(
@@ -39,10 +42,10 @@ def negative_elbo(
     p = poutine.trace(poutine.replay(model, q)).get_trace(**batch)
     terms: dict[float, list[Tensor]] = {}  # by scale
     for trace, sign in ((p, -1.0), (q, 1.0)):
-        for name, node in trace.nodes.items():
+        for name, node in cast("_Nodes", trace.nodes).items():
             if node["type"] != "sample" or node["infer"].get("_deterministic"):
                 continue
-            if site_is_subsample(node):
+            if site_is_subsample(node):  # pyright: ignore[reportArgumentType] a TypedDict of Pyro's
                 continue
             if row_weights and name in row_weights:
                 log_prob = row_weights[name] @ log_prob_by_row(node["fn"], node["value"])
@@ -50,7 +53,7 @@ def negative_elbo(
                 log_prob = node["fn"].log_prob(node["value"])
                 log_prob = log_prob.sum() if log_prob.dim() else log_prob
             terms.setdefault(sign * float(node["scale"]), []).append(log_prob)
-    return sum(scale * torch.stack(found).sum() for scale, found in terms.items())
+    return cast("Tensor", sum(scale * torch.stack(found).sum() for scale, found in terms.items()))
 
 
 def held_out_elbo(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -63,6 +66,6 @@ def held_out_elbo(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor]) 
         if "X.path" in q.nodes:
             parts += [(p, "X.path", 1.0), (q, "X.path", -1.0)]
         for trace, site, sign in parts:
-            node = trace.nodes[site]
+            node = cast("_Nodes", trace.nodes)[site]
             terms.append(sign * node["fn"].log_prob(node["value"]))
     return torch.stack(terms).sum(0)

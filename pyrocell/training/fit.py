@@ -14,19 +14,20 @@ import pyro
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from pyrocell._core.threading import few_threads
-from pyrocell.data.loader import CellDataset, batch_loader
+from pyrocell.data.loader import CellDataset, CellLoader, batch_loader
 from pyrocell.distributions.counts import compiled_likelihood
 from pyrocell.errors import NonFiniteError, ScreenError
 from pyrocell.generative.cell_shift import shifts_shared
+from pyrocell.generative.model import GenerativeModel
+from pyrocell.guide.guide import Guide
 from pyrocell.training.best_epoch import BestEpoch, mark
 from pyrocell.training.checkpoints import Checkpoints, SafeCheckpointIO, TrainingCheckpoints
 from pyrocell.training.distributed import PerRankSeed, Processes, requested, train_in_processes
 from pyrocell.training.elbo import held_out_elbo, negative_elbo
 from pyrocell.training.lightning import accelerator_named, as_list, fit, quiet, seeded
-from pyrocell.training.nonfinite import find_failure, non_finite_parameter
+from pyrocell.training.nonfinite import LinAlgError, find_failure, non_finite_parameter
 from pyrocell.training.precision import TF32Check, products_restored
 from pyrocell.training.row_adam import RowAdam
 from pyrocell.training.row_subsampling import RestrictedStep, RowSubsampler, row_subsampler
@@ -122,10 +123,13 @@ class ElboPlan(pl.LightningModule):
         Which perturbations a minibatch meets, to draw these alone; None: all.
     """
 
+    loss_sum: Tensor
+    loss_steps: Tensor
+
     def __init__(
         self,
-        model: nn.Module,
-        guide: nn.Module,
+        model: GenerativeModel,
+        guide: Guide,
         n_cells: int,
         total_steps: int,
         config: TrainingConfig,
@@ -183,7 +187,7 @@ class ElboPlan(pl.LightningModule):
         try:
             with shifts_shared():
                 loss = negative_elbo(*drawn) / self.n_cells
-        except (torch.linalg.LinAlgError, ValueError) as error:  # a factorisation met a NaN
+        except (LinAlgError, ValueError) as error:  # a factorisation met a NaN
             failure = find_failure(*drawn[:3], self.global_step)
             raise (failure or error) from (error if failure else None)
         if torch.isfinite(loss):
@@ -233,8 +237,8 @@ class ElboPlan(pl.LightningModule):
 
 
 def train(
-    model: nn.Module,
-    guide: nn.Module,
+    model: GenerativeModel,
+    guide: Guide,
     data: CellDataset,
     train_positions: np.ndarray,
     validation_positions: np.ndarray,
@@ -357,7 +361,7 @@ def train(
 
 
 def _train_field(
-    trainer: pl.Trainer, plan: ElboPlan, loader: DataLoader, seed: int, show: bool
+    trainer: pl.Trainer, plan: ElboPlan, loader: CellLoader, seed: int, show: bool
 ) -> bool:
     """Train the field of states alone, if states move; whether Ctrl-C ended it early.
 
@@ -369,10 +373,10 @@ def _train_field(
     if not hasattr(plan.model, "motion") or not steps:
         return False
     plan.to(trainer.strategy.root_device)  # where Lightning has taken it from
-    cells = loader.dataset, loader.batch_sampler.positions
+    data, positions = loader.dataset, loader.batch_sampler.positions
     try:
         return refine_state_dynamics(
-            plan.model, plan.guide, *cells, steps, 2 * config.global_lr, seed, show
+            plan.model, plan.guide, data, positions, steps, 2 * config.global_lr, seed, show
         )
     finally:
         plan.cpu()
@@ -401,7 +405,7 @@ def _check(
 
 
 def _writer(
-    checkpoints: Checkpoints, loader: DataLoader, config: TrainingConfig, settings: dict[str, Any]
+    checkpoints: Checkpoints, loader: CellLoader, config: TrainingConfig, settings: dict[str, Any]
 ) -> TrainingCheckpoints:
     """Checkpoints that belong to these cells and settings; objects among these are not compared."""
     batches = loader.batch_sampler

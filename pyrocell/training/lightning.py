@@ -69,7 +69,7 @@ def fit(
     The loop answers Ctrl-C by leaving Python and a deaf interpreter.
     """
     path, checkpoint = (written and written.newest()) or (None, {})
-    if path and written.is_finished(checkpoint):
+    if path and written and written.is_finished(checkpoint):
         plan.load_state_dict(checkpoint["state_dict"])
         plan.on_load_checkpoint(checkpoint)
         warnings.warn(

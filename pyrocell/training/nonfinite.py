@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from pyrocell.errors import NonFiniteError
 
-__all__ = ["find_failure", "non_finite_parameter"]
+__all__ = ["LinAlgError", "find_failure", "non_finite_parameter"]
+
+LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage] public in fact
 
 
 def find_failure(
@@ -50,10 +52,11 @@ def _non_finite_site(model: nn.Module, guide: nn.Module, batch: dict[str, Tensor
                 guide(**batch)
             with traces[1], poutine.replay(trace=traces[0].trace):
                 model(**batch)
-        except (torch.linalg.LinAlgError, ValueError):
+        except (LinAlgError, ValueError):
             pass  # sites before the failure are in the trace
         for tracer in traces:
-            for name, node in tracer.trace.nodes.items() if hasattr(tracer, "trace") else ():
+            nodes = tracer.trace.nodes if hasattr(tracer, "trace") else {}
+            for name, node in cast("dict[str, dict[str, Any]]", nodes).items():
                 if node["type"] == "sample" and not _is_finite(node):
                     return name
     return ""
@@ -64,6 +67,6 @@ def _is_finite(node: dict[str, Any]) -> bool:
     entries = value.values() if value.layout == torch.sparse_csr else value
     try:
         log_prob = node["fn"].log_prob(value)
-    except (torch.linalg.LinAlgError, ValueError):
+    except (LinAlgError, ValueError):
         return False
     return bool(torch.isfinite(entries).all() and torch.isfinite(log_prob).all())

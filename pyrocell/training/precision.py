@@ -36,6 +36,7 @@ from torch import Tensor
 from pyrocell._core.random import seeded, stream
 from pyrocell.data.loader import CellDataset
 from pyrocell.errors import NonFiniteError, ScreenError
+from pyrocell.training.nonfinite import LinAlgError
 
 __all__ = ["TF32Check", "in_units_of_noise", "products_restored"]
 
@@ -59,7 +60,7 @@ def is_tf32() -> bool:
     """Whether they are."""
     cublas = torch.backends.cuda.matmul
     new = getattr(cublas, "fp32_precision", None)  # since torch 2.9, which may refuse the old name
-    return cublas.allow_tf32 if new is None else new == "tf32"
+    return bool(cublas.allow_tf32) if new is None else new == "tf32"
 
 
 @contextmanager
@@ -174,7 +175,7 @@ class TF32Check(pl.Callback):
             try:
                 with seeded(*where):
                     tried = _gradient(plan, batch)
-            except (torch.linalg.LinAlgError, ValueError, NonFiniteError) as error:
+            except (LinAlgError, ValueError, NonFiniteError) as error:
                 return f"TF32 fails with {type(error).__name__}"
             finally:
                 set_tf32(False)

@@ -36,7 +36,7 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Sparse gradient of the table."""
         (rows,) = ctx.saved_tensors
-        options = {"is_coalesced": True, "check_invariants": False}
+        options: dict[str, Any] = {"is_coalesced": True, "check_invariants": False}
         return torch.sparse_coo_tensor(rows[None], grad, ctx.shape, **options), None
 
 
@@ -59,13 +59,13 @@ class RowAdam(torch.optim.Adam):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
-                    self._move_rows(parameter, group)
+                    self._move_rows(parameter, parameter.grad, group)
                     parameter.grad = None
         super().step()
         return loss
 
-    def _move_rows(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        rows, slope = _unique(parameter.grad)
+    def _move_rows(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        rows, slope = _unique(gradient)
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)

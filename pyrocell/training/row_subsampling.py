@@ -34,8 +34,15 @@ _WITHOUT = 16  # perturbations without training cells that a step draws, if ther
 _TOGETHER = 2  # cells of a perturbation that travel together
 
 # what has a row for each perturbation, or for each perturbation and medium
-_SITES = ("P.effect", "P.on_target", "P.flow", "P.residual", "M.gain", "W.decay_ratio")
-_DRIVER_SITES = ("W.log_rate", "W.driver_scale")
+_SITES: tuple[str, ...] = (
+    "P.effect",
+    "P.on_target",
+    "P.flow",
+    "P.residual",
+    "M.gain",
+    "W.decay_ratio",
+)
+_DRIVER_SITES: tuple[str, ...] = ("W.log_rate", "W.driver_scale")
 _MODEL = ("target", "on_target_sign")
 _CONDITIONS = ("exposure", "duration", "time_index", "interaction", "perturbed_at", "exposed_at")
 _NORMALS = ("effect", "on_target", "gain", "decay", "flow_code")
@@ -149,20 +156,20 @@ class RowSubsampler:
         media = np.arange(self.model.n_media) + self.model.n_perturbations
         several = self._several[table]
         index = (rows, np.concatenate([rows, media]), several[several >= 0])
-        rows, drivers, several = (to_device(i, dtype=torch.long) for i in index)
+        visited, drivers, joint = (to_device(i, dtype=torch.long) for i in index)
         names = ("several_cells", "several_batch_share")
         return _view(
             guide,
             _model=(model,),
-            **_rows(guide, _GUIDE, rows),
+            **_rows(guide, _GUIDE, visited),
             **_rows(guide, _DRIVERS, drivers),
-            **_rows(guide, names, several),
+            **_rows(guide, names, joint),
         )
 
 
 def row_subsampler(
-    model: nn.Module,
-    guide: nn.Module,
+    model: GenerativeModel,
+    guide: Guide,
     condition: np.ndarray,
     batch_size: int,
     wanted: bool | None = None,
@@ -204,7 +211,7 @@ def row_subsampler(
     return visits
 
 
-def _obstacle(model: nn.Module, guide: nn.Module) -> str:
+def _obstacle(model: GenerativeModel, guide: Guide) -> str:
     """What keeps a step from drawing some perturbations alone, if anything."""
     found = {
         "assume= holds something of": model.imposed is not None or len(model.uncertain) > 0,

@@ -49,6 +49,7 @@ class RNAView(View):
     """
 
     dims = {"V.dispersion": ("gene",), "V.gate": ("gene", "gate")}
+    one: Tensor
 
     def __init__(
         self,
@@ -69,7 +70,8 @@ class RNAView(View):
     def priors(self) -> dict[str, EventNormal | EventLogNormal]:
         """θ and, with dropout, its intercept and slope, by gene."""
         p, one, g = self.scales, self.one, self.n_genes
-        out = {"V.dispersion": EventLogNormal(p.dispersion_loc * one, p.dispersion_sd * one, (g,))}
+        dispersion = EventLogNormal(p.dispersion_loc * one, p.dispersion_sd * one, (g,))
+        out: dict[str, EventNormal | EventLogNormal] = {"V.dispersion": dispersion}
         if self.zero_inflated:
             loc, sd = (_numbers(one, pair) for pair in (p.gate_loc, p.gate_sd))
             out["V.gate"] = EventNormal(loc.expand(g, 2), sd)
@@ -128,7 +130,7 @@ def _numbers(like: Tensor, values: tuple[float, ...]) -> Tensor:
     return torch.stack([like.new_full((), value) for value in values])
 
 
-def dropout_logits(log_mu: Tensor, intercept: Tensor, slope: Tensor) -> Tensor:
+def dropout_logits(log_mu: Tensor, intercept: Tensor | float, slope: Tensor | float) -> Tensor:
     """Logit of the probability of dropout, a line in log μ.
 
     Parameters

@@ -209,6 +209,7 @@ def sde_step(
     z: Tensor, i: int, steps: int, segment: Segment, field: StateField
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of where step i (from 0) of so many takes states z."""
+    assert field.noise is not None
     step = segment.spans(z) / steps
     u = z.new_tensor((i + 0.5) / steps)  # an event is felt from the nearest step on
     loc = z + step * field.velocity(z, segment.codes(u, z))
@@ -227,11 +228,12 @@ def check_steps(z: Tensor, segments: Sequence[Segment], field: StateField) -> No
     way = (ends[1] - z).square().mean().sqrt()
     error = (ends[1] - ends[0]).square().mean().sqrt()
     if float(error) > _TOLERANCE * float(way) + 1e-3:
+        longest = sum((segment.span for segment in segments), torch.zeros(())).max()
         raise StiffFieldError(
             f"the field moves cells by {float(way):.3g} within a wait of "
-            f"{float(sum(segment.span for segment in segments).max()):g} and bends too fast on "
-            f"the way: {STEPS} steps and {2 * STEPS} differ by {float(error):.2g}. Wait in "
-            "shorter steps, or train with fewer epochs or a lower global_lr of TrainingConfig"
+            f"{float(longest):g} and bends too fast on the way: {STEPS} steps and {2 * STEPS} "
+            f"differ by {float(error):.2g}. Wait in shorter steps, or train with fewer epochs or "
+            "a lower global_lr of TrainingConfig"
         )
 
 

@@ -151,7 +151,7 @@ class _Deviation(torch.autograd.Function):
         bends, bent, before, way, change = kept
         open_ = bends.sigmoid()
         n = len(bends)
-        to_h, to_v, to_w, to_u = [None] * n, [None] * n, [None] * n, [None] * n
+        to_h, to_v, to_w, to_u = ([gradient] * n for _ in range(4))  # to be replaced
         next_h: Tensor | float = 0.0
         for i in range(n - 1, 0, -1):
             to_u[i] = gradient
@@ -161,6 +161,7 @@ class _Deviation(torch.autograd.Function):
             to_w[i] = gradient + to_h[i] @ slope.mT + to_v[i] @ direction.mT
             back = reached * to_w[i]
             gradient, next_h = to_w[i] - back, back - sent
+        assert isinstance(next_h, Tensor)  # there is a step at least
         to_h[0], to_v[0] = next_h, (next_h @ weight.mT) * open_[0]
         to_h, to_v = torch.stack(to_h), torch.stack(to_v)
         to_w, to_u = torch.stack(to_w[1:]), torch.stack(to_u[1:])

@@ -114,7 +114,7 @@ class NoiseFit:
     def prior(self) -> np.ndarray:
         """(G, H, H) prior covariance at the widths found."""
         parts = zip(self.width, self.same, strict=True)
-        return sum(width[:, None, None] ** 2 * same for width, same in parts)
+        return sum((width[:, None, None] ** 2 * same for width, same in parts), np.zeros(()))
 
     @property
     def unsure_prior(self) -> np.ndarray:
@@ -123,7 +123,7 @@ class NoiseFit:
         A variance known from n groups, and from other genes as if from a few more, is
         scaled-inverse-χ²: its mean is above the estimate, the more the fewer the groups.
         """
-        out = 0.0
+        out = np.zeros(())
         for width, same, unit in zip(self.width, self.same, self.unit, strict=True):
             freedom = len(unit) + _WEIGHT
             out = out + width[:, None, None] ** 2 * (freedom / (freedom - 2)) * same

@@ -193,10 +193,9 @@ def cell_groups(
     for rows, block in count_blocks(counts):
         add_by_group(raw, condition[rows], sp.csr_matrix(block))
         mine = np.flatnonzero(weight[rows] > 0)
-        member = sp.csr_matrix(
-            (weight[rows][mine], (row[code[rows][mine]], mine)), (len(pairs), block.shape[0])
-        )
-        part = (member @ _held(block, most)).tocoo()
+        here = weight[rows]
+        member = sp.csr_matrix((here[mine], (row[code[rows][mine]], mine)), (len(pairs), len(here)))
+        part = sp.coo_matrix(member @ _held(block, most))
         np.add.at(total, (part.row, part.col), part.data)
 
     def summed(values: np.ndarray) -> np.ndarray:

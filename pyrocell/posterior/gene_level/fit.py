@@ -9,7 +9,7 @@ better with them than without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -218,7 +218,7 @@ def fit_gene_level(
     data: CellDataset,
     counts: LevelCounts,
     seed: int = 0,
-    bar: Callable[..., Iterator] = iter,
+    bar: Callable[..., Iterable] = iter,
     programs: bool | int = True,
 ) -> tuple[GeneLevel, Programs]:
     """Draw the gene-level sites of a model whose other parameters are fitted.
@@ -456,6 +456,7 @@ def _short(
         effect = effect + moved
         level = level + sampler.x - moved - state.state @ sampler.noise_loading
         n += 1
+    assert isinstance(level, np.ndarray) and isinstance(effect, np.ndarray)  # of a state at least
     return level / n, effect / n
 
 
@@ -472,6 +473,7 @@ def _foretold(
         k = half.spread(np.log(half.noise.theta))
         log = half.total * x - (half.total + 1 / k) * np.log1p(k * depth * np.exp(x))
         out = out + log.sum(1)
+    assert isinstance(out, np.ndarray)  # of a half at least
     return out
 
 

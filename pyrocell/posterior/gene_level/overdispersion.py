@@ -129,7 +129,7 @@ def pooled_overdispersion(
     level
         (R, G) log expression per unit of size: of each condition in each batch.
     """
-    n_cells, n_genes = counts.shape
+    n_cells, n_genes = len(log_size), level.shape[1]
     likelihood = np.empty((len(LOG_THETA), n_genes))
     spread = np.empty((2, n_genes))
     edges = np.linspace(0, n_genes, min(n_genes, 64) + 1).astype(int)
@@ -151,12 +151,12 @@ def pooled_overdispersion(
     poisson = np.divide(spread[0], spread[1], out=np.ones(n_genes), where=spread[1] > 0) * freedom
     under = (log_theta > LOG_THETA[-1] - 1) & (poisson < 1) & (total >= _FEWEST_COUNTS)
     theta = np.exp(log_theta)
-    moments = _excess(counts, log_size, group, level)
+    excess, square, second = _excess(counts, log_size, group, level)
     return Overdispersion(
         theta,
         np.where(under, poisson.clip(_LEAST_POISSON, 1.0), 1.0),
         (log_weight - log_weight.max(0)).astype(np.float32),
-        np.where(under, 1.0, _scale(*moments, theta, total)),
+        np.where(under, 1.0, _scale(excess, square, second, theta, total)),
     )
 
 
@@ -202,7 +202,7 @@ def _excess(
     counts: sp.csc_matrix, log_size: np.ndarray, group: np.ndarray, level: np.ndarray
 ) -> np.ndarray:
     """See `_excesses`."""
-    n_genes = counts.shape[1]
+    n_genes = level.shape[1]
     order = np.argsort(group, kind="stable")
     present, start = np.unique(group[order], return_index=True)
     out = np.zeros((3, n_genes))

@@ -183,7 +183,7 @@ def _of_genes(table: np.ndarray, weights: np.ndarray, common: np.ndarray) -> np.
 
 def _rows_of(rows: dict[str, np.ndarray], conditions: np.ndarray) -> dict[str, np.ndarray]:
     start = rows["start"]
-    mine = [np.arange(start[c], start[c + 1]) for c in conditions]
+    mine = [np.arange(int(start[c]), int(start[c + 1])) for c in conditions]
     index = np.concatenate(mine)
     picked = {name: rows[name][index] for name in rows if name != "start"}
     return picked | {"start": np.concatenate([[0], np.cumsum([len(m) for m in mine])])}

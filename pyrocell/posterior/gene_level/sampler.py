@@ -18,7 +18,7 @@ likelihood's normal approximation at the levels drawn last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -285,7 +285,7 @@ class Sampler:
         self,
         sweeps: int,
         burn_in: int,
-        bar: Callable[..., Iterator] = iter,
+        bar: Callable[..., Iterable] = iter,
         learn_spikes: bool = True,
     ) -> Iterator[State]:
         """Sweep, and yield the state of every sweep after the first `burn_in`."""
@@ -400,14 +400,14 @@ class Sampler:
         coefficients = np.zeros((int(blocks.coefficient_start[-1]), self.n_genes), np.float32)
         arguments = self._arguments(np.log(self.weights + 1e-30))
         table, center = np.zeros((0, 4, self.n_genes)), np.zeros((0, self.n_genes))
-        chosen, widths = np.arange(len(blocks)), np.array(widths, dtype=float)
-        evidence = np.zeros((len(self.parts), len(blocks), len(widths)))
+        chosen, tried = np.arange(len(blocks)), np.array(widths, dtype=float)
+        evidence = np.zeros((len(self.parts), len(blocks), len(tried)))
 
         def draw(i: int) -> None:
             kernels.draw_blocks(
                 *self.parts[i], np.array([seed]), chosen, *arguments, self.x, self.effect, share[i],
                 blocks.precision_start, self.precision, self.response, coefficients[None],
-                table, center, center, widths, evidence[i],
+                table, center, center, tried, evidence[i],
             )  # fmt: skip
 
         parallel_for(draw, len(self.parts))
@@ -485,7 +485,7 @@ class Sampler:
         gradient = np.zeros((self.n_genes, n_contexts))
         self._sums(kernels.frame_sums, self.design, curvature, gradient)
         known = np.full((self.n_genes, n_contexts), 1e-6)  # prior precision
-        for q in np.flatnonzero(self.contexts.is_response):
+        for q in np.flatnonzero(self.contexts.is_response).tolist():
             known[:, q] = self._scale_of_response(q, curvature[:, q, q], gradient[:, q])
             gradient[:, q] -= known[:, q] * self.level[q]
         curvature += known[:, :, None] * np.eye(n_contexts)
@@ -588,6 +588,7 @@ class Sampler:
         prior, contexts = self.gain_prior, self.contexts
         if not self.gain_rows:
             return
+        assert prior is not None
         q, genotype = contexts.of_condition, self.genotype
         for k, rows, medium in self.gain_rows:
             response = np.empty((len(rows), self.n_genes), np.float32)

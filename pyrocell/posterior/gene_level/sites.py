@@ -6,7 +6,6 @@ a logit moves the log mean by `slope` (1 without dropout), and the sites are sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +16,8 @@ from torch import Tensor
 from pyrocell._core.random import generator
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.generative.response import COMMON, COURSE
-from pyrocell.posterior.gene_level.states import GeneLevel
+from pyrocell.posterior.draws import Asked
+from pyrocell.posterior.gene_level.states import GeneLevel, Layout
 
 __all__ = ["GeneLevelSites"]
 
@@ -43,7 +43,7 @@ class GeneLevelSites:
         self,
         values: dict[str, Tensor],
         draw: int | None,
-        perturbations: Sequence[int] | None = None,
+        perturbations: Asked = None,
     ) -> dict[str, Tensor]:
         """All sites of one joint draw, those of the gene level from a kept state.
 
@@ -67,6 +67,11 @@ class _Draw:
     kept: GeneLevel
     values: dict[str, Tensor]
     draw: int | None
+
+    @property
+    def _layout(self) -> Layout:
+        assert self.kept.layout is not None  # the states were joined to their screen
+        return self.kept.layout
 
     def sites(self, perturbations: np.ndarray | None) -> dict[str, Tensor]:
         """The sites; see `GeneLevelSites`."""
@@ -123,7 +128,7 @@ class _Draw:
     # ------------------------------------------------------------------ levels
     def _levels(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Baseline, its course in time, batch noise, and responses to media."""
-        model, contexts = self.model, self.kept.layout.contexts
+        model, contexts = self.model, self._layout.contexts
         level = self._part("level")
         begun = self.kept.begun_at.to(level)[torch.as_tensor(contexts.node)]
         common = self._part("common")
@@ -192,7 +197,7 @@ class _Draw:
 
     def _media(self, level: Tensor, values: dict[str, Tensor]) -> Tensor:
         """Gene-level part of responses to media, (J, T, G): what the axes do not show."""
-        model, contexts = self.model, self.kept.layout.contexts
+        model, contexts = self.model, self._layout.contexts
         along = model.low_rank(values, "M")  # (J, T, G)
         out = torch.zeros_like(along)
         seen = np.zeros(along.shape[:2], bool)
@@ -228,7 +233,7 @@ class _Draw:
         return torch.stack(out, 1)
 
     def _effects(self, values: dict[str, Tensor], chosen: np.ndarray) -> dict[str, Tensor]:
-        model, blocks = self.model, self.kept.layout.blocks
+        model, blocks = self.model, self._layout.blocks
         like = self.model.loading
         n_times, n_genes = model.n_times, model.n_genes
         residual = like.new_zeros(model.n_perturbations, n_times, n_genes)

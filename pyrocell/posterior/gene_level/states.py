@@ -261,7 +261,7 @@ class GeneLevel:
             out = out + growth * found[place]
         return out
 
-    def interaction_width(self, draw: int, shape: tuple[int, int], first: int) -> np.ndarray:
+    def interaction_width(self, draw: int, shape: tuple[int, ...], first: int) -> np.ndarray:
         """Standard deviations of departures from additivity that were not measured, (n, G).
 
         Drawn for every gene from the sizes that measured ones have: mostly zero.
