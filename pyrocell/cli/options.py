@@ -47,7 +47,7 @@ def add_column(group: argparse._ArgumentGroup, column: Field) -> None:
         more = {"action": "append", "metavar": said["metavar"]}
     elif "choices" in said:
         more = {"choices": said["choices"]}
-    elif said["metavar"] == "LABEL" and column.name != "baseline_media":
+    elif "None" not in str(column.type):
         more = {"metavar": said["metavar"]}
     else:  # an empty name says that there is none
         more = {"metavar": said["metavar"], "type": lambda name: name or None}

@@ -63,27 +63,40 @@ def check_stored(matrix: Any, where: str) -> None:
         raise CountError(f"{where} holds {matrix.dtype} values; raw counts are numbers")
 
 
-def check_structure(indptr: np.ndarray, indices: Any, values: Any, matrix: Any, where: str) -> None:
-    """Raise CountError unless compressed rows or columns describe a matrix of their shape.
+def check_structure(
+    indptr: np.ndarray, indices: Any, n_values: int, shape: tuple[int, int], where: str
+) -> None:
+    """Raise CountError unless compressed rows, or columns, describe a matrix of their shape.
 
-    Products of scipy trust them and read wherever they point. `indices` in a file, which are not an
-    array, are only counted; each read of them is checked by `check_indices`.
+    Products of scipy trust them and read wherever they point.
+
+    Parameters
+    ----------
+    indptr
+        (rows + 1,) where the values of each row begin and end.
+    indices
+        Columns of the values. Those in a file, which are no array, are only counted here; each
+        read of them is checked by `check_indices`.
+    n_values
+        How many values there are.
+    shape
+        Rows and columns; of a matrix that is compressed by columns, columns and rows.
+    where
+        How errors call the matrix.
     """
-    by_rows = getattr(matrix, "format", "csr") == "csr"
-    n_major, n_minor = matrix.shape if by_rows else matrix.shape[::-1]
     whole = (
-        len(indptr) == n_major + 1
+        len(indptr) == shape[0] + 1
         and int(indptr[0]) == 0
         and bool((np.diff(indptr) >= 0).all())
-        and int(indptr[-1]) <= min(indices.shape[0], values.shape[0])
+        and int(indptr[-1]) <= min(indices.shape[0], n_values)
     )
     if not whole:
         raise CountError(
-            f"{where} is a damaged matrix: its row pointers do not fit {values.shape[0]} values in "
-            f"{matrix.shape[0]} × {matrix.shape[1]}; read it again from where it came from"
+            f"{where} is a damaged matrix: its pointers to rows or columns do not fit {n_values} "
+            "values; read it again from where it came from"
         )
     if isinstance(indices, np.ndarray):
-        check_indices(indices[: int(indptr[-1])], n_minor, where)
+        check_indices(indices[: int(indptr[-1])], shape[1], where)
 
 
 def check_indices(indices: np.ndarray, n: int, where: str) -> None:
@@ -132,7 +145,7 @@ class BackedCounts:
                 values, indices = self._parts(stored)
             except _UNREADABLE as error:
                 raise CountError(f"{where} could not be read ({error})") from error
-            check_structure(self._indptr, indices, values, self, where)
+            check_structure(self._indptr, indices, values.shape[0], self.shape, where)
         self._arrays = self._parts(stored)
 
     def _parts(self, stored: Any) -> tuple[Any, ...]:

@@ -109,5 +109,5 @@ def _design(
     columns += [("perturbation", name) for name in screen.perturbations]
     columns += [("time", f"{time:g}") for time in screen.times[1:]]
     columns += [("covariate", name) for name in names]
-    there = [b for b in blocks if len(b.indptr) > 1]
+    there = [b for b in blocks if b.shape[1]]  # pyright: ignore[reportOptionalSubscript] scipy
     return sp.csc_array(sp.hstack(there, format="csc")), columns

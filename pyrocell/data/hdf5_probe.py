@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pyrocell.errors import PyrocellError
+from pyrocell.errors import ScreenError
 
 __all__ = ["check_hdf5"]
 
@@ -40,7 +40,9 @@ except Exception:
 
 
 def check_hdf5(path: Path) -> None:
-    """Raise PyrocellError if reading the structure of a file does not end, or ends a process."""
+    """Raise ScreenError if reading the structure of a file does not end, or ends a process."""
+    if not sys.executable:  # Python within another program
+        return
     try:
         ended = subprocess.run(
             [sys.executable, "-I", "-c", _READ, str(path)],
@@ -57,7 +59,7 @@ def check_hdf5(path: Path) -> None:
         if ended.returncode >= 0:
             return
         what = "a process that read its structure was ended by the HDF5 library"
-    raise PyrocellError(
+    raise ScreenError(
         f'"{path}" is damaged: {what}; copy it again from where it came from (to a local disk, if '
         "its disk is slow)"
     )

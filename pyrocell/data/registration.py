@@ -38,6 +38,7 @@ from pyrocell.data.validation import (
     as_csr,
     batch_totals,
     check_counts,
+    check_sparse,
     check_totals,
     check_values,
     count_matrix,
@@ -131,7 +132,9 @@ class ScreenManager(AnnDataManager):
         assert adata is not None  # who asks holds it
         counts = None
         if self.fingerprint.counts is not None:
-            counts = count_matrix(adata, self.registry[SETUP_ARGS]["layer"])
+            layer = self.registry[SETUP_ARGS]["layer"]
+            counts = count_matrix(adata, layer)
+            check_sparse(counts, layer)
         self.fingerprint.check(Fingerprint.of(adata, counts, list(self.fingerprint.columns)))
 
     @property

@@ -28,10 +28,11 @@ def warn_of_time_zero(sums: CountStatistics, screen: Screen) -> None:
     """
     found = differing_at_time_zero(sums, screen)
     if found:
-        named = join_names(f"{name} in {n} genes" for name, n in found.items())
+        named = join_names(f"{name} {n}" for name, n in found.items())
         warn(
-            f"{len(found)} perturbations differ from controls already at time 0 ({named}), when by "
-            "the model nothing has happened yet, and their effects there are taken to be zero; if "
+            "perturbed cells differ from controls already at time 0 (perturbations with the number "
+            f"of genes: {named}), when by the model nothing has happened yet: effects there are "
+            "taken to be zero, and the difference for noise; if "
             "cells were perturbed earlier, count times from then; if the perturbation was always "
             "there (knock-out animals, stable lines), time is no waiting time: register it as the "
             "medium, media_key= with baseline_media= the first, and leave time_key= out"
@@ -94,7 +95,7 @@ def _pooled_variance(ours: sp.csr_array, theirs: sp.csr_array) -> np.ndarray:
     """(G,) variance within two groups of cells."""
     total, n_cells = 0.0, 0
     for part in (ours, theirs):
-        mean, n = part.mean(0), len(part.indptr) - 1
+        mean, n = part.mean(0), part.shape[0]  # pyright: ignore[reportOptionalSubscript] scipy
         total = total + (part.multiply(part).sum(0) - n * mean**2)
         n_cells += n
     return total / (n_cells - 2)

@@ -18,6 +18,7 @@ __all__ = [
     "as_csr",
     "batch_totals",
     "check_counts",
+    "check_sparse",
     "check_totals",
     "check_values",
     "count_matrix",
@@ -56,9 +57,15 @@ def count_matrix(adata: AnnData, layer: str | None, stored: bool = False) -> Any
             f"{location(layer)} is a {kind}; load it into memory as a numpy array or scipy sparse "
             f"matrix, for example with adata.to_memory(){other}"
         )
-    elif not isinstance(matrix, np.ndarray) and matrix.format in ("csr", "csc"):
-        check_structure(matrix.indptr, matrix.indices, matrix.data, matrix, location(layer))
     return matrix
+
+
+def check_sparse(matrix: Any, layer: str | None) -> None:
+    """Raise CountError if a matrix in memory is sparse and its indices point outside it."""
+    if isinstance(matrix, np.ndarray) or matrix.format not in ("csr", "csc"):
+        return
+    shape = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
+    check_structure(matrix.indptr, matrix.indices, len(matrix.data), shape, location(layer))
 
 
 def _of(adata: AnnData, layer: str | None) -> Any:
@@ -192,6 +199,7 @@ def check_counts(
         If a gene has no counts in any cell, or a cell none in these genes.
     """
     matrix = count_matrix(adata, layer)
+    check_sparse(matrix, layer)
     check_values(adata, matrix, layer)
     of_cells, of_genes = (np.asarray(matrix.sum(axis=axis)).ravel() for axis in (1, 0))
     if warn_of_genes:

@@ -162,7 +162,7 @@ def _after_fit(
     position = condition_rows(model.screen, Layout.from_screen(model.screen))
     draws = levels(model.fitted, n_samples)
     columns = ("sampling_sd", "batch_sd", "inflation_fitted")
-    out = np.full((len(weights.indptr) - 1, 3), np.nan)
+    out = np.full((weights.shape[0], 3), np.nan)
     for row in range(len(out)):
         span = slice(*weights.indptr[row : row + 2])
         used = {

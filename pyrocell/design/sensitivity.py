@@ -90,7 +90,7 @@ def noise_sensitivity(
     rows = condition_rows(screen, layout)
     table["used"] = [
         {rows[c]: a for c, a in zip(part.indices, part.data, strict=True) if a}
-        for part in (weights[[i]] for i in range(len(weights.indptr) - 1))
+        for part in (weights[[i]] for i in range(weights.shape[0]))
     ]
     table = table[[-1 not in used for used in table["used"]]].reset_index(drop=True)
     draws = {r: levels(model.fitted, n_samples, r) for r in {*ratios, 1.0}}

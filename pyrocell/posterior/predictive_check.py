@@ -40,10 +40,12 @@ def posterior_predictive_check(
     rng = np.random.default_rng(posterior.seed)
     chosen = np.sort(rng.permutation(len(cells))[:n_cells])
     table = model.conditions if cells.conditions is None else cells.conditions
-    used, condition = np.unique(cells.condition[chosen], return_inverse=True)
+    used = np.unique(cells.condition[chosen])
     table = table.select(torch.as_tensor(used, device=model.loading.device))
     met = table.genotype.any(0).nonzero()[:, 0].cpu().numpy()
-    cells = replace(cells, condition=_scattered(condition, chosen, len(cells)), conditions=table)
+    # positions in the shorter table, of the chosen cells; no other is looked at
+    place = np.searchsorted(used, cells.condition)
+    cells = replace(cells, condition=place, conditions=table)
     size = max(1, _AT_ONCE // len(genes))
     parts = [chosen[first : first + size] for first in range(0, len(chosen), size)]
 
@@ -82,13 +84,6 @@ def posterior_predictive_check(
         for i, name in enumerate(_STATISTICS)
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def _scattered(values: np.ndarray, at: np.ndarray, n: int) -> np.ndarray:
-    """(n,) values at some positions, 0 at the others."""
-    out = np.zeros(n, np.int64)
-    out[at] = values
-    return out
 
 
 def _statistics(blocks: Iterable[torch.Tensor]) -> np.ndarray:

@@ -49,7 +49,8 @@ def _null_directions(
     """
     rows = np.arange(len(batch))
     batches = sp.csc_array((np.ones(len(rows)), (rows, batch)), shape=(len(rows), n_batches))
-    blocks = [b for b in (batches, sp.csc_array(exposure), genotype.tocsc()) if len(b.indptr) > 1]
+    every = batches, sp.csc_array(exposure), genotype.tocsc()
+    blocks = [b for b in every if b.shape[1]]  # pyright: ignore[reportOptionalSubscript] scipy
     design = sp.csc_array(sp.hstack(blocks, format="csc").astype(float))
     basis, _ = null_space(design)
     norms = np.sqrt(design.power(2).sum(axis=0))

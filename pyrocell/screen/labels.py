@@ -135,11 +135,10 @@ def _check_labels(values: Any, column: str) -> None:
         first = next(odd, None)
         if first is not None:
             kind, more = type(first).__name__, 1 + sum(1 for _ in odd)
-            remedy = f'{where} = {where}.str.decode("utf-8")' if kind == "bytes" else ""
-            remedy = remedy or f"{where} = [text of each cell], such as its first entry"
+            made = '.str.decode("utf-8")' if kind == "bytes" else ".astype(str)"
             raise ScreenError(
                 f"{column} has {more} values that are {kind} objects, the first {first!r}; labels "
-                f"are text or numbers: {remedy}"
+                f"are text or numbers, such as {where} = {where}{made}"
             )
     elif pd.api.types.is_numeric_dtype(values.dtype) or values.dtype == bool:
         return

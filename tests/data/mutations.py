@@ -602,7 +602,7 @@ def no_control(cells, setup, rng, folder):
     }
 
 
-@_refused("control")
+@_refused('every cell is control="control"')
 def controls_alone(cells, setup, rng, folder):
     cells.obs["perturbation"] = "control"
     return cells, setup
@@ -747,14 +747,14 @@ def no_anndata(cells, setup, rng, folder):
     return kinds[rng.integers(len(kinds))], setup
 
 
-@_refused("_key")
+@_refused('_key is given a \\w+; give the name of a column|_key="3" is not a column')
 def column_named_by_something_else(cells, setup, rng, folder):
     key = str(rng.choice(["perturbation_key", "batch_key", "media_key", "time_key"]))
     value = [["perturbation"], 3, cells.obs["batch"], ("batch",), {"batch"}][rng.integers(5)]
     return cells, setup | {key: value}
 
 
-@_refused("control")
+@_refused('control=.* names no label|equals control="(None|5)"')
 def control_that_is_none(cells, setup, rng, folder):
     return cells, setup | {"control": [None, "", [], 5][rng.integers(4)]}
 
