@@ -12,6 +12,7 @@ import torch.distributions as dist
 
 from pyrocell._core.random import seeded
 from pyrocell.data.loader import CellDataset
+from pyrocell.generative.cell_shift import shifts_shared
 from pyrocell.posterior.draws import Posterior
 
 __all__ = ["importance_log_likelihood", "posterior_predictive_check"]
@@ -56,7 +57,7 @@ def posterior_predictive_check(
     def replicate(values: dict[str, torch.Tensor], s: int, part: int) -> torch.Tensor:
         args = arguments(parts[part])
         extra = (args["condition"], args["batch"], args.get("covariates"), cells.conditions)
-        with seeded(model.loading.device, "replicate", s, part):
+        with seeded(model.loading.device, "replicate", s, part), shifts_shared():
             loc, scale = guide.encode(values, args["x"], *extra)
             z = loc + scale * torch.randn_like(loc)
             shift = model.cell_shift(values, *extra)
@@ -111,7 +112,7 @@ def importance_log_likelihood(
     model, guide = posterior.model, posterior.guide
     total = np.full(len(cells), -np.inf)
     for s, values in enumerate(posterior.draws(n_particles)):
-        with torch.no_grad(), seeded(model.loading.device, "importance", s):
+        with torch.no_grad(), seeded(model.loading.device, "importance", s), shifts_shared():
             for start in range(0, len(cells), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(cells)))
                 args = {k: v.to(model.loading.device) for k, v in cells.rows(rows).items()}
