@@ -14,7 +14,7 @@ import torch
 
 from pyrocell import PyroCell, Screen
 from pyrocell.errors import CountError, ScreenError, ScreenWarning, UnknownLabelError
-from pyrocell.report.writing import annotated, writable
+from pyrocell.report.writing import _name_columns, annotated, writable
 
 GENES = ("ARX", "BTK", "CDX2")
 SMALL = {"n_latent": 2, "n_response": 2, "n_hidden": 8}
@@ -414,6 +414,18 @@ def test_perturbations_that_a_slash_tells_apart_keep_their_names(cells, tmp_path
     again = ad.read_h5ad(tmp_path / "x.h5ad")
     assert list(again.uns["pyrocell_effects_columns"]) == ["A/B", "A_B", "CDX2"]
     assert again.varm["pyrocell_effects"].shape == (cells.n_vars, 3)
+
+
+def test_a_table_of_more_columns_than_hdf5_names_keeps_them(cells, tmp_path):
+    names = [f"P{i}" for i in range(5000)]
+    cells.varm["pyrocell_effects"] = pd.DataFrame(
+        np.arange(12 * 5000.0).reshape(12, 5000), index=cells.var_names, columns=names
+    )
+    _name_columns(cells)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    found = ad.read_h5ad(tmp_path / "cells.h5ad")
+    assert found.uns["pyrocell_effects_columns"].tolist() == names
+    assert found.varm["pyrocell_effects"][0, 4999] == 4999.0
 
 
 def test_a_covariate_that_coincides_with_a_perturbation_is_warned_of(cells):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
 from pathlib import Path
@@ -39,21 +39,27 @@ def test_the_code_on_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
     assert (tmp_path / "fitted").is_dir()
 
 
+def script(name: str, monkeypatch):
+    """A script of the repository as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module(name)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/effects.md"])
-def test_figures_of_effects_are_those_of_the_results_file(page):
-    path = ROOT / "scripts" / "render_effects.py"
-    spec = importlib.util.spec_from_file_location("render_effects", path)
-    render = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(render)
+def test_figures_of_effects_are_those_of_the_results_file(page, monkeypatch):
+    render = script("render_effects", monkeypatch)
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "<!-- effects" in text
     assert render.rendered(text, json.loads(render.RESULTS.read_text())) == text
 
 
-def test_the_api_page_lists_what_is_public():
-    path = ROOT / "scripts" / "render_api.py"
-    spec = importlib.util.spec_from_file_location("render_api", path)
-    render = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(render)
+def test_figures_of_files_are_those_of_the_results_files(monkeypatch):
+    render = script("render_screens", monkeypatch)
+    text = render.PAGE.read_text(encoding="utf-8")
+    assert "<!-- files: begin" in text and render.rendered(text) == text
+
+
+def test_the_api_page_lists_what_is_public(monkeypatch):
+    render = script("render_api", monkeypatch)
     text = render.PAGE.read_text(encoding="utf-8")
     assert render.rendered(text) == text, "run python scripts/render_api.py"
