@@ -1,10 +1,10 @@
 # make demo   set up .venv and fit the embedded screen
 # make test   set up .venv, lint, run the tests
 # make test PYTHON=python3.12   the same in .venv-3.12 with the newest releases
-# also: lint, format, docs, wheel, constraints, clean
+# also: coverage, lint, format, docs, wheel, constraints, clean
 
 .DEFAULT_GOAL := test
-.PHONY: test demo lint format docs wheel constraints clean
+.PHONY: test coverage demo lint format docs wheel constraints clean
 
 ifneq ($(filter-out clean,$(or $(MAKECMDGOALS),test)),)
 ifeq ($(origin PYTHON),undefined)
@@ -28,6 +28,8 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 # One thread per worker: two workers on two cores are faster than four threads on two.
 test: export OMP_NUM_THREADS ?= 1
 test: export MKL_NUM_THREADS ?= 1
+coverage: export OMP_NUM_THREADS ?= 1
+coverage: export MKL_NUM_THREADS ?= 1
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(INTERPRETER) -m venv $(VENV)
@@ -42,12 +44,17 @@ $(VENV)/.documented: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# Compiled kernels count as not covered; a third longer than the tests alone.
+coverage: $(VENV)/.installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --cov=pyrocell --cov-report=term:skip-covered
+
 demo: $(VENV)/.installed
 	$(BIN)/pyrocell demo
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/type_errors.py
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

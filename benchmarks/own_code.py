@@ -22,8 +22,8 @@ import torch
 from common import quiet, write_results
 from joblib.disk import memstr_to_bytes
 
-from pyrocell.posterior.streaming_quantiles import RunningSummary, memory_bytes
 from pyrocell.posterior.draws import summarise
+from pyrocell.posterior.streaming_quantiles import RunningSummary, memory_bytes
 from pyrocell.training.checkpoints import read_checkpoint, write_checkpoint
 from pyrocell.training.row_adam import RowAdam, visited_rows
 
