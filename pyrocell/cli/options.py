@@ -1,30 +1,27 @@
-"""What the commands share: numbers and files that come in, lines that go out."""
+"""The options that say what a screen is, and the screen that is read with them."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import Field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from anndata import AnnData
-
-from pyrocell.cli.reading import FILES, read_cells
-from pyrocell.data.registration import ScreenManager
+from pyrocell.cli.words import FILES, say
 from pyrocell.data.setup import COLUMNS
-from pyrocell.model import PyroCell
-from pyrocell.screen.screen import Screen
+
+if TYPE_CHECKING:  # loaded when a command runs, so that its help is quick
+    from anndata import AnnData
+
+    from pyrocell.data.registration import ScreenManager
+    from pyrocell.screen.screen import Screen
 
 __all__ = [
     "add_column",
     "add_screen",
     "counted",
-    "natural",
     "number_of",
-    "positive",
     "read_screen",
-    "say",
 ]
 
 _LOOKS_LIKE = {
@@ -73,20 +70,6 @@ def counted(screen: Screen) -> str:
     return ", ".join(number_of(n, name) for name, n in parts.items() if n)
 
 
-def natural(text: str) -> int:
-    """A whole number ≥ 0, as a type of an option."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number ≥ 0')
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """A whole number ≥ 1, as a type of an option."""
-    if not natural(text):
-        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number ≥ 1')
-    return int(text)
-
-
 def add_screen(parser: argparse.ArgumentParser) -> None:
     """Add the file of cells, and the options that say what its columns mean."""
     parser.add_argument("file", metavar="FILE", type=Path, help=f"raw counts of cells: {FILES}")
@@ -103,6 +86,9 @@ def add_screen(parser: argparse.ArgumentParser) -> None:
 
 def read_screen(arguments: argparse.Namespace) -> tuple[AnnData, Screen]:
     """Read, say which columns are used, and register."""
+    from pyrocell.cli.reading import read_cells
+    from pyrocell.model import PyroCell
+
     say(f"reading {arguments.file}")
     adata = read_cells(arguments.file, arguments.labels)
     setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
@@ -124,8 +110,3 @@ def _say_columns(adata: AnnData, setup: dict[str, Any]) -> None:
         if found and not named.get(option):
             flag = "--" + option.removesuffix("s").replace("_", "-")
             say(f"column not used: {', '.join(found)}; if it belongs to the screen, {flag}")
-
-
-def say(line: str) -> None:
-    """Print a line of progress to standard error."""
-    print(line, file=sys.stderr, flush=True)
