@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyrocell.cli.options import add_screen, counted, read_screen
 from pyrocell.cli.words import natural, positive, say
@@ -76,7 +76,7 @@ def add_output(parser: argparse.ArgumentParser, default: Path) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """How the model is made and trained."""
     model = parser.add_argument_group("the model")
-    number = {"metavar": "N"}
+    number: dict[str, Any] = {"metavar": "N"}
     model.add_argument(
         "--n-latent",
         type=positive,
