@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pyrocell.cli.words import FILES, say
-from pyrocell.data.setup import COLUMNS
+from pyrocell.data.setup import COLUMNS, resembling_columns
 
 if TYPE_CHECKING:  # loaded when a command runs, so that its help is quick
     from anndata import AnnData
@@ -23,15 +23,6 @@ __all__ = [
     "number_of",
     "read_screen",
 ]
-
-_LOOKS_LIKE = {
-    "batch_key": "batch lane plate library gem_group replicate channel".split(),
-    "media_key": "media medium stim stimulus stimulation treatment drug condition cytokine".split(),
-    "time_key": "time day days hour hours timepoint time_point".split(),
-    "guide_key": "guide guides sgrna grna guide_id sgrna_id".split(),
-    "laboratory_key": "lab laboratory site".split(),
-    "categorical_covariate_keys": "donor patient cell_line sex genotype".split(),
-}
 
 
 def add_column(group: argparse._ArgumentGroup, column: Field) -> None:
@@ -104,9 +95,6 @@ def _say_columns(adata: AnnData, setup: dict[str, Any]) -> None:
     named = {name: [key] if isinstance(key, str) else list(key or ()) for name, key in keys.items()}
     used = [f"{key} ({name.removesuffix('s')})" for name, each in named.items() for key in each]
     say(f"columns used: {', '.join(used)}")
-    taken = {key for each in named.values() for key in each}
-    for option, words in _LOOKS_LIKE.items():
-        found = [c for c in map(str, adata.obs) if c not in taken and c.casefold() in words]
-        if found and not named.get(option):
-            flag = "--" + option.removesuffix("s").replace("_", "-")
-            say(f"column not used: {', '.join(found)}; if it belongs to the screen, {flag}")
+    for option, found in resembling_columns([str(c) for c in adata.obs], setup).items():
+        flag = "--" + option.removesuffix("s").replace("_", "-")
+        say(f"column not used: {', '.join(found)}; if it belongs to the screen, {flag}")
