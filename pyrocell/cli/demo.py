@@ -45,4 +45,5 @@ def _demo(arguments: argparse.Namespace) -> None:
     PyroCell.setup_anndata(adata, time_key="time", size_factor_key="size_factor")
     model = PyroCell(adata)
     train(model, _QUICK if arguments.quick else _EPOCHS)
-    write_report(model, arguments.output, overwrite)
+    title = "hiPSC knockout time course (Ishikawa et al. 2023)"
+    write_report(model, arguments.output, overwrite, title=title, command=arguments.typed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +151,15 @@ def fit_and_report(adata: AnnData, arguments: argparse.Namespace) -> None:
     if arguments.shuffle_check:
         say("fitting shuffled labels")
         model.shuffle_check(seed=arguments.seed, progress_bar=False)
-    write_report(model, arguments.output, arguments.force, arguments.tables, arguments.gene_sets)
+    write_report(
+        model,
+        arguments.output,
+        arguments.force,
+        tables=arguments.tables,
+        gene_sets=arguments.gene_sets,
+        title=arguments.file.stem,
+        command=arguments.typed,
+    )
 
 
 def train(
@@ -176,22 +183,12 @@ def train(
     say(f"fitted in {time.monotonic() - start:.0f} s")
 
 
-def write_report(
-    model: PyroCell,
-    output: Path,
-    overwrite: bool,
-    tables: str = "csv",
-    gene_sets: Sequence[Path] = (),
-) -> None:
-    """Write the report, print its summary, and say what is where."""
+def write_report(model: PyroCell, output: Path, overwrite: bool, **options: Any) -> None:
+    """Write the report, print its summary, and say what is where; `options` of `report.write`."""
     from pyrocell import report
 
     written = report.write(
-        model,
-        output,
-        overwrite=overwrite,
-        tables=tables,
-        say=lambda step: say(f"writing {step}"),
+        model, output, overwrite=overwrite, say=lambda step: say(f"writing {step}"), **options
     )
     print(written.text)
     print(f"Written to {output}:\n{_CONTENTS.format(output)}", flush=True)

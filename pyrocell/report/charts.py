@@ -31,7 +31,6 @@ def specifications() -> dict[str, dict[str, Any]]:
     for name, chart in charts.items():
         spec = chart.to_dict()
         spec.pop("$schema", None)  # an address on the network, which nothing needs
-        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
         named[name] = spec
     return named
 
@@ -82,7 +81,9 @@ def _intervals() -> alt.LayerChart:
 def _course() -> alt.LayerChart:
     base = alt.Chart(_rows()).encode(
         x=alt.X("time:Q", title="time"),
-        color=alt.Color("gene:N", title=None, legend=alt.Legend(orient="top", columns=4)),
+        color=alt.Color(
+            "gene:N", title=None, legend=alt.Legend(orient="top", columns=4, symbolOpacity=1)
+        ),
         tooltip=_tips("gene", "time", "log2fc", "lower", "upper"),
     )
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("lower:Q", title=_LFC), y2="upper:Q")

@@ -28,7 +28,7 @@ __all__ = ["content"]
 
 _PAIRS = 120_000  # perturbations × genes that the page holds, all media together
 _FEWEST, _MOST_ROWS, _MOST_COLUMNS = 15, 60, 80
-_TIMES = 12  # genes whose course is shown, for each perturbation
+_TIMES = 8  # genes whose course is shown, for each perturbation
 _NOTHING_SURE = 1e-4  # smallest rate that is told from 0, on the axis of the volcano
 
 
@@ -41,7 +41,6 @@ def content(
     title: str,
     command: str = "",
     steps: pd.DataFrame | None = None,
-    gene_sets: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Everything that the page shows, as JSON.
 
@@ -55,8 +54,6 @@ def content(
         Heading, and what was typed.
     steps
         What was done to the counts before: step, rule, before, after.
-    gene_sets
-        Enrichment: perturbation, set, score, p, fdr.
     """
     screen = model.screen
     effects, summary = measured_effects(screen, tables), tables.get("perturbations")
@@ -73,7 +70,7 @@ def content(
         "words": {} if effects is None else _words(effects),
         "courses": _courses(tables.get("effects_over_time"), effects),
         "heat": None if effects is None else _heat(screen, effects),
-        "sets": {} if gene_sets is None else _by(gene_sets, "perturbation"),
+        "sets": _by(tables["gene_sets"], "perturbation") if "gene_sets" in tables else {},
         "genes": [] if effects is None else _genes(effects),
         "media_effects": _media_effects(tables.get("media_effects")),
         "assumptions": sentences.assumption_sections(tables.get("assumptions", _NONE)),

@@ -12,7 +12,14 @@ from pyrocell.screen.screen import Screen
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
 
-__all__ = ["LISTED", "labels_of", "last_places", "measured_effects", "part_of", "perturbation_table"]
+__all__ = [
+    "LISTED",
+    "labels_of",
+    "last_places",
+    "measured_effects",
+    "part_of",
+    "perturbation_table",
+]
 
 LISTED = 0.1  # expected share of wrong signs among the genes that are called changed
 _FEW_CELLS = 20

@@ -67,7 +67,7 @@
     spec.datasets = { rows };
     const place = $id(where);
     if (place._view) place._view.finalize();
-    place._view = await window.vegaEmbed(place, spec, { renderer: "svg", actions: { export: true, source: false, compiled: false, editor: false } });
+    place._view = await window.vegaEmbed(place, spec, { renderer: "svg", logLevel: window.vega.Error, actions: { export: true, source: false, compiled: false, editor: false } });
   }
   function hide(id) {
     $id(id).hidden = true;
@@ -113,7 +113,7 @@
     if (has("n_guides")) columns.push(["n_guides", "guides", whole]);
     columns.push(["n_batches", "batches", whole], ["flags", "be careful"]);
     const found = table("knockout-table", columns.map(([, title, form]) => column(title, form)),
-      P.map((p) => columns.map(([key]) => (p[key] === undefined ? null : p[key]))),
+      P.slice().sort((a, b) => total(b) - total(a)).map((p) => columns.map(([key]) => (p[key] === undefined ? null : p[key]))),
       { rowId: (row) => "k" + P.findIndex((p) => p.perturbation === row[0]) });
     $("#knockout-table tbody").on("click", "tr", function () {
       const row = found.row(this).data();
@@ -168,8 +168,9 @@
       rows.map((r) => [r.gene, r.log2fc, r.lower, r.upper, r.lfsr, r.fdr, r.count, r.control]), { order: [[5, "asc"]] });
     const sets = C.sets[name];
     if (sets && sets.length) {
+      $id("set-note").hidden = false;
       table("set-table", [column("set of genes"), column("enrichment", signed), column("p", rate), column("false share", rate), column("genes", whole)], sets.map((s) => [s.set, s.score, s.p, s.fdr, s.n]));
-    } else $id("set-table").replaceChildren();
+    } else { $id("set-note").hidden = true; if ($id("set-table")._table) { $id("set-table")._table.destroy(); $id("set-table")._table = null; } $id("set-table").replaceChildren(); }
     const course = ((C.courses[place.media] || {})[name]) || [];
     $id("course-figure").hidden = !course.length;
     if (course.length) await draw("course", "course", course);
