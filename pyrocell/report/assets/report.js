@@ -65,9 +65,13 @@
   async function draw(where, name, rows) {
     const spec = structuredClone(SPECS[name]);
     spec.datasets = { rows };
+    if (spec.height.step) { // a height in pixels, so that the width can follow the page
+      const y = (spec.encoding || spec.layer[0].encoding).y.field;
+      spec.height = spec.height.step * new Set(rows.map((r) => r[y])).size;
+    }
     const place = $id(where);
     if (place._view) place._view.finalize();
-    place._view = await window.vegaEmbed(place, spec, { renderer: "svg", logLevel: window.vega.Error, actions: { export: true, source: false, compiled: false, editor: false } });
+    place._view = await window.vegaEmbed(place, spec, { renderer: "svg", logLevel: 1, actions: { export: true, source: false, compiled: false, editor: false } });
   }
   function hide(id) {
     $id(id).hidden = true;
