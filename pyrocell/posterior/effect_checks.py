@@ -20,8 +20,10 @@ from pyrocell.errors import UnknownLabelError
 from pyrocell.screen.screen import Screen
 
 __all__ = [
+    "FEW_TO_JUDGE",
     "common_effect",
     "disagreement",
+    "disagreements",
     "effect_checks",
     "shuffle_table",
     "shuffled",
@@ -31,6 +33,7 @@ __all__ = [
 Ask = Callable[..., pd.DataFrame]  # `PyroCell.perturbation_effects` of a fitted model
 
 _WELL_COUNTED = 50  # counts in both groups of cells
+FEW_TO_JUDGE = 25  # well-counted genes of a condition, below which it is not judged
 _GENES = 400  # best counted, in which a common effect is judged
 _OUTSIDE = 0.99  # mass of the counts' own interval
 _MOST_OUTSIDE = 0.03
@@ -38,6 +41,19 @@ _MOST_COMMON = 0.05  # natural-log fold change
 _MOST_EXCLUDING, _MOST_LISTED = 0.1, 0.002
 _FEW_PAIRS = 3  # that may be listed by chance in a small table
 _LIST = 0.1  # expected share of wrong signs in a list
+
+
+def _outside(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> pd.DataFrame:
+    """Well-counted pairs: perturbation, media, and whether the counts alone speak against them."""
+    keys = ["perturbation", "media", "time", "gene"]
+    both = effects.merge(counts_alone, on=keys, suffixes=("", "_alone"))
+    well = (both["count"] >= _WELL_COUNTED) & (both["count_control"] >= _WELL_COUNTED)
+    both = both[well]
+    # counts are set against those of all genes, effects against untouched ones
+    shift = (both["mean"] - both["mean_alone"]).groupby(both["perturbation"]).transform("median")
+    away = (both["mean"] - both["mean_alone"] - shift).abs()
+    width = norm.ppf(0.5 + _OUTSIDE / 2) * np.hypot(both["sd_alone"], 0.02)
+    return both[["perturbation", "media", "time"]].assign(outside=away > width)
 
 
 def disagreement(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> float:
@@ -49,15 +65,30 @@ def disagreement(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> float:
         Tables of :meth:`pyrocell.PyroCell.perturbation_effects`, shrunken and not; NaN if no
         perturbation and gene with 50 counts in both groups of cells is in both.
     """
-    keys = ["perturbation", "media", "time", "gene"]
-    both = effects.merge(counts_alone, on=keys, suffixes=("", "_alone"))
-    well = (both["count"] >= _WELL_COUNTED) & (both["count_control"] >= _WELL_COUNTED)
-    both = both[well]
-    # counts are set against those of all genes, effects against untouched ones
-    shift = (both["mean"] - both["mean_alone"]).groupby(both["perturbation"]).transform("median")
-    away = (both["mean"] - both["mean_alone"] - shift).abs()
-    width = norm.ppf(0.5 + _OUTSIDE / 2) * np.hypot(both["sd_alone"], 0.02)
-    return float((away > width).mean()) if len(both) else np.nan
+    both = _outside(effects, counts_alone)
+    return float(both["outside"].mean()) if len(both) else np.nan
+
+
+def disagreements(ask: Ask, effects: pd.DataFrame) -> pd.DataFrame:
+    """The same share for each condition of a table of effects, wherever the counts can say it.
+
+    Returns
+    -------
+    DataFrame with perturbation, media, time, outside (a share) and n_genes (well-counted ones).
+    """
+    found = []
+    for (media, time), mine in effects.groupby(["media", "time"], sort=False, dropna=False):
+        when = None if pd.isna(time) else time
+        singles = list(dict.fromkeys(mine["perturbation"]))
+        try:
+            alone = ask(singles, media=media, time=when, shrunken=False)
+        except UnknownLabelError:  # no controls, or no perturbation alone, there and then
+            continue
+        both = _outside(mine, alone)
+        groups = both.groupby(["perturbation", "media", "time"], sort=False, dropna=False)
+        found.append(groups["outside"].agg(outside="mean", n_genes="size").reset_index())
+    columns = ["perturbation", "media", "time", "outside", "n_genes"]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
 
 
 def common_effect(effects: pd.DataFrame) -> float:

@@ -23,9 +23,9 @@ from pyrocell.report.figures import FIGURES, write_figures
 from pyrocell.report.gene_sets import enrichment, read_sets
 from pyrocell.report.html import render
 from pyrocell.report.knockouts import last_places, part_of
-from pyrocell.report.quality import judged
-from pyrocell.report.summary import quality_table, summary_text
+from pyrocell.report.summary import summary_text
 from pyrocell.report.tables import FORMATS, TABLES, check_format, collect, write_tables
+from pyrocell.report.verdicts import overall
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
@@ -49,7 +49,7 @@ class Report:
     tables
         Every table by name, as in `<directory>/tables`.
     quality
-        Whether the run is good: what, value, verdict.
+        Whether the fit can be believed: check, value, level, verdict, reason, remedy.
     text
         The summary, as in `<directory>/summary.md`.
     files
@@ -151,7 +151,8 @@ def write(
         page = content(
             model,
             found,
-            *judged(model, found),
+            found["verdicts"],
+            overall(found["verdicts"]),
             title=title or path.absolute().name,
             command=command,
             steps=steps,
@@ -159,7 +160,7 @@ def write(
         (new / PAGE).write_text(render(page), encoding="utf-8")
     files = sorted(file for file in (path / MODEL).iterdir() if file.is_file())
     files += [path / name for name in _names() if (path / name).exists()]
-    return Report(path, found, quality_table(model, found), text, files)
+    return Report(path, found, found["verdicts"], text, files)
 
 
 def _write_answers(
