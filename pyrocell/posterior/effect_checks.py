@@ -38,6 +38,7 @@ _GENES = 400  # best counted, in which a common effect is judged
 _OUTSIDE = 0.99  # mass of the counts' own interval
 _MOST_OUTSIDE = 0.03
 _MOST_COMMON = 0.05  # natural-log fold change
+_CHANCE = 1.5  # times what perturbations that do different things have in common by chance
 _MOST_EXCLUDING, _MOST_LISTED = 0.1, 0.002
 _FEW_PAIRS = 3  # that may be listed by chance in a small table
 _LIST = 0.1  # expected share of wrong signs in a list
@@ -103,6 +104,22 @@ def common_effect(effects: pd.DataFrame) -> float:
     return float(np.sqrt((middle**2).mean()))
 
 
+def common_by_chance(effects: pd.DataFrame) -> float:
+    """What `common_effect` comes to by chance, where perturbations do different things.
+
+    The median over n perturbations of effects with standard deviation s has one of 1.25 s / √n.
+    s is a robust one (of deviations from the gene's median), so that what a few perturbations do
+    does not hide what all of them do.
+    """
+    middle = effects.groupby("gene", observed=True)["mean"].transform("median")
+    away = (effects["mean"] - middle).abs().groupby(effects["gene"], observed=True).median()
+    counted = effects.groupby("gene", observed=True)["count_control"].first()
+    counted = counted + effects.groupby("gene", observed=True)["count"].sum()
+    spread = 1.4826 * away[counted.nlargest(_GENES).index]
+    n = max(1, effects["perturbation"].nunique())
+    return float(1.2533 * np.sqrt((spread**2).mean() / n))
+
+
 def effect_checks(ask: Ask, screen: Screen, effects: pd.DataFrame | None = None) -> pd.DataFrame:
     """See :meth:`pyrocell.PyroCell.effect_checks`; `effects` of a report, if there are any."""
     baseline, columns, rows = screen.baseline_media, ["check", "value", "verdict", "reason"], []
@@ -129,11 +146,12 @@ def effect_checks(ask: Ask, screen: Screen, effects: pd.DataFrame | None = None)
         )
     if here["perturbation"].nunique() > 1:
         common = common_effect(here)
+        most = max(_MOST_COMMON, _CHANCE * common_by_chance(here))
         rows.append(
             (
                 "effect common to all perturbations",
                 common,
-                "good" if common <= _MOST_COMMON else "controls differ",
+                "good" if common <= most else "controls differ",
                 "root mean square, natural log, of the median over perturbations in the best "
                 "counted genes; where it is large ask whether controls were handled as others were",
             )

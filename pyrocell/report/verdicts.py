@@ -171,7 +171,9 @@ def _predictive(check: pd.DataFrame | None) -> list[Verdict]:
             )  # fmt: skip
             continue
         inside = float(told["inside"].mean())
-        level = "good" if inside >= _ENOUGH_INSIDE else "look" if inside >= _POOR_INSIDE else "bad"
+        level = "good" if inside >= _ENOUGH_INSIDE else "look"
+        if statistic == "mean" and inside < _POOR_INSIDE:  # effects are differences of means
+            level = "bad"
         reason = (
             f"Of {len(told):,} genes that can tell, {inside:.0%} have their observed "
             f"{_STATISTICS[str(statistic)]} inside 99% of data drawn from the model"

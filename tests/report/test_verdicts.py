@@ -12,13 +12,14 @@ from pyrocell.report.verdicts import LEVELS, overall, verdicts
 from pyrocell.training.best_epoch import mark
 
 AGAINST = "effects against the counts alone"
+STRONG = {"mean_library": 2000.0, "effect_rms": 0.4, "silent_fraction": 0.3, "batch_sd": 0.1}
 
 
 @pytest.fixture(scope="module")
 def model(make_screen, build):
     """Well-counted cells of few perturbations with effects to see, fitted long enough."""
     adata = make_screen(
-        n_perturbations=6, n_genes=60, n_cells_per_condition=60, n_controls=200, mean_library=2000.0
+        n_perturbations=6, n_genes=60, n_cells_per_condition=60, n_controls=200, **STRONG
     )
     model = build(adata)
     model.train(max_epochs=30, progress_bar=False)
@@ -76,7 +77,11 @@ def test_labels_swapped_after_the_fit_are_named(model, tables):
 
 def test_what_all_perturbations_do_alike_is_a_red_line(make_screen, build):
     adata = make_screen(
-        n_perturbations=6, n_genes=60, n_cells_per_condition=60, n_controls=200, mean_library=2000.0
+        n_perturbations=6,
+        n_genes=60,
+        n_cells_per_condition=60,
+        n_controls=200,
+        **(STRONG | {"effect_rms": 0.1}),
     )
     counts = adata.X.toarray()
     handled = (adata.obs["perturbation"] != "control").to_numpy()
