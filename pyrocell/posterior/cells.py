@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyrocell._core.random import stream
 from pyrocell.data.loader import CellDataset
 from pyrocell.errors import ScreenError
 from pyrocell.posterior.fitted_screen import Blocks, FittedScreen
@@ -20,7 +22,7 @@ __all__ = ["cells_by", "latent", "normalised"]
 
 def latent(fit: FittedScreen, cells: CellDataset, batch_size: int) -> Blocks:
     """Posterior mean of the resting state z of each cell, (cells, d), some cells at a time."""
-    for rows, loc, _ in _encoded(fit, fit.posterior.mean(), cells, batch_size):
+    for rows, loc, *_ in _encoded(fit, fit.posterior.mean(), cells, batch_size):
         yield rows, loc
 
 
@@ -30,13 +32,29 @@ def normalised(
     batch_size: int,
     library_size: float | None,
     batch_corrected: bool,
+    genes: np.ndarray | None = None,
+    draw: int | None = None,
+    n_draws: int = 1,
 ) -> Blocks:
-    """Expected expression at posterior means, (cells, G), some cells at a time.
+    """Expected expression, (cells, G), some cells at a time; at posterior means, or in one draw.
 
     η and covariates are removed if corrected.
+
+    Parameters
+    ----------
+    library_size
+        That of each cell; None: its own depth.
+    genes
+        Columns; default: all.
+    draw, n_draws
+        Which joint draw, of how many; None: posterior means.
     """
-    values, model = fit.posterior.mean(), fit.model
+    model = fit.model
+    values = fit.posterior.mean()
+    if draw is not None:
+        values = next(islice(fit.posterior.draws(n_draws), draw, None))
     table = model.conditions if cells.conditions is None else cells.conditions
+    columns = slice(None) if genes is None else genes
 
     @torch.no_grad()
     def expect(loc: np.ndarray, args: dict[str, Tensor]) -> np.ndarray:
@@ -54,20 +72,23 @@ def normalised(
             )
         logits = model.resting_logits(values, z) + shift
         level = torch.softmax(logits, -1) if model.config.composition else logits.exp()
-        return (level * (1.0 if library_size is None else library_size)).cpu().numpy()
+        depth = args["log_size"].exp()[:, None] if library_size is None else library_size
+        return (level * depth)[:, columns].cpu().numpy()
 
-    for rows, loc, args in _encoded(fit, values, cells, batch_size):
-        yield rows, expect(loc, args)
+    rng = np.random.default_rng(stream("normalised", 0 if draw is None else draw))
+    for rows, loc, scale, args in _encoded(fit, values, cells, batch_size):
+        noise = 0 if draw is None else scale * rng.standard_normal(loc.shape, np.float32)
+        yield rows, expect(loc + noise, args)
 
 
 def _encoded(
     fit: FittedScreen, values: dict[str, Tensor], cells: CellDataset, batch_size: int
-) -> Iterator[tuple[slice, np.ndarray, dict[str, Tensor]]]:
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray, dict[str, Tensor]]]:
     for start in range(0, len(cells), batch_size):
         rows = np.arange(start, min(start + batch_size, len(cells)))
         args = {k: v.to(fit.model.loading.device) for k, v in cells.rows(rows).items()}
         with torch.no_grad():
-            loc, _ = fit.posterior.guide.encode(
+            loc, scale = fit.posterior.guide.encode(
                 values,
                 args["x"],
                 args["condition"],
@@ -75,7 +96,7 @@ def _encoded(
                 args.get("covariates"),
                 cells.conditions,
             )
-        yield slice(start, start + len(rows)), loc.cpu().numpy(), args
+        yield slice(start, start + len(rows)), loc.cpu().numpy(), scale.cpu().numpy(), args
 
 
 def cells_by(
