@@ -2,69 +2,65 @@
 
 Cells are perturbed (P), their medium is changed (M), they wait (W) and are measured in batches
 (V, with batch noise eta). pyrocell fits all of it to raw counts and answers with posteriors.
+
+Names are loaded when they are first used: PyTorch and scvi-tools take seconds.
 """
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from importlib.metadata import version
-from types import ModuleType
+from importlib.util import find_spec
+from typing import Any
 
-from pyrocell import arrayed, datasets, design, metrics, pseudotime, report, simulate, transfer
-from pyrocell import plotting as pl
 from pyrocell._core import aliases
-from pyrocell.assumptions.spec import ASSUMPTIONS, Assume
-from pyrocell.data.backed import read_backed
-from pyrocell.diagnostics import calibration
-from pyrocell.diagnostics import nuts_check as second_opinion
-from pyrocell.generative.population_objective import DistributionObjective
-from pyrocell.model import PyroCell
-from pyrocell.operators import Media, Perturb, Protocol, Wait
-from pyrocell.priors import Priors
-from pyrocell.proof_of_principle.pseudobulk_ode import PseudobulkODE
-from pyrocell.screen import Screen
-from pyrocell.training import TrainingConfig
-from pyrocell.training.checkpoints import read_checkpoint
 
-__version__ = version("pyrocell")
-# `from pyrocell.pl import effects` works as in scanpy, and so for the others
-_NAMED = {"pl": pl, "calibration": calibration, "second_opinion": second_opinion}
-sys.modules.update({f"{__name__}.{name}": module for name, module in _NAMED.items()})
-aliases.install()
-
-
-def __getattr__(name: str) -> ModuleType:
-    """Modules under the names of earlier versions."""
-    if f"{__name__}.{name}" in aliases.MOVED:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = [
-    "ASSUMPTIONS",
-    "Assume",
-    "DistributionObjective",
-    "Media",
-    "Perturb",
-    "Priors",
-    "Protocol",
-    "PseudobulkODE",
-    "PyroCell",
-    "Screen",
-    "TrainingConfig",
-    "Wait",
+# What is public, and where it lives; __init__.pyi says the same to type checkers.
+_HOMES = {
+    "ASSUMPTIONS": "pyrocell.assumptions.spec",
+    "Assume": "pyrocell.assumptions.spec",
+    "DistributionObjective": "pyrocell.generative.population_objective",
+    "Media": "pyrocell.operators",
+    "Perturb": "pyrocell.operators",
+    "Priors": "pyrocell.priors",
+    "Protocol": "pyrocell.operators",
+    "PseudobulkODE": "pyrocell.proof_of_principle.pseudobulk_ode",
+    "PyroCell": "pyrocell.model",
+    "Screen": "pyrocell.screen",
+    "TrainingConfig": "pyrocell.training",
+    "Wait": "pyrocell.operators",
+    "read_backed": "pyrocell.data.backed",
+    "read_checkpoint": "pyrocell.training.checkpoints",
+}
+_ROOMS = (
     "arrayed",
-    "calibration",
     "datasets",
     "design",
     "metrics",
-    "pl",
     "pseudotime",
-    "read_backed",
-    "read_checkpoint",
     "report",
-    "second_opinion",
     "simulate",
     "transfer",
-]
+)
+
+__version__ = version("pyrocell")
+__all__ = sorted([*_HOMES, *_ROOMS, *aliases.NAMED])
+aliases.install()
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name when it is first used; modules of earlier versions are found, too."""
+    full = f"{__name__}.{name}"
+    if name in _HOMES:
+        found = getattr(import_module(_HOMES[name]), name)
+    elif not name.startswith("__") and find_spec(full) is not None:
+        found = import_module(full)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if full not in aliases.MOVED:  # those warn each time
+        globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

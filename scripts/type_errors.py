@@ -1,6 +1,6 @@
 """Count the type errors of each room of the package; their number may only fall.
 
-python scripts/type_errors.py             fails if a room has more than scripts/type_errors.json says
+python scripts/type_errors.py             fails if a room has more than type_errors.json says
 python scripts/type_errors.py --update    writes the present numbers there
 
 The numbers belong to the versions in constraints/python3.11.txt; under another Python it only says

@@ -10,7 +10,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ["MOVED", "install"]
+__all__ = ["MOVED", "NAMED", "install"]
 
 # The version after 0.2 may drop them.
 MOVED = {
@@ -29,6 +29,13 @@ MOVED = {
     "pyrocell.stored": "pyrocell.data.backed",
     "pyrocell.testability": "pyrocell.assumptions.testability",
     "pyrocell.vector_field": "pyrocell.proof_of_principle.vector_field",
+}
+
+# Short names of modules, as scanpy has them: `from pyrocell.pl import effects` works, too.
+NAMED = {
+    "calibration": "pyrocell.diagnostics.calibration",
+    "pl": "pyrocell.plotting",
+    "second_opinion": "pyrocell.diagnostics.nuts_check",
 }
 
 
@@ -52,14 +59,27 @@ class _Alias(Loader):
             module.__dict__["__all__"] = found.__all__
 
 
+class _Name(Loader):
+    """Puts the module that a short name stands for in its place."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        name = module.__name__
+        sys.modules[name] = import_module(NAMED[name.removeprefix("pyrocell.")])
+
+
 class _Aliases(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        if fullname.removeprefix("pyrocell.") in NAMED and fullname.startswith("pyrocell."):
+            return ModuleSpec(fullname, _Name())
         return ModuleSpec(fullname, _Alias()) if fullname in MOVED else None
 
 
 def install() -> None:
-    """Make the old paths importable; once."""
+    """Make the short names and the old paths importable; once."""
     if not any(isinstance(finder, _Aliases) for finder in sys.meta_path):
         sys.meta_path.append(_Aliases())

@@ -3,115 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
-from typing import Any
 
-import numpy as np
-import pandas as pd
-from anndata import AnnData
+from pyrocell.cli.options import add_screen, read_screen
 
-from pyrocell.assumptions.testability import testability
-from pyrocell.cli.options import add_screen, counted, number_of, read_screen
-from pyrocell.data.validation import count_matrix
-from pyrocell.screen.screen import Screen
-from pyrocell.training.fit import TrainingConfig
+__all__ = ["add_options"]
 
-__all__ = ["add_check"]
-
-_WIDTH = 96
-_FEW = 20  # cells, below which a perturbation says little
-_MOST = 5  # reasons that are written out
-# Measured on two cores of a small server: seconds of a step at no gene, of each gene in it, and of
-# each level (condition and gene) in the phase after; GiB of Python and its libraries, bytes of a
-# count and of a level.
-_STEP, _STEP_GENE, _LEVEL = 0.012, 2.7e-5, 4.5e-5
-_PROGRAM, _COUNT, _LEVEL_BYTES = 0.8, 24, 120
+_DESCRIPTION = """\
+Read and check a screen as `fit` does, with the same warnings; say what its layout cannot tell
+apart, which assumptions it can test, and what a fit will cost. Nothing is fitted or written."""
+_EXAMPLES = """\
+example:
+  pyrocell check screen.h5ad --batch-key lane --perturbation-key gene --control NT"""
 
 
-def add_check(commands: Any) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "check",
-        help="say what a screen can tell, and what a fit will cost",
-        description="Read and check a screen as `fit` does, with the same warnings; say what its "
-        "layout cannot tell apart, which assumptions it can test, and what a fit will cost. "
-        "Nothing is fitted or written.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
     add_screen(parser)
     parser.set_defaults(command=_check)
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from pyrocell.cli.screen_check import sections
+
     adata, screen = read_screen(arguments)
-    print("\n\n".join(_sections(adata, screen, arguments.layer)), flush=True)
-
-
-def _sections(adata: AnnData, screen: Screen, layer: str | None) -> list[str]:
-    parts = ["# The screen", _numbers(screen)]
-    mixed = screen.aliased[~screen.aliased["estimable"]]
-    parts += ["## What this layout cannot tell apart"]
-    parts += [_list(mixed["reason"]) if len(mixed) else "Nothing: every contrast is estimable."]
-    parts += ["## Which assumptions it can test (docs/assumptions.md)", _assumptions(screen)]
-    parts += ["## What a fit will cost, about", _cost(count_matrix(adata, layer), screen)]
-    return parts
-
-
-def _numbers(screen: Screen) -> str:
-    """Sizes, and cells of the perturbations with least."""
-    control = screen.conditions["n_cells"][screen.is_control]
-    smallest = f", {int(control.min()):,} in the smallest" if len(control) > 1 else ""
-    where = f"{number_of(len(control), 'condition')}{smallest}"
-    lines = [counted(screen), f"controls: {int(control.sum()):,} cells in {where}"]
-    if screen.perturbations:
-        member = (screen.membership > 0).astype(int)
-        cells = pd.Series(
-            np.asarray(member.T @ screen.conditions["n_cells"].to_numpy()).ravel(),
-            list(screen.perturbations),
-        ).sort_values()
-        few = int((cells < _FEW).sum())
-        lines.append(
-            f"cells of a perturbation: {int(cells.iloc[0])} ({cells.index[0]}) to "
-            f"{int(cells.iloc[-1]):,}, median {cells.median():,.0f}"
-            + (f"; {few} have fewer than {_FEW}, of which little can be said" if few else "")
-        )
-        own = int((screen.target >= 0).sum())
-        lines.append(f"own transcript measured: {own:,} of {len(screen.perturbations):,}")
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _assumptions(screen: Screen) -> str:
-    table = testability(screen)
-    lines = []
-    for name, mine in table.groupby("assumption", sort=False):
-        line = f"{name}: {int(mine['testable'].sum()):,} of {len(mine):,}"
-        reasons = mine.loc[~mine["testable"], "reason"]
-        if len(reasons):
-            line += f"; {reasons.iloc[0]}"
-            line += f" (and {len(reasons) - 1:,} more)" if len(reasons) > 1 else ""
-        lines.append(line)
-    return _list(pd.Series(lines), most=len(lines))
-
-
-def _cost(counts: Any, screen: Screen) -> str:
-    """Time and memory by what was measured on two cores."""
-    config = TrainingConfig()
-    n_cells, n_genes = round(0.9 * screen.n_cells), len(screen.genes)
-    steps = config.epochs(n_cells) * max(1, n_cells // config.minibatch(n_cells))
-    levels = len(screen.conditions) * n_genes
-    seconds = steps * (_STEP + _STEP_GENE * n_genes) + _LEVEL * levels
-    stored = getattr(counts, "nnz", None)
-    bytes_ = _COUNT * (stored if stored is not None else counts.shape[0] * counts.shape[1])
-    memory = _PROGRAM + (bytes_ + _LEVEL_BYTES * levels) / 2**30
-    minutes = seconds / 60
-    time = f"{seconds:.0f} seconds" if minutes < 2 else f"{minutes:.0f} minutes"
-    return f"- {time} on two cores ({steps:,} steps), {memory:.1f} GiB of memory"
-
-
-def _list(reasons: pd.Series, most: int = _MOST) -> str:
-    """Lines of a list, the same reason once."""
-    unique = list(dict.fromkeys(reasons))
-    wrap = {"width": _WIDTH, "initial_indent": "- ", "subsequent_indent": "  "}
-    lines = [textwrap.fill(reason, **wrap) for reason in unique[:most]]
-    if len(unique) > most:
-        lines.append(f"- and {len(unique) - most} more: `pyrocell fit` writes tables/aliased")
-    return "\n".join(lines)
+    print("\n\n".join(sections(adata, screen, arguments.layer)), flush=True)

@@ -14,19 +14,22 @@ import numpy as np
 import pandas as pd
 
 from pyrocell import design, plotting
-from pyrocell.cli.options import natural, positive, say
 from pyrocell.cli.reading import read_cells
+from pyrocell.cli.words import natural, positive, say
 from pyrocell.design.summary import summary
 from pyrocell.errors import DesignError, PyrocellError
 from pyrocell.model import PyroCell
 from pyrocell.report import check_target
 
-__all__ = ["add_design"]
+__all__ = ["add_options"]
 
 _DPI = 150
 _PLAN = [f.name for f in fields(design.Plan)]
 _NOISE = [f.name for f in fields(design.Noise) if f.name != "share"]
 _FIELD = re.compile(rf"\b({'|'.join([*_PLAN, *_NOISE])})=")
+_DESCRIPTION = """\
+Recommend which media, times and controls to put in which lane, and say what error to expect;
+write lane map, tables, figures and a summary."""
 _DIGITS = "%.8g"  # of numbers in tables, so that none ends in the noise of its last bits
 _CONTENTS = {
     "summary.md": "this summary",
@@ -40,14 +43,9 @@ _CONTENTS = {
 }  # in the order in which they are announced, of those that were written
 
 
-def add_design(commands: Any) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "design",
-        help="recommend a layout for the next screen",
-        description="Recommend which media, times and controls to put in which lane, and say what "
-        "error to expect; write lane map, tables, figures and a summary.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = _DESCRIPTION
     parser.add_argument(
         "-o", "--output", metavar="DIR", type=Path, default=Path("pyrocell-design"),
         help="for the results (%(default)s)",

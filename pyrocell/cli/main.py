@@ -1,6 +1,8 @@
-"""Command line: `fit` and `check` counts, `demo` of the embedded screen, `design` of the next one.
+"""Command line: which command there is, how it ends, what it warns of.
 
-The summary goes to standard output; progress, warnings and errors go to standard error.
+The summary goes to standard output; progress, warnings and errors go to standard error. A command's
+module is loaded when that command was asked for: the libraries underneath take seconds, and a list
+of the commands should not.
 """
 
 from __future__ import annotations
@@ -8,46 +10,44 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import signal
 import sys
-import textwrap
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
 import pyrocell
-from pyrocell.cli.check import add_check
-from pyrocell.cli.design import add_design
-from pyrocell.cli.options import add_screen, counted, natural, positive, read_screen, say
-from pyrocell.data.setup import COLUMNS
+from pyrocell.cli.words import say
 from pyrocell.errors import PyrocellError, ScreenWarning
-from pyrocell.report.writing import MODEL
 
 __all__ = ["main"]
 
-_DEMO_EPOCHS, _QUICK_EPOCHS = 120, 3
-_LINES = 10  # of progress where there is no terminal
-_REFRESH = 0.5  # seconds, of progress on a terminal
-_ARGUMENT = re.compile(rf'\b({"|".join(column.name for column in COLUMNS)})=(None\b|"|)')
-_CONTENTS = """\
-  summary.md      this summary
-  tables/         effects, batch effects, predictive check, layout, aliasing, ...
-  figures/        the same to look at
-  annotated.h5ad  the cells, with the resting state in .obsm["X_pyrocell"]
-  model/          the fitted model: pyrocell.PyroCell.load("{0}/model", adata)"""
+# Module of each command, whose `add_options` says what it takes, and what the list says of it.
+_COMMANDS = {
+    "fit": ("pyrocell.cli.fit", "fit a screen and write its report"),
+    "demo": ("pyrocell.cli.demo", "fit the embedded screen, end to end"),
+    "check": ("pyrocell.cli.check", "say what a screen can tell, and what a fit will cost"),
+    "design": ("pyrocell.cli.design", "recommend a layout for the next screen"),
+}
+_EXAMPLES = """\
+examples:
+  pyrocell demo
+  pyrocell check screen.h5ad --batch-key lane --perturbation-key gene --control NT
+  pyrocell fit screen.h5ad --batch-key lane --perturbation-key gene --control NT -o results
+  pyrocell design --perturbations 500 --lanes 24 -o plan
+
+`pyrocell COMMAND --help` says what a command takes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0 done, 2 unusable input, 130 Ctrl-C."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser(argv).parse_args(argv)
+    arguments.typed = shlex.join(["pyrocell", *argv])
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # η, × and ± on terminals that lack them
@@ -56,13 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.command(arguments)
     except BrokenPipeError:  # who reads what is printed has gone, after the work was done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (PyrocellError, MisconfigurationException, OSError) as error:
-        say(f"pyrocell: error: {' '.join(_as_options(str(error)).split())}")
-        return 2
     except KeyboardInterrupt:
         say("pyrocell: interrupted")
         return 130
+    except Exception as error:
+        if not _of_input(error):
+            raise
+        say(f"pyrocell: error: {' '.join(_as_options(str(error)).split())}")
+        return 2
     return 0
+
+
+def _of_input(error: Exception) -> bool:
+    """Whether an error is one of what was typed or read, so that a line says enough."""
+    if isinstance(error, PyrocellError | OSError):
+        return True
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return lightning is not None and isinstance(error, lightning.MisconfigurationException)
 
 
 @contextmanager
@@ -83,194 +93,24 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser that knows all commands, and the options of the one that is asked for."""
+    as_typed = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="pyrocell",
         description="Posteriors of perturbations, media and batches from raw counts of a CRISPR "
         "screen.",
+        epilog=_EXAMPLES,
+        formatter_class=as_typed,
     )
     parser.add_argument("--version", action="version", version=f"pyrocell {pyrocell.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_fit(commands)
-    demo = commands.add_parser(
-        "demo",
-        help="fit the embedded screen, end to end",
-        description="Fit the embedded hiPSC knockout time course (14,945 cells, 103 genes, 23 "
-        "knockouts, days 2 to 5); write and print what it shows. About two minutes on two cores.",
-    )
-    demo.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        type=Path,
-        default=Path("pyrocell-demo"),
-        help="for the results (%(default)s)",
-    )
-    demo.add_argument("--quick", action="store_true", help="a few epochs, to see that it runs")
-    demo.set_defaults(command=_demo)
-    add_check(commands)
-    add_design(commands)
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, help) in _COMMANDS.items():
+        command = commands.add_parser(name, help=help, formatter_class=as_typed)
+        if name == asked:
+            import_module(module).add_options(command)
     return parser
-
-
-def _add_fit(commands: Any) -> None:
-    fit = commands.add_parser(
-        "fit",
-        help="fit a screen and write its report",
-        description="Fit raw counts of a screen; write model, tables, figures and a summary.",
-    )
-    add_screen(fit)
-    fit.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        type=Path,
-        default=Path("pyrocell-fit"),
-        help="for the results (%(default)s)",
-    )
-    fit.add_argument("--force", action="store_true", help="overwrite DIR")
-    fit.add_argument(
-        "--tables", choices=("csv", "parquet"), default="csv", help="format (%(default)s)"
-    )
-
-    model = fit.add_argument_group("the model")
-    number = {"metavar": "N"}
-    model.add_argument(
-        "--n-latent",
-        type=positive,
-        default=10,
-        help="axes of resting state (%(default)s)",
-        **number,
-    )
-    model.add_argument(
-        "--n-response",
-        type=natural,
-        default=8,
-        help="further axes of response (%(default)s)",
-        **number,
-    )
-    model.add_argument(
-        "--likelihood", choices=("zinb", "nb"), default="zinb", help="of counts (%(default)s)"
-    )
-    model.add_argument(
-        "--dynamics",
-        choices=("relaxation", "node", "flow", "sde", "none"),
-        default="relaxation",
-        help="how a response unfolds in time (%(default)s)",
-    )
-    model.add_argument(
-        "--interactions",
-        action="store_true",
-        help="let combinations depart from the sum of their parts",
-    )
-    model.add_argument(
-        "--max-epochs", type=positive, help="by the number of cells if not given", **number
-    )
-    model.add_argument(
-        "--seed", type=natural, default=0, help="same seed, same result (%(default)s)", **number
-    )
-    model.add_argument(
-        "--accelerator",
-        choices=("auto", "cpu", "gpu"),
-        default="auto",
-        help="where to train (%(default)s)",
-    )
-    model.add_argument(
-        "--shuffle-check",
-        action="store_true",
-        help="also fit the cells with labels shuffled, for a few epochs: nothing should be found",
-    )
-    fit.set_defaults(command=_fit)
-
-
-def _fit(arguments: argparse.Namespace) -> None:
-    pyrocell.report.check_target(arguments.output, arguments.force, arguments.tables)
-    adata, _ = read_screen(arguments)
-    names = ("n_latent", "n_response", "likelihood", "dynamics", "interactions")
-    model = pyrocell.PyroCell(adata, **{name: getattr(arguments, name) for name in names})
-    _train(model, arguments.max_epochs, arguments.accelerator, arguments.seed)
-    if model.interrupted_:
-        model.save(arguments.output / MODEL, overwrite=True)
-        say(f"the model, as far as it was trained, is in {arguments.output / MODEL}; no report")
-        raise KeyboardInterrupt
-    if arguments.shuffle_check:
-        say("fitting shuffled labels")
-        model.shuffle_check(seed=arguments.seed, progress_bar=False)
-    _report(model, arguments.output, arguments.force, arguments.tables)
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    # What an earlier demo wrote may go; anything else stays.
-    overwrite = (arguments.output / "model" / "model.json").is_file()
-    pyrocell.report.check_target(arguments.output, overwrite)
-    adata = pyrocell.datasets.hipsc_timecourse()
-    source = adata.uns["source"]
-    for paragraph in (source["citation"], source["caveats"]):
-        print(textwrap.fill(paragraph, 100) + "\n", flush=True)
-    pyrocell.PyroCell.setup_anndata(adata, time_key="time", size_factor_key="size_factor")
-    model = pyrocell.PyroCell(adata)
-    _train(model, _QUICK_EPOCHS if arguments.quick else _DEMO_EPOCHS)
-    _report(model, arguments.output, overwrite)
-
-
-def _train(
-    model: pyrocell.PyroCell,
-    max_epochs: int | None,
-    accelerator: str = "auto",
-    seed: int = 0,
-) -> None:
-    say(f"fitting {counted(model.screen)}")
-    start = time.monotonic()
-    model.train(
-        max_epochs,
-        accelerator=accelerator,
-        seed=seed,
-        progress_bar=False,
-        callbacks=[_Progress()],
-    )
-    say(f"fitted in {time.monotonic() - start:.0f} s")
-
-
-class _Progress(pl.Callback):
-    """How far training is: one line that is rewritten on a terminal, else a line at every tenth."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self.terminal = sys.stderr.isatty()
-        self.start = self.shown = time.monotonic()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
-        """Say so if it is time to."""
-        done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
-        now = time.monotonic()
-        if self.terminal:
-            due = now - self.shown > _REFRESH or done == total
-        else:
-            due = done * _LINES // total > (done - 1) * _LINES // total
-        if not due:
-            return
-        self.shown = now
-        elbo = trainer.callback_metrics.get("validation_elbo")
-        score = "" if elbo is None else f", held-out ELBO {float(elbo):.2f} nats per cell"
-        left = timedelta(seconds=round((now - self.start) * (total - done) / done))
-        line = f"  epoch {trainer.current_epoch + 1} of {trainer.max_epochs}{score}, {left} left"
-        print(f"\r{line:<78}" if self.terminal else line, file=sys.stderr, flush=True,
-              end="" if self.terminal else "\n")  # fmt: skip
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the rewritten line."""
-        if self.terminal:
-            say("")
-
-
-def _report(model: pyrocell.PyroCell, output: Path, overwrite: bool, tables: str = "csv") -> None:
-    report = pyrocell.report.write(
-        model, output, overwrite=overwrite, tables=tables, say=lambda step: say(f"writing {step}")
-    )
-    print(report.text)
-    print(f"Written to {output}:\n{_CONTENTS.format(output)}", flush=True)
 
 
 @contextmanager
@@ -296,4 +136,7 @@ def _as_options(text: str) -> str:
         name = found[1].replace("_", "-").removesuffix("s")
         return f"--{name}" + {"None": " ''", '"': ' "', "": ""}[found[2]]
 
-    return _ARGUMENT.sub(option, text)
+    from pyrocell.data.setup import COLUMNS  # loads pandas
+
+    names = "|".join(column.name for column in COLUMNS)
+    return re.sub(rf'\b({names})=(None\b|"|)', option, text)

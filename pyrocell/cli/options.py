@@ -1,40 +1,28 @@
-"""What the commands share: numbers and files that come in, lines that go out."""
+"""The options that say what a screen is, and the screen that is read with them."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import Field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from anndata import AnnData
+from pyrocell.cli.words import FILES, say
+from pyrocell.data.setup import COLUMNS, resembling_columns
 
-from pyrocell.cli.reading import FILES, read_cells
-from pyrocell.data.registration import ScreenManager
-from pyrocell.data.setup import COLUMNS
-from pyrocell.model import PyroCell
-from pyrocell.screen.screen import Screen
+if TYPE_CHECKING:  # loaded when a command runs, so that its help is quick
+    from anndata import AnnData
+
+    from pyrocell.data.registration import ScreenManager
+    from pyrocell.screen.screen import Screen
 
 __all__ = [
     "add_column",
     "add_screen",
     "counted",
-    "natural",
     "number_of",
-    "positive",
     "read_screen",
-    "say",
 ]
-
-_LOOKS_LIKE = {
-    "batch_key": "batch lane plate library gem_group replicate channel".split(),
-    "media_key": "media medium stim stimulus stimulation treatment drug condition cytokine".split(),
-    "time_key": "time day days hour hours timepoint time_point".split(),
-    "guide_key": "guide guides sgrna grna guide_id sgrna_id".split(),
-    "laboratory_key": "lab laboratory site".split(),
-    "categorical_covariate_keys": "donor patient cell_line sex genotype".split(),
-}
 
 
 def add_column(group: argparse._ArgumentGroup, column: Field) -> None:
@@ -73,20 +61,6 @@ def counted(screen: Screen) -> str:
     return ", ".join(number_of(n, name) for name, n in parts.items() if n)
 
 
-def natural(text: str) -> int:
-    """A whole number ≥ 0, as a type of an option."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number ≥ 0')
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """A whole number ≥ 1, as a type of an option."""
-    if not natural(text):
-        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number ≥ 1')
-    return int(text)
-
-
 def add_screen(parser: argparse.ArgumentParser) -> None:
     """Add the file of cells, and the options that say what its columns mean."""
     parser.add_argument("file", metavar="FILE", type=Path, help=f"raw counts of cells: {FILES}")
@@ -103,6 +77,9 @@ def add_screen(parser: argparse.ArgumentParser) -> None:
 
 def read_screen(arguments: argparse.Namespace) -> tuple[AnnData, Screen]:
     """Read, say which columns are used, and register."""
+    from pyrocell.cli.reading import read_cells
+    from pyrocell.model import PyroCell
+
     say(f"reading {arguments.file}")
     adata = read_cells(arguments.file, arguments.labels)
     setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
@@ -118,14 +95,6 @@ def _say_columns(adata: AnnData, setup: dict[str, Any]) -> None:
     named = {name: [key] if isinstance(key, str) else list(key or ()) for name, key in keys.items()}
     used = [f"{key} ({name.removesuffix('s')})" for name, each in named.items() for key in each]
     say(f"columns used: {', '.join(used)}")
-    taken = {key for each in named.values() for key in each}
-    for option, words in _LOOKS_LIKE.items():
-        found = [c for c in map(str, adata.obs) if c not in taken and c.casefold() in words]
-        if found and not named.get(option):
-            flag = "--" + option.removesuffix("s").replace("_", "-")
-            say(f"column not used: {', '.join(found)}; if it belongs to the screen, {flag}")
-
-
-def say(line: str) -> None:
-    """Print a line of progress to standard error."""
-    print(line, file=sys.stderr, flush=True)
+    for option, found in resembling_columns([str(c) for c in adata.obs], setup).items():
+        flag = "--" + option.removesuffix("s").replace("_", "-")
+        say(f"column not used: {', '.join(found)}; if it belongs to the screen, {flag}")

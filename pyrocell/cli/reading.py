@@ -12,13 +12,13 @@ import pandas as pd
 from anndata import AnnData
 
 from pyrocell._core.messages import join_names
+from pyrocell.cli.words import FILES
 from pyrocell.data.backed import check_chunks
 from pyrocell.data.hdf5_probe import check_hdf5
 from pyrocell.errors import PyrocellError, ScreenWarning
 
-__all__ = ["FILES", "read_cells"]
+__all__ = ["read_cells"]
 
-FILES = ".h5ad, .zarr, .h5mu, .loom, 10x .h5, or a folder with matrix.mtx"
 _TAB = (".tsv", ".txt", ".tab")
 
 
@@ -28,7 +28,7 @@ def read_cells(file: Path, labels: Path | None = None) -> AnnData:
     Parameters
     ----------
     file
-        See `FILES`; of a .h5mu the modality "rna", or the only one.
+        See `pyrocell.cli.words.FILES`; of a .h5mu the modality "rna", or the only one.
     labels
         Table (.csv, or with tabs .tsv) whose first column names cells; its columns join `.obs`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -12,9 +12,18 @@ import pandas as pd
 from pyrocell.errors import ScreenError
 from pyrocell.screen.labels import PERTURBATION_TYPES
 
-__all__ = ["COLUMNS", "ScreenSetup"]
+__all__ = ["COLUMNS", "ScreenSetup", "resembling_columns"]
 
 _COLUMN, _LABEL = "COLUMN", "LABEL"
+# How columns are usually called that an argument could have named.
+_LOOKS_LIKE = {
+    "batch_key": "batch lane plate library gem_group replicate channel".split(),
+    "media_key": "media medium stim stimulus stimulation treatment drug condition cytokine".split(),
+    "time_key": "time day days hour hours timepoint time_point".split(),
+    "guide_key": "guide guides sgrna grna guide_id sgrna_id".split(),
+    "laboratory_key": "lab laboratory site".split(),
+    "categorical_covariate_keys": "donor patient cell_line sex genotype".split(),
+}
 
 
 def _argument(default: Any, help: str, metavar: str = _COLUMN, **more: Any) -> Any:
@@ -98,3 +107,27 @@ def _check_name(argument: str, value: Any) -> None:
 
 
 COLUMNS: tuple[Field, ...] = fields(ScreenSetup)
+
+
+def resembling_columns(
+    columns: Sequence[str], arguments: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """Columns that look as if they belonged to the screen, by the argument that names none.
+
+    Parameters
+    ----------
+    columns
+        Of `.obs`.
+    arguments
+        Of `setup_anndata`.
+    """
+    taken = set()
+    for name, value in arguments.items():
+        if name.endswith(("_key", "_keys")):
+            taken.update([value] if isinstance(value, str) else value or ())
+    found = {}
+    for argument, words in _LOOKS_LIKE.items():
+        alike = [c for c in columns if c not in taken and c.casefold() in words]
+        if alike and not arguments.get(argument):
+            found[argument] = alike
+    return found

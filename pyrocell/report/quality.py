@@ -96,3 +96,14 @@ def strongest(effects: pd.DataFrame, n: int) -> pd.DataFrame:
     """The n effects whose intervals lie farthest from zero."""
     bound = pd.Series(np.maximum(effects["lower"], -effects["upper"]))
     return effects.loc[bound.nlargest(n).index]
+
+
+def judged(model, tables) -> tuple[pd.DataFrame, tuple[str, str]]:
+    """Placeholder until verdicts() is merged."""
+    from pyrocell.report.summary import quality_table
+
+    table = quality_table(model, tables).set_axis(["check", "value", "verdict"], axis=1)
+    bad = table["verdict"].isin(["poor", "controls differ", "falling"])
+    table["level"] = np.where(bad, "bad", "good")
+    table["reason"] = table["remedy"] = ""
+    return table, ("bad", "x") if bad.any() else ("good", "y")

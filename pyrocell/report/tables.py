@@ -12,6 +12,8 @@ import pandas as pd
 from pyrocell._core.messages import join_names
 from pyrocell.errors import PyrocellError
 from pyrocell.posterior.effect_checks import effect_checks
+from pyrocell.report.knockouts import labels_of, perturbation_table
+from pyrocell.screen.screen import Screen
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
@@ -21,6 +23,11 @@ __all__ = ["FORMATS", "TABLES", "check_format", "collect", "write_tables"]
 FORMATS = ("csv", "parquet")
 TABLES = (
     "perturbation_effects",
+    "combination_effects",
+    "effects_over_time",
+    "perturbations",
+    "assumptions",
+    "gene_sets",
     "batch_effects",
     "media_effects",
     "media_gains",
@@ -50,7 +57,8 @@ def collect(
 ) -> dict[str, pd.DataFrame]:
     """Tables of everything that the model can say, by name; those in `TABLES` that apply.
 
-    Effects are at the last time, in the baseline medium and in every other.
+    Effects of single perturbations and of combinations are at the last time, in the baseline medium
+    and in every other; `effects_over_time` has every measured time.
     """
     screen = model.screen
     tables: dict[str, pd.DataFrame] = {}
@@ -61,6 +69,25 @@ def collect(
             [model.perturbation_effects(media=media, n_samples=n_samples) for media in places],
             ignore_index=True,
         )
+        combinations = [name for name in labels_of(screen) if name not in screen.perturbations]
+        if combinations:
+            say("effects of combinations")
+            tables["combination_effects"] = pd.concat(
+                [
+                    model.perturbation_effects(combinations, media=media, n_samples=n_samples)
+                    for media in places
+                ],
+                ignore_index=True,
+            )
+        if len(screen.times) > 1:
+            say("effects over time")
+            tables["effects_over_time"] = pd.concat(
+                [
+                    model.perturbation_effects(media=media, time=time, n_samples=n_samples)
+                    for media, time in _measured(screen)
+                ],
+                ignore_index=True,
+            )
     if len(screen.batches) > 1:
         say("batch effects")
         tables["batch_effects"] = model.batch_effects(n_samples=n_samples)
@@ -70,6 +97,10 @@ def collect(
     if screen.media and screen.perturbations:
         say("gains on the response to media")
         tables["media_gains"] = model.media_gains(n_samples=n_samples)
+    say("assumptions")
+    tables["assumptions"] = model.assumptions()
+    if screen.perturbations:
+        tables["perturbations"] = perturbation_table(model, tables)
     say("posterior predictive check")
     tables["predictive_check"] = model.posterior_predictive_check()
     tables["effect_checks"] = effect_checks(
@@ -82,6 +113,13 @@ def collect(
     tables["aliased"] = screen.aliased
     tables["history"] = model.history.reset_index()
     return tables
+
+
+def _measured(screen: Screen) -> list[tuple[str, float]]:
+    """Medium and time of perturbed cells."""
+    perturbed = screen.conditions[~screen.is_control]
+    places = perturbed[["media", "time"]].drop_duplicates().sort_values(["media", "time"])
+    return [(str(media), float(time)) for media, time in places.itertuples(index=False)]
 
 
 def _named_layout(model: PyroCell) -> pd.DataFrame:

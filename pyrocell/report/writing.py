@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,12 @@ from anndata.io import write_elem
 from pyrocell._compat import obs_table, var_table
 from pyrocell._core.files import together
 from pyrocell.errors import ModelFileError
+from pyrocell.report.content import content
 from pyrocell.report.figures import FIGURES, write_figures
+from pyrocell.report.gene_sets import enrichment, read_sets
+from pyrocell.report.html import render
+from pyrocell.report.knockouts import last_places, part_of
+from pyrocell.report.quality import judged
 from pyrocell.report.summary import quality_table, summary_text
 from pyrocell.report.tables import FORMATS, TABLES, check_format, collect, write_tables
 
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "annotated", "check_target", "write"]
 
-MODEL, CELLS, SUMMARY = "model", "annotated.h5ad", "summary.md"
+MODEL, CELLS, SUMMARY, PAGE = "model", "annotated.h5ad", "summary.md", "report.html"
 _TABLES, _FIGURES = "tables", "figures"
 _NAMES = 4000  # of columns, that fit into an attribute of HDF5
 _ALIGNED = ("obsm", "varm", "layers", "obsp", "varp")
@@ -89,16 +94,20 @@ def write(
     tables: str = "csv",
     n_samples: int = 200,
     color: str | None = None,
+    gene_sets: Sequence[str | Path] = (),
+    title: str | None = None,
+    command: str = "",
+    steps: pd.DataFrame | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> Report:
-    """Write a fitted model's answers: model, tables, annotated cells, figures, summary.
+    """Write a fitted model's answers: page, model, tables, annotated cells, figures, summary.
 
     Parameters
     ----------
     model
         A trained model.
     directory
-        Gets `model/`, `tables/`, `figures/`, `annotated.h5ad` and `summary.md`.
+        Gets `report.html`, `model/`, `tables/`, `figures/`, `annotated.h5ad` and `summary.md`.
     overwrite
         Replace what an earlier run left in the directory; other files in it stay.
     tables
@@ -107,6 +116,12 @@ def write(
         Posterior draws behind each table.
     color
         Column of `.obs` that colours the latent map; default: the batch.
+    gene_sets
+        Files (.gmt) of sets of genes that effects are tested for; needs gseapy.
+    title, command
+        Heading of the page (default: the directory's name), and what was typed, to be shown there.
+    steps
+        What was done to the counts before: name, rule, before, after.
     say
         Called with a line about each step.
 
@@ -118,14 +133,30 @@ def write(
     ------
     ModelFileError
         If the directory is not empty and `overwrite` is false.
+    PyrocellError
+        If a file of sets of genes cannot be used.
     """
     check_target(directory, overwrite, tables)
-    path = Path(directory)
+    path, sets = Path(directory), read_sets(gene_sets)
     say("model")
     model.save(path / MODEL, overwrite=True)
     found = collect(model, n_samples, say)
+    if sets and "perturbation_effects" in found:
+        say("sets of genes")
+        place = last_places(found["perturbation_effects"])[-1]
+        found["gene_sets"] = enrichment(part_of(found["perturbation_effects"], place), sets)
     with together(path, _names()) as new:
         text = _write_answers(model, found, new, tables, color, say)
+        say("page")
+        page = content(
+            model,
+            found,
+            *judged(model, found),
+            title=title or path.absolute().name,
+            command=command,
+            steps=steps,
+        )
+        (new / PAGE).write_text(render(page), encoding="utf-8")
     files = sorted(file for file in (path / MODEL).iterdir() if file.is_file())
     files += [path / name for name in _names() if (path / name).exists()]
     return Report(path, found, quality_table(model, found), text, files)
@@ -194,7 +225,7 @@ def _names() -> list[str]:
     """Every file that a report may have beside the model; those of an earlier one go."""
     names = [f"{_TABLES}/{name}.{kind}" for name in TABLES for kind in FORMATS]
     names += [f"{_FIGURES}/{name}.png" for name in FIGURES]
-    return [*names, CELLS, SUMMARY]
+    return [*names, CELLS, SUMMARY, PAGE]
 
 
 def annotated(model: PyroCell, tables: dict[str, pd.DataFrame]) -> AnnData:
