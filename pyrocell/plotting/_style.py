@@ -9,8 +9,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm, TwoSlopeNorm, to_rgb
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from pyrocell._core.messages import did_you_mean
@@ -81,7 +83,7 @@ def heat_map(
     image = ax.imshow(data, aspect="auto", interpolation="nearest", **style)
     beyond = diverging and bool((known > limit).any())
     _, height = inches(ax)
-    ax.figure.colorbar(
+    bar = ax.figure.colorbar(
         image,
         ax=ax,
         label=label if height > 1.6 else label.replace(" (", "\n("),
@@ -89,8 +91,19 @@ def heat_map(
         aspect=20 if height > 2 else 10,
         extend="both" if beyond else "neither",
     )
+    if not diverging:
+        plain_log(bar.ax.yaxis)
     name_ticks(ax, values.columns, "x", of[1])
     name_ticks(ax, values.index, "y", of[0])
+
+
+def plain_log(axis: Axis) -> None:
+    """Write the numbers of a logarithmic axis out, which also shows where "$" is a letter."""
+    low, high = sorted(axis.get_view_interval())
+    wide = low > 0 and high / low > 1e3
+    axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def name_ticks(ax: Axes, names: Iterable[str], axis: str, of: str = "") -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from pyrocell.errors import ScreenError
-from pyrocell.plotting._style import BLUE, GREY, ORANGE, describe, new_axes
+from pyrocell.plotting._style import BLUE, GREY, ORANGE, describe, new_axes, plain_log
 from pyrocell.training.best_epoch import KEPT
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def predictive_check(table: pd.DataFrame, axes: Sequence[Axes] | None = None) ->
         ax.plot(ends, ends, color="black", linewidth=0.8)
         if log:
             ax.set(xscale="log", yscale="log")
+            plain_log(ax.xaxis)
+            plain_log(ax.yaxis)
         ax.set_xlabel(f"observed {label}")
         ax.set_ylabel(f"replicated {label}")
     return panels

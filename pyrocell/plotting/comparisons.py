@@ -103,7 +103,7 @@ def volcano(
     ax.axhline(-np.log10(threshold), color=GREY, linewidth=0.8, linestyle=":")
     ax.set_xlabel(LFC)
     name = "local false sign rate" if column == "lfsr" else "p-value"
-    ax.set_ylabel(f"$-$log10 {name}")
+    ax.set_ylabel(f"−log10 {name}")
     of = f"{int(found.sum())} of {len(rows)} genes below {threshold:g}"
     describe(ax, "; ".join(filter(None, [f"{perturbation}: {of}", where(rows)])))
     return ax

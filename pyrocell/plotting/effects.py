@@ -151,11 +151,8 @@ def effect_intervals(
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel(LFC)
     fixed = [str(rows[c].iloc[0]) for c, many in zip(("perturbation", "gene"), several) if not many]
-    if len(fixed) == 2:
-        head = " → ".join(fixed)
-    else:
-        of = "; ".join([*fixed, f"the {len(rows)} effects farthest from zero"])
-        head = of if len(rows) == n else "; ".join([*fixed, f"{len(rows)} effects"])
+    shown = f"{len(rows)} effects" + (" farthest from zero" if len(rows) == n else "")
+    head = " → ".join(fixed) if len(fixed) == 2 else ": ".join([*fixed, shown])
     describe(ax, _title(head, rows), "orange: the interval excludes zero")
     return ax
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.plotting._style import GREY, describe, new_axes, palette
+from pyrocell.plotting._style import GREY, describe, new_axes, palette, plain_log
 
 __all__ = ["learning_curves"]
 
@@ -58,6 +58,7 @@ def learning_curves(
     for (name, error), style in zip((anchors or {}).items(), styles * len(anchors or ())):
         ax.axhline(error, color=GREY, linestyle=style, linewidth=1, label=name)
     ax.set_yscale("log")
+    plain_log(ax.yaxis)
     ax.set_xlabel("epoch")
     ax.set_ylabel(f"mean squared error, {column.replace('_', ' ')}")
     describe(ax, f"Error by epoch: mean of the seeds, and the band of {share:.0%} of them")

@@ -12,7 +12,16 @@ from matplotlib.axes import Axes
 from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.plotting._style import COLUMN, MARKERS, describe, name_ticks, new_axes, palette, short
+from pyrocell.plotting._style import (
+    COLUMN,
+    MARKERS,
+    describe,
+    name_ticks,
+    new_axes,
+    palette,
+    plain_log,
+    short,
+)
 
 __all__ = ["prediction"]
 
@@ -66,6 +75,7 @@ def prediction(
     lowest = shown.layers["lower"].min()
     if lowest > 0 and shown.layers["upper"].max() > 30 * lowest:
         ax.set_yscale("log")
+        plain_log(ax.yaxis)
     name_ticks(ax, names, "x", "genes")
     ax.set_ylabel("counts per cell")
     ax.grid(axis="x", alpha=0.3)

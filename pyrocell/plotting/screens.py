@@ -20,6 +20,7 @@ from pyrocell.plotting._style import (
     new_axes,
     page,
     palette,
+    plain_log,
     rows_height,
     short,
 )
@@ -66,7 +67,7 @@ def layout(screen: Screen | PyroCell, ax: Axes | None = None) -> Axes:
                 dark = n > np.nanmax(counts) ** 0.6
                 color = "white" if dark else "black"
                 ax.text(column, row, f"{n:.0f}", ha="center", va="center", color=color, fontsize=7)
-    describe(ax, f"{screen.n_cells:,} cells by perturbation (rows) and batch{_arms(screen)}")
+    describe(ax, f"{screen.n_cells:,} cells by perturbation and batch{_arms(screen)}")
     if lines:
         ax.set_xlabel("\n".join([*filter(None, [ax.get_xlabel()]), *lines]), fontsize=7, loc="left")
     return ax
@@ -142,7 +143,8 @@ def latent(
     n = f"{len(z):,} cells by resting state z"
     if color is None:
         cells = ax.hexbin(*points.T, gridsize=_HEXAGONS, mincnt=1, cmap="viridis", norm=LogNorm(1))
-        ax.figure.colorbar(cells, ax=ax, label="cells in a hexagon")
+        bar = ax.figure.colorbar(cells, ax=ax, label="cells in a hexagon")
+        plain_log(bar.ax.yaxis)
         describe(ax, n)
     else:
         rows = np.random.default_rng(0).permutation(len(z))[:_MAX_CELLS]

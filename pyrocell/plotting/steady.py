@@ -8,9 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from pyrocell.plotting._style import BLUE, GREY, ORANGE
+from pyrocell.plotting._style import BLUE, GREY, ORANGE, plain_log
 
 __all__ = ["steady_screen"]
 
@@ -75,9 +74,7 @@ def steady_screen(
     for ax in panels:
         ax.set_xscale("log")
         ax.set_xlabel("1 / cells earlier + 1 / cells later")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        plain_log(ax.xaxis)
     return panels
 
 

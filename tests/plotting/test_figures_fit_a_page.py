@@ -207,3 +207,20 @@ def test_colours_of_up_to_eight_categories_differ_in_lightness_or_hue_for_the_co
         seen = np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
         apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + np.eye(8)
         assert apart.min() > 0.1
+
+
+def test_numbers_on_logarithmic_axes_show_where_a_dollar_sign_is_a_letter(fitted):
+    """Reports draw so, since labels of cells may hold one."""
+    check = fitted.posterior_predictive_check(n_samples=5)
+    moved = tables(20)["steady_screen"]
+    with plt.rc_context({"text.parse_math": False}):
+        for axes in (
+            pyrocell.pl.layout(fitted),
+            pyrocell.pl.latent(fitted),
+            pyrocell.pl.predictive_check(check),
+            pyrocell.pl.steady_screen(*moved),
+            pyrocell.pl.volcano(effects_table(2), "gene0"),
+        ):
+            figure = np.atleast_1d(axes)[0].figure
+            figure.draw_without_rendering()
+            assert not [t for t in figure.findobj(plt.Text) if "$" in t.get_text()]
