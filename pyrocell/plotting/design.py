@@ -114,7 +114,7 @@ def layout_graph(layout: Layout | Screen, ax: Axes | None = None) -> Axes:
     ax.set_xlim(-0.9, 1.5)
     ax.set_axis_off()
     if len(parts) == 1:
-        seen = "every contrast can be told from batch noise"
+        seen = "contrasts of these conditions can be told from batch noise"
     else:
         seen = "contrasts between colours cannot be told from batch noise"
     plural = "" if len(parts) == 1 else "s"
