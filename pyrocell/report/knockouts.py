@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control, norm
 
 from pyrocell.screen.screen import Screen
 
@@ -24,8 +25,8 @@ __all__ = [
 LISTED = 0.1  # expected share of wrong signs among the genes that are called changed
 _FEW_CELLS = 20
 _SURE = 0.9  # posterior of an assumption from which it is said to hold; below 1 - _SURE, to fail
-_SPREADS = 3  # standard deviations from the others at which a response is called weakened
-_ENOUGH = 8  # gains whose median and spread say what the others do
+_ENOUGH = 8  # gains whose median says what the others do
+_SPREAD = 1.4  # largest sd of z-scores of gains over screens with shuffled labels
 
 
 def labels_of(screen: Screen) -> list[str]:
@@ -142,26 +143,29 @@ def _gain(out: pd.DataFrame, gains: pd.DataFrame | None, found: pd.DataFrame, me
     verdict = pd.Series("not tested", out.index, dtype=object)
     if len(tested):
         blocked = tested["posterior"].reindex(out.index)
-        away = _from_others(mine)
-        low, high = away < -_SPREADS, away > _SPREADS
-        verdict[blocked.notna()] = "as control"
+        listed, centre = _differs(mine, blocked.notna() & mine["mean"].notna())
+        low, high = listed & (mine["mean"] < centre), listed & (mine["mean"] > centre)
+        verdict[blocked.notna() & mine["mean"].notna()] = "as control"
         verdict[blocked.notna() & high] = "stronger"
         verdict[blocked.notna() & low] = "weakened"
         verdict[blocked > _SURE] = "blocked"
     out[f"response {medium}"] = verdict
 
 
-def _from_others(gains: pd.DataFrame) -> pd.Series:
-    """How far each gain lies from the others', in standard deviations.
+def _differs(gains: pd.DataFrame, tested: pd.Series) -> tuple[pd.Series, float]:
+    """Which gains differ from the others', in a list with 10% false ones expected; the others'.
 
-    On simulated screens the intervals of gains are too narrow, and their common scale is the least
-    certain of all: so where there are enough, the others say what no loss looks like.
+    The common scale of all gains is the least certain of them, so where there are enough they are
+    judged against their median. With shuffled labels z-scores had sd up to 1.4, which is what they
+    are divided by. The list is Benjamini and Hochberg's.
     """
-    centre, spread = 1.0, gains["sd"]
-    if gains["mean"].count() >= _ENOUGH:
-        centre = gains["mean"].median()
-        spread = np.hypot(spread, 1.4826 * (gains["mean"] - centre).abs().median())
-    return (gains["mean"] - centre) / spread
+    tested_mean = gains["mean"][tested]
+    centre = tested_mean.median() if len(tested_mean) >= _ENOUGH else 1.0
+    z = (tested_mean - centre) / (_SPREAD * gains["sd"][tested])
+    out = pd.Series(False, gains.index)
+    if len(z):
+        out[z.index] = false_discovery_control(2 * norm.sf(z.abs())) <= LISTED
+    return out, centre
 
 
 def _guides(screen: Screen, names: list[str]) -> pd.Series:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pyrocell.report.quality import convergence, share_inside, strongest
+from pyrocell.report.sentences import assumption_sections
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
@@ -61,6 +62,8 @@ def summary_text(model: PyroCell, tables: dict[str, pd.DataFrame], n_effects: in
     mixed = tables["aliased"][~tables["aliased"]["estimable"]]
     if len(mixed):
         parts += ["## What this layout cannot tell apart", _reasons(mixed)]
+    if "perturbations" in tables:
+        parts += ["## Perturbations", _perturbations(tables["perturbations"], model)]
     name = "perturbation_effects" if model.screen.perturbations else "media_effects"
     if name in tables:
         effects = tables[name]
@@ -69,6 +72,8 @@ def summary_text(model: PyroCell, tables: dict[str, pd.DataFrame], n_effects: in
         parts += [f"## Strongest {what}{place}", _effects(effects, model, n_effects)]
     if "media_gains" in tables:
         parts += ["## Lowest gains on a medium's response", _gains(tables["media_gains"])]
+    if "assumptions" in tables:
+        parts += ["## Assumptions", _assumptions(tables["assumptions"])]
     if "batch_effects" in tables:
         parts += ["## Batch effects", _batches(tables["batch_effects"])]
         if (mixed["contrast"] == "time").any():
@@ -96,22 +101,65 @@ def _reasons(mixed: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def _perturbations(table: pd.DataFrame, model: PyroCell, n: int = 15) -> str:
+    """What each perturbation did, those that change most genes first."""
+    screen = model.screen
+    changed = table["up"] + table["down"]
+    others = [f"changed {m}" for m in screen.media if f"changed {m}" in table]
+    order = (changed + table[others].sum(axis=1)).sort_values(ascending=False, kind="stable").index
+    top = table.loc[order[:n]]
+    shown = pd.DataFrame({"perturbation": top["perturbation"], "cells": top["n_cells"]})
+    if top["own_log2fc"].notna().any():
+        shown["own transcript"] = [
+            "" if np.isnan(x) else f"{x:+.0f}% (log2 {y:+z.2f})"
+            for x, y in zip(top["own_percent"], top["own_log2fc"])
+        ]
+    shown["up"], shown["down"] = top["up"], top["down"]
+    for name in others:
+        shown[name] = top[name]
+    for medium in screen.media:
+        if f"gain {medium}" in top:
+            gain = top[f"gain {medium}"].map(lambda g: "" if np.isnan(g) else f"{g:.2f}")
+            shown[f"response left, {medium}"] = gain + " " + top[f"response {medium}"]
+    shown["be careful"] = top["flags"]
+    lines = [_aligned(shown), "Up, down: genes in a list with 10% wrong signs expected."]
+    if len(table) > n:
+        lines.append(f"{len(table) - n:,} more: tables/perturbations.")
+    return "\n\n".join(lines)
+
+
+def _assumptions(found: pd.DataFrame) -> str:
+    """What holds, what does not, and what the layout cannot test."""
+    wrap = {"width": _WIDTH, "initial_indent": "- ", "subsequent_indent": "  "}
+    lines = []
+    for section in assumption_sections(found):
+        said = " ".join(section["lines"])
+        rest = section["n_all"] - section["n_tested"]
+        if rest:
+            first = section["untested"][0]
+            said += f" Cannot be tested for {rest:,} of {section['n_all']:,}: {first['reason']}."
+            said += f" Next screen: {first['remedy']}." if first["remedy"] else ""
+        lines.append(textwrap.fill(f"{section['title']} {said.strip()}", **wrap))
+    return "\n".join(lines)
+
+
 def _effects(effects: pd.DataFrame, model: PyroCell, n: int) -> str:
     top = strongest(effects, n)
-    columns = ["perturbation", "gene", "change", "interval", "probability"]
+    columns = ["perturbation", "gene", "log2", "change", "interval", "probability"]
     shown = pd.DataFrame(
         {
             "perturbation": top["perturbation"],
             "media": top["media"],
             "gene": top["gene"],
-            "change": top["mean"].map("{:+z.2f}".format),
-            "interval": _interval(top),
+            "log2": (top["mean"] / np.log(2)).map("{:+z.2f}".format),
+            "change": (100 * np.expm1(top["mean"])).map("{:+.0f}%".format),
+            "interval": _interval(top[["lower", "upper"]] / np.log(2)),
             "probability": top["prob_direction"].map("{:.3f}".format),
         }
     )
     if model.screen.media:
         columns.insert(1, "media")
-    return _aligned(shown[columns]) + "\n\nchange: natural-log fold change against control."
+    return _aligned(shown[columns]) + "\n\nAgainst control; intervals of log2, 90%."
 
 
 def _gains(table: pd.DataFrame) -> str:

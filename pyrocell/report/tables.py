@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "TABLES", "check_format", "collect", "write_tables"]
 
 FORMATS = ("csv", "parquet")
+# Counts that the predictive check simulates in each draw, and the cells that this may come to.
+_SIMULATED, _FEWEST, _MOST = 2_000_000, 500, 5_000
 TABLES = (
     "perturbation_effects",
     "combination_effects",
@@ -102,7 +104,8 @@ def collect(
     if screen.perturbations:
         tables["perturbations"] = perturbation_table(model, tables)
     say("posterior predictive check")
-    tables["predictive_check"] = model.posterior_predictive_check()
+    n_cells = max(_FEWEST, min(_MOST, _SIMULATED // len(screen.genes)))
+    tables["predictive_check"] = model.posterior_predictive_check(n_cells=n_cells)
     tables["effect_checks"] = effect_checks(
         model.perturbation_effects, model.screen, tables.get("perturbation_effects")
     )

@@ -19,7 +19,7 @@ from pyrocell.report import write
 from pyrocell.report.content import content
 from pyrocell.report.gene_sets import enrichment, read_sets
 from pyrocell.report.html import render
-from pyrocell.report.knockouts import measured_effects, perturbation_table
+from pyrocell.report.knockouts import _differs, measured_effects, perturbation_table
 from pyrocell.report.sentences import assumption_sections, changed_genes
 from pyrocell.report.tables import collect
 
@@ -197,6 +197,19 @@ def test_a_screen_of_media_alone_has_a_page(make_screen, build, verdicts, tmp_pa
     report = write(model, tmp_path / "out", n_samples=10)
     held = data_of((report.directory / "report.html").read_text(encoding="utf-8"))["content"]
     assert held["perturbations"] == [] and held["effects"] is None
+
+
+def test_responses_that_differ_are_listed_as_often_as_said_where_nothing_differs():
+    rng = np.random.default_rng(0)
+    false = 0
+    for _ in range(200):
+        z = 1.4 * rng.normal(size=20) + rng.normal()  # as with shuffled labels
+        gains = pd.DataFrame({"mean": 1 + 0.05 * z, "sd": 0.05})
+        false += int(_differs(gains, pd.Series(True, gains.index))[0].any())
+    assert false <= 200 * 0.1 + 3 * np.sqrt(200 * 0.1 * 0.9)
+    gains.loc[3, "mean"] = 0.6
+    listed, _ = _differs(gains, pd.Series(True, gains.index))
+    assert listed[3]
 
 
 def test_the_same_reason_is_said_once():

@@ -99,6 +99,7 @@
 
   // ------------------------------------------------------------------ perturbations
   const E = C.effects, P = C.perturbations;
+  const left = (p) => Math.min(9, ...C.media.slice(1).map((m) => p["gain " + m] ?? 9));
   const has = (key) => P.some((p) => p[key] !== null && p[key] !== undefined && p[key] !== "");
   if (!E) {
     for (const id of ["knockouts", "one", "pattern", "genes"]) hide(id);
@@ -117,7 +118,7 @@
     if (has("n_guides")) columns.push(["n_guides", "guides", whole]);
     columns.push(["n_batches", "batches", whole], ["flags", "be careful"]);
     const found = table("knockout-table", columns.map(([, title, form]) => column(title, form)),
-      P.slice().sort((a, b) => total(b) - total(a)).map((p) => columns.map(([key]) => (p[key] === undefined ? null : p[key]))),
+      P.slice().sort((a, b) => total(b) - total(a) || left(a) - left(b)).map((p) => columns.map(([key]) => (p[key] === undefined ? null : p[key]))),
       { rowId: (row) => "k" + P.findIndex((p) => p.perturbation === row[0]) });
     $("#knockout-table tbody").on("click", "tr", function () {
       const row = found.row(this).data();
@@ -128,7 +129,7 @@
     for (const p of P) $id("choose").append(el("option", p.perturbation, { value: p.perturbation }));
     for (const place of E.places) $id("choose-media").append(el("option", place.media, { value: place.media }));
     if (E.places.length < 2) $id("media-label").hidden = true; else $id("choose-media").value = E.places[E.places.length - 1].media;
-    const strongest = P.reduce((a, b) => (total(b) > total(a) ? b : a), P[0]);
+    const strongest = P.reduce((a, b) => (total(b) > total(a) || (total(b) === total(a) && left(b) < left(a)) ? b : a), P[0]);
     $id("choose").value = strongest.perturbation;
     $id("choose").addEventListener("change", show);
     $id("choose-media").addEventListener("change", show);
