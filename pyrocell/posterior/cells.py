@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -11,13 +10,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyrocell._core.messages import did_you_mean
 from pyrocell._core.random import stream
 from pyrocell.data.loader import CellDataset
-from pyrocell.errors import ScreenError
+from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.posterior.fitted_screen import Blocks, FittedScreen
 from pyrocell.posterior.output import OutputTarget
 
-__all__ = ["cells_by", "latent", "normalised"]
+__all__ = ["cells_by", "latent", "normalised", "normalised_draws", "positions_of"]
 
 
 def latent(fit: FittedScreen, cells: CellDataset, batch_size: int) -> Blocks:
@@ -33,8 +33,7 @@ def normalised(
     library_size: float | None,
     batch_corrected: bool,
     genes: np.ndarray | None = None,
-    draw: int | None = None,
-    n_draws: int = 1,
+    draw: tuple[int, dict[str, Tensor]] | None = None,
 ) -> Blocks:
     """Expected expression, (cells, G), some cells at a time; at posterior means, or in one draw.
 
@@ -46,13 +45,11 @@ def normalised(
         That of each cell; None: its own depth.
     genes
         Columns; default: all.
-    draw, n_draws
-        Which joint draw, of how many; None: posterior means.
+    draw
+        Number of a joint draw, and its values; states are drawn, too. None: posterior means.
     """
     model = fit.model
-    values = fit.posterior.mean()
-    if draw is not None:
-        values = next(islice(fit.posterior.draws(n_draws), draw, None))
+    values = fit.posterior.mean() if draw is None else draw[1]
     table = model.conditions if cells.conditions is None else cells.conditions
     columns = slice(None) if genes is None else genes
 
@@ -75,10 +72,47 @@ def normalised(
         depth = args["log_size"].exp()[:, None] if library_size is None else library_size
         return (level * depth)[:, columns].cpu().numpy()
 
-    rng = np.random.default_rng(stream("normalised", 0 if draw is None else draw))
+    rng = np.random.default_rng(stream("normalised", 0 if draw is None else draw[0]))
     for rows, loc, scale, args in _encoded(fit, values, cells, batch_size):
         noise = 0 if draw is None else scale * rng.standard_normal(loc.shape, np.float32)
         yield rows, expect(loc + noise, args)
+
+
+def normalised_draws(
+    fit: FittedScreen,
+    cells: CellDataset,
+    batch_size: int,
+    library_size: float | None,
+    batch_corrected: bool,
+    genes: np.ndarray | None,
+    n_samples: int,
+) -> np.ndarray:
+    """Expected expression in joint draws of parameters and states, (S, cells, G)."""
+    found = []
+    for draw in enumerate(fit.posterior.draws(n_samples)):
+        options = (batch_size, library_size, batch_corrected, genes, draw)
+        found.append(np.concatenate([block for _, block in normalised(fit, cells, *options)]))
+    return np.stack(found)
+
+
+def positions_of(genes: pd.Index, names: Sequence[str] | None) -> np.ndarray | None:
+    """Positions of named genes, (n,); None for all.
+
+    Raises
+    ------
+    UnknownLabelError
+        If a name is none of the genes.
+    """
+    if names is None:
+        return None
+    names = [names] if isinstance(names, str) else list(names)
+    found = genes.get_indexer(pd.Index(names))
+    if (found < 0).any():
+        unknown = names[int(np.flatnonzero(found < 0)[0])]
+        raise UnknownLabelError(
+            f'"{unknown}" is not a gene of the model{did_you_mean(unknown, genes)}'
+        )
+    return found
 
 
 def _encoded(
