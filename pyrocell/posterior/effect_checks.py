@@ -45,7 +45,11 @@ _LIST = 0.1  # expected share of wrong signs in a list
 
 
 def _outside(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> pd.DataFrame:
-    """Well-counted pairs: perturbation, media, and whether the counts alone speak against them."""
+    """Well-counted pairs: what the counts alone say of the posterior means.
+
+    `outside`: whether they speak against one; `agreement` over `weight`, summed over pairs, is the
+    slope of the counts' own effects on the posterior means, weighted by precision.
+    """
     keys = ["perturbation", "media", "time", "gene"]
     both = effects.merge(counts_alone, on=keys, suffixes=("", "_alone"))
     well = (both["count"] >= _WELL_COUNTED) & (both["count_control"] >= _WELL_COUNTED)
@@ -54,7 +58,12 @@ def _outside(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> pd.DataFrame:
     shift = (both["mean"] - both["mean_alone"]).groupby(both["perturbation"]).transform("median")
     away = (both["mean"] - both["mean_alone"] - shift).abs()
     width = norm.ppf(0.5 + _OUTSIDE / 2) * np.hypot(both["sd_alone"], 0.02)
-    return both[["perturbation", "media", "time"]].assign(outside=away > width)
+    weight = 1 / (both["sd_alone"] ** 2 + 0.02**2)
+    return both[["perturbation", "media", "time"]].assign(
+        outside=away > width,
+        weight=weight * both["mean"] ** 2,
+        agreement=weight * both["mean"] * (both["mean_alone"] + shift),
+    )
 
 
 def disagreement(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> float:
@@ -71,11 +80,14 @@ def disagreement(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> float:
 
 
 def disagreements(ask: Ask, effects: pd.DataFrame) -> pd.DataFrame:
-    """The same share for each condition of a table of effects, wherever the counts can say it.
+    """What the counts alone say of each condition of a table of effects, wherever they can.
 
     Returns
     -------
-    DataFrame with perturbation, media, time, outside (a share) and n_genes (well-counted ones).
+    DataFrame with perturbation, media, time; outside, the share of `disagreement`; n_genes, of the
+    well-counted ones; slope and slope_se, of the counts' own effects on the posterior means. A
+    posterior that shrinks has a slope of 1 or more; effects that are too large, of another sign or
+    of another perturbation have less.
     """
     found = []
     for (media, time), mine in effects.groupby(["media", "time"], sort=False, dropna=False):
@@ -87,8 +99,12 @@ def disagreements(ask: Ask, effects: pd.DataFrame) -> pd.DataFrame:
             continue
         both = _outside(mine, alone)
         groups = both.groupby(["perturbation", "media", "time"], sort=False, dropna=False)
-        found.append(groups["outside"].agg(outside="mean", n_genes="size").reset_index())
-    columns = ["perturbation", "media", "time", "outside", "n_genes"]
+        table = groups["outside"].agg(outside="mean", n_genes="size")
+        sums = groups[["agreement", "weight"]].sum()
+        table["slope"] = sums["agreement"] / sums["weight"].clip(lower=1e-12)
+        table["slope_se"] = 1 / np.sqrt(sums["weight"].clip(lower=1e-12))
+        found.append(table.reset_index())
+    columns = ["perturbation", "media", "time", "outside", "n_genes", "slope", "slope_se"]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
 
 

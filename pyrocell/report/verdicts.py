@@ -20,7 +20,9 @@ LEVELS = ("bad", "look", "good", "not tested")
 _NAMES = 5  # that are written out
 _FEW_CELLS = 20
 _OUTSIDE = 0.05  # share of a perturbation's well-counted genes outside the counts' own 99%
-_MANY = 0.1  # share of perturbations of which that may be said
+_MANY = 0.1  # share of conditions of which that may be said
+# Slope of the counts' own effects on those reported: shrinkage makes it 1 or more.
+_SLOPE, _ERRORS = 0.9, 3
 _ENOUGH_INSIDE, _POOR_INSIDE = 0.9, 0.8  # share of genes in the predictive band
 _INFORMATIVE, _FEWEST_GENES = 1.0, 10  # width of a band over its value, and genes with such a band
 _STATISTICS = {"mean": "mean", "variance": "variance", "zero_fraction": "fraction of zeros"}
@@ -208,22 +210,31 @@ def _against_counts(model: PyroCell, tables: dict[str, pd.DataFrame]) -> Verdict
             "counts alone allow nearly every effect.",
             "Look at lists (fdr) only, and at what is found with labels shuffled.",
         )  # fmt: skip
-    off = judged[judged["outside"] > _OUTSIDE].sort_values("outside", ascending=False)
-    share = len(off) / len(judged)
-    level = "good" if not len(off) else "bad" if share > _MANY or len(judged) <= 10 else "look"
-    if level == "bad" and float(off["outside"].max()) < 2 * _OUTSIDE and share <= 0.5:
-        level = "look"
-    value = f"{len(off):,} of {len(judged):,} conditions off"
+    far = judged["outside"] > _OUTSIDE
+    flat = judged["slope"] + _ERRORS * judged["slope_se"] < _SLOPE
+    off = judged[far | flat].sort_values("slope")
+    precision = 1 / judged["slope_se"] ** 2
+    slope = float((judged["slope"] * precision).sum() / precision.sum())
+    error = float(precision.sum() ** -0.5)
+    value = f"{len(off):,} of {len(judged):,} conditions off; slope {slope:.2f} ± {error:.2f}"
+    if slope + _ERRORS * error < _SLOPE or len(off) > max(1, _MANY * len(judged)):
+        level = "bad"
+    else:
+        level = "look" if len(off) else "good"
+    said = (
+        f"The counts' own effects rise by {slope:.2f} ± {error:.2f} per unit of the effects reported"
+        " (1: as large as reported; above: reported smaller than seen, as by shrinkage)"
+    )
     if level == "good":
-        return Verdict(
-            name, value, level, "", "Nowhere do more than 5% of the well-counted genes lie outside "
-            "the 99% interval of the counts alone.", "",
-        )  # fmt: skip
-    places = [f"{r.perturbation} in {r.media} ({r.outside:.0%} of genes)" for r in off.itertuples()]
+        return Verdict(name, value, level, "", f"{said}, and no condition stands out.", "")
+    places = [
+        f"{r.perturbation} in {r.media} (slope {r.slope:.2f}, {r.outside:.0%} of genes outside)"
+        for r in off.itertuples()
+    ]
+    stand = f"; these stand out: {_some(places)}" if places else ""
     return Verdict(
         name, value, level, "effects and counts disagree",
-        "More than 5% of the well-counted genes have a posterior mean outside the 99% interval of "
-        f"the counts alone: {_some(places)}.",
+        f"{said}{stand}. Outside: the posterior mean is not in the 99% interval of the counts.",
         "Read these conditions from perturbation_effects(shrunken=False). Are their labels right, "
         "do their cells come from few batches, do batches or donors respond differently?",
     )  # fmt: skip
