@@ -742,8 +742,8 @@ class PyroCell(BaseModelClass):
         Returns
         -------
         AnnData. `X` and layer `lfc`: posterior means of natural-log fold changes; layers `log2fc`,
-        `sd`, `lower`, `upper`, `lfsr`, `fdr`, `count`; `.obs` with n_cells, n_up and n_down (genes
-        listed at fdr <= .1) and media; `.var` with count_control.
+        `sd`, `lower`, `upper`, `lfsr`, `fdr`, `count`; `.obs` with perturbation, n_cells, n_up and
+        n_down (genes listed at fdr <= .1) and media; `.var` with count_control.
         """
         asked = (perturbations, media, time, n_samples, credible_level)
         table = cast("pd.DataFrame", self.perturbation_effects(*asked))

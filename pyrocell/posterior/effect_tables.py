@@ -43,7 +43,8 @@ def effects_adata(effects: pd.DataFrame, fit: FittedScreen) -> AnnData:
     if fit.screen.times and not pd.isna(time):
         here &= np.isclose(now["time"].to_numpy(dtype=float), time)
     cells = now[here].groupby("perturbation")["n_cells"].sum()
-    obs = pd.DataFrame(index=pd.Index([str(name) for name in names], name="perturbation"))
+    labels = [str(name) for name in names]
+    obs = pd.DataFrame({"perturbation": pd.Categorical(labels, labels)}, index=labels)
     obs["n_cells"] = cells.reindex(names).fillna(0).astype(int).to_numpy()
     listed = layers["fdr"] <= 0.1
     obs["n_up"], obs["n_down"] = (
@@ -51,7 +52,7 @@ def effects_adata(effects: pd.DataFrame, fit: FittedScreen) -> AnnData:
         (listed & (layers["lfc"] < 0)).sum(1),
     )
     obs["media"] = str(media)
-    var = pd.DataFrame(index=pd.Index(genes.astype(str), name="gene"))
+    var = pd.DataFrame(index=genes.astype(str).rename(None))
     var["count_control"] = effects["count_control"].to_numpy()[: shape[1]]
     uns = {"pyrocell": {"media": str(media), "time": float(time), "unit_of_X": "natural log"}}
     return AnnData(layers["lfc"].copy(), obs=obs, var=var, layers=layers, uns=uns)
