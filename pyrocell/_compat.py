@@ -49,7 +49,8 @@ def inference_data(
         return az.from_dict(groups, coords=coords, dims=dims)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="More chains")
-        return az.from_dict(**groups, coords=coords, dims=dims)
+        named: dict[str, Any] = {**groups, "coords": coords, "dims": dims}
+        return az.from_dict(**named)
 
 
 def materialise_view(adata: AnnData) -> None:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMPORTED_AS = {
     "vl-convert-python": "vl_convert",
     "pot": "ot",
+    "umap-learn": "umap",
     "pyro-ppl": "pyro",
     "scikit-learn": "sklearn",
     "scvi-tools": "scvi",

@@ -102,8 +102,8 @@ def _list(reasons: pd.Series, most: int = _MOST) -> str:
 def shuffle_text(found: pd.DataFrame) -> str:
     """What was found where labels mean nothing, and whether that is too much."""
     lines = []
-    for row in found.itertuples():
-        when = "" if pd.isna(row.time) else f" at time {row.time:g}"
+    for row, time in zip(found.itertuples(), found["time"].to_numpy(float)):
+        when = "" if np.isnan(time) else f" at time {time:g}"
         lines.append(
             f"{row.media}{when}: {row.verdict}; {row.excluding_zero:.1%} of 90% intervals exclude "
             f"zero, {row.listed:.2%} of the pairs are listed, all labels have {row.common:.3f} in "

@@ -8,7 +8,7 @@ what the counts alone allow. What all perturbations do alike may be the controls
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -90,8 +90,9 @@ def disagreements(ask: Ask, effects: pd.DataFrame) -> pd.DataFrame:
     of another perturbation have less.
     """
     found = []
-    for (media, time), mine in effects.groupby(["media", "time"], sort=False, dropna=False):
-        when = None if pd.isna(time) else time
+    places = effects.groupby(["media", "time"], sort=False, dropna=False)
+    for (media, time), mine in places:
+        when = None if np.isnan(float(cast("Any", time))) else time
         singles = list(dict.fromkeys(mine["perturbation"]))
         try:
             alone = ask(singles, media=media, time=when, shrunken=False)

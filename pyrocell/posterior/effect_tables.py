@@ -140,7 +140,7 @@ def _detected(fit: FittedScreen, media: str, time: float | None) -> Any:
         seen = np.zeros(len(screen.genes))
         for first in range(0, len(cells), _CELLS):
             rows = fit.data.counts[cells[first : first + _CELLS]]
-            seen += np.asarray((rows > 0).sum(0)).ravel()
+            seen += np.bincount(rows.indices[rows.data > 0], minlength=len(seen))
         return len(cells), seen
 
     return of

@@ -127,7 +127,7 @@ def _effects(effects: pd.DataFrame, model: PyroCell, n: int) -> str:
             "media": top["media"],
             "gene": top["gene"],
             "log2": (top["mean"] / np.log(2)).map("{:+z.2f}".format),
-            "change": (100 * np.expm1(top["mean"])).map("{:+.0f}%".format),
+            "change": (100 * (np.exp(1) ** top["mean"] - 1)).map("{:+.0f}%".format),
             "interval": _interval(top[["lower", "upper"]] / np.log(2)),
             "probability": top["prob_direction"].map("{:.3f}".format),
         }

@@ -95,6 +95,7 @@ def write(
     n_samples: int = 200,
     color: str | None = None,
     gene_sets: Sequence[str | Path] = (),
+    umap: bool = False,
     title: str | None = None,
     command: str = "",
     steps: pd.DataFrame | None = None,
@@ -118,6 +119,8 @@ def write(
         Column of `.obs` that colours the latent map; default: the batch.
     gene_sets
         Files (.gmt) of sets of genes that effects are tested for; needs gseapy.
+    umap
+        Also put a UMAP of the resting state into the annotated cells (half a minute for 15,000).
     title, command
         Heading of the page (default: the directory's name), and what was typed, to be shown there.
     steps
@@ -146,7 +149,7 @@ def write(
         place = last_places(found["perturbation_effects"])[-1]
         found["gene_sets"] = enrichment(part_of(found["perturbation_effects"], place), sets)
     with together(path, _names()) as new:
-        text = _write_answers(model, found, new, tables, color, say)
+        text = _write_answers(model, found, new, tables, color, umap, say)
         say("page")
         page = content(
             model,
@@ -169,6 +172,7 @@ def _write_answers(
     path: Path,
     tables: str,
     color: str | None,
+    umap: bool,
     say: Callable[[str], None],
 ) -> str:
     """Write everything but the model; return the summary."""
@@ -180,7 +184,11 @@ def _write_answers(
         said.append(message)
         say(message)
 
-    writable(annotated(model, found), note).write_h5ad(path / CELLS, compression="gzip")
+    cells = writable(annotated(model, found), note)
+    if umap:
+        say("UMAP")
+        cells.obsm["X_pyrocell_umap"] = umap_of(np.asarray(cells.obsm["X_pyrocell"]))
+    cells.write_h5ad(path / CELLS, compression="gzip")
     say("figures")
     write_figures(model, found, path / _FIGURES, color, note)
     text = summary_text(model, found)
@@ -188,6 +196,19 @@ def _write_answers(
         text += "\n## Left out\n\n" + "\n".join(f"- {line}" for line in said) + "\n"
     (path / SUMMARY).write_text(text, encoding="utf-8")
     return text
+
+
+def umap_of(states: np.ndarray) -> np.ndarray:
+    """Two dimensions of resting states, (cells, 2), by UMAP with its own defaults and a fixed seed.
+
+    Distances between far groups mean little there; `pl.latent` says how much of the variance of the
+    states lies between groups.
+    """
+    from umap import UMAP  # loads numba's compiler
+
+    neighbours = min(15, len(states) - 1)
+    found = UMAP(n_neighbors=neighbours, random_state=0, n_jobs=1).fit_transform(states)
+    return np.asarray(found, np.float32)
 
 
 def writable(adata: AnnData, say: Callable[[str], None]) -> AnnData:
