@@ -221,7 +221,10 @@ def _against_counts(model: PyroCell, tables: dict[str, pd.DataFrame]) -> Verdict
         level = "bad"
     else:
         level = "look" if len(off) else "good"
-    said = f"The counts' own effects rise by {slope:.2f} ± {error:.2f} per unit of those reported (1: as large as reported; above: reported smaller than seen, as by shrinkage)"
+    said = (
+        f"The counts' own effects rise by {slope:.2f} ± {error:.2f} per unit of those reported (1: "
+        "as large as reported; above: reported smaller than seen, as by shrinkage)"
+    )
     if level == "good":
         return Verdict(name, value, level, "", f"{said}, and no condition stands out.", "")
     places = [
