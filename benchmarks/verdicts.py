@@ -39,8 +39,8 @@ def simulated(kind: str, seed: int):
 
 def registered(cells) -> pyrocell.PyroCell:
     """An untrained model."""
-    keys = {f"{key}_key": key for key in ("media", "time") if key in cells.obs}
-    pyrocell.PyroCell.setup_anndata(cells, **keys)
+    simulated_media = "media" in cells.obs and cells.obs["media"].nunique() > 1
+    pyrocell.PyroCell.setup_anndata(cells, media_key="media" if simulated_media else None)
     return pyrocell.PyroCell(cells)
 
 

@@ -217,7 +217,7 @@ def _against_counts(model: PyroCell, tables: dict[str, pd.DataFrame]) -> Verdict
     slope = float((judged["slope"] * precision).sum() / precision.sum())
     error = float(precision.sum() ** -0.5)
     value = f"{len(off):,} of {len(judged):,} conditions off; slope {slope:.2f} ± {error:.2f}"
-    if slope + _ERRORS * error < _SLOPE or len(off) > max(1, _MANY * len(judged)):
+    if flat.any() or slope + _ERRORS * error < _SLOPE or far.sum() > max(1, _MANY * len(judged)):
         level = "bad"
     else:
         level = "look" if len(off) else "good"

@@ -59,6 +59,32 @@ def test_figures_of_files_are_those_of_the_results_files(monkeypatch):
     assert "<!-- files: begin" in text and render.rendered(text) == text
 
 
+def test_tables_of_record_are_those_of_the_results_files(monkeypatch):
+    render = script("render_record", monkeypatch)
+    pages = render.pages()
+    assert {"README.md", "measured.md", "verdicts.md"} <= {page.name for page in pages}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert render.rendered(text) == text, f"{page.name}: run make figures"
+
+
+def test_a_figure_says_when_the_code_that_it_measures_has_changed(monkeypatch, tmp_path):
+    sources = script("sources", monkeypatch)
+    room = tmp_path / "pyrocell" / "views"
+    room.mkdir(parents=True)
+    (room / "rna.py").write_text('"""Words."""\n\nx = 1  # words\n')
+    before = sources.code_of(["views"], tmp_path)
+    (room / "rna.py").write_text('"""Other words."""\n# more\nx = 1  # words\n')
+    assert sources.code_of(["views"], tmp_path) == before
+    (room / "rna.py").write_text('"""Words."""\n\nx = 2  # words\n')
+    assert sources.code_of(["views"], tmp_path) != before
+    made = {"commit": "abc", "seeds": [1], "date": "2026-01-01", "machine": "m"}
+    line = sources.origin(["a.py"], [made | {"code": "old"}])
+    assert line.endswith("the code has changed since.")
+    line = sources.origin(["a.py"], [made | {"code": sources.code_of()}])
+    assert line == "`benchmarks/a.py`, seeds 1; commit abc, 2026-01-01, m."
+
+
 def test_the_api_page_lists_what_is_public(monkeypatch):
     render = script("render_api", monkeypatch)
     text = render.PAGE.read_text(encoding="utf-8")
