@@ -119,7 +119,7 @@ def pages() -> list:
 
 def main() -> None:
     """Render all pages."""
-    for path in pages():
+    for path in sorted(pages(), key=lambda path: path == PAGE):  # which looks into the others
         path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 

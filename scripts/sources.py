@@ -1,4 +1,4 @@
-"""Where rendered figures come from: script, commit, date, and whether the code has changed since."""
+"""Where rendered figures come from: script, commit, date, and whether code has changed since."""
 
 from __future__ import annotations
 
