@@ -37,6 +37,7 @@ __all__ = [
     "columns_of",
     "counts_by_label",
     "draws_against_first",
+    "draws_and_direction",
     "effect_draws",
     "expected_false_signs",
     "perturbation_effects",
@@ -323,11 +324,24 @@ def effect_draws(
     fit: FittedScreen, perturbations: Sequence[str], media: str, time: float | None, n_samples: int
 ) -> np.ndarray:
     """Joint draws of log-fold changes against control, (S, perturbations, G)."""
+    return draws_and_direction(fit, perturbations, media, time, n_samples)[0]
+
+
+def draws_and_direction(
+    fit: FittedScreen, perturbations: Sequence[str], media: str, time: float | None, n_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`effect_draws`, and the `prob_direction` of `perturbation_effects`, (perturbations, G).
+
+    The second is not the share of draws on one side of zero: where the states tell effects from
+    what a perturbation does to most genes, a change that may be the latter has no direction.
+    """
     if (asked := request_of_states(fit, perturbations, media, time)) is not None:
         assert fit.gene_level is not None
-        return fit.gene_level.columns(asked, n_samples).draws
+        found = fit.gene_level.columns(asked, n_samples)
+        return found.draws, np.maximum(found.above, found.below)
     parts = fit.parts(len(perturbations))
-    return stacked(effects(fit, perturbations, media, time, n_samples, parts), n_samples)
+    draws = stacked(effects(fit, perturbations, media, time, n_samples, parts), n_samples)
+    return draws, np.maximum((draws > 0).mean(0), (draws < 0).mean(0))
 
 
 def _normalise(fit: FittedScreen, values: dict[str, Tensor], shift: Tensor) -> Tensor:
