@@ -251,8 +251,10 @@ def _check_size(
         size["posterior_predictive"] = counts
     if "log_likelihood" in wanted.groups:
         size["log_likelihood"] = len(wanted.cells)
-    total = 4 * wanted.n * sum(size.values())
-    total += 4 * counts if "observed_data" in wanted.groups else 0
+    size = {name: 4 * wanted.n * entries for name, entries in size.items()}
+    if "observed_data" in wanted.groups:
+        size["observed_data"] = 4 * counts
+    total = sum(size.values())
     if total > budget:
         largest = max(size, key=lambda name: size[name])
         raise ScreenError(

@@ -20,6 +20,7 @@ from pyrocell.posterior.draws import check_draws
 from pyrocell.posterior.effects import (
     counts_by_label,
     draws_and_direction,
+    each_with_direction,
     expected_false_signs,
 )
 from pyrocell.posterior.fitted_screen import FittedScreen
@@ -44,7 +45,7 @@ def effects_adata(effects: pd.DataFrame, fit: FittedScreen) -> AnnData:
     media, time = effects["media"].iloc[0], effects["time"].iloc[0]
     here = (now["media"] == media).to_numpy()
     if fit.screen.times and not pd.isna(time):
-        here &= np.isclose(now["time"].to_numpy(dtype=float), time)
+        here = here & np.isclose(now["time"].to_numpy(dtype=float), time)
     cells = now[here].groupby("perturbation")["n_cells"].sum()
     labels = [str(name) for name in names]
     obs = pd.DataFrame({"perturbation": pd.Categorical(labels, labels)}, index=labels)
@@ -81,10 +82,13 @@ def differential_expression(
     )
     counted, detected = counts_by_label(fit, media, time), _detected(fit, media, time)
     other = _Cells(counted(label[reference]), *detected(label[reference]))
-    for name in groups:
-        asked = [name] if reference == screen.control else [name, reference]
-        draws, sure = draws_and_direction(fit, asked, media, time, n_samples)
-        change, sure = (draws[:, 0], sure[0]) if len(asked) == 1 else _difference(draws, sure)
+    where = media, time, n_samples
+    if reference == screen.control:
+        found = each_with_direction(fit, list(groups), *where)
+    else:
+        pairs = ([name, reference] for name in groups)
+        found = (_difference(*draws_and_direction(fit, pair, *where)) for pair in pairs)
+    for name, (change, sure) in zip(groups, found):
         cells = _Cells(counted(label[name]), *detected(label[name]))
         names = name, reference
         options = delta, fdr_target, mean_library

@@ -38,6 +38,7 @@ __all__ = [
     "counts_by_label",
     "draws_against_first",
     "draws_and_direction",
+    "each_with_direction",
     "effect_draws",
     "expected_false_signs",
     "perturbation_effects",
@@ -182,10 +183,7 @@ def _from_states(
 ) -> Found:
     """Summaries that are exact given each kept state; draws for the interval alone."""
     assert fit.gene_level is not None
-    n_genes = len(fit.screen.genes)
-    step = max(1, _HELD // (n_samples * n_genes))
-    parts = [slice(a, min(a + step, len(asked.blocks))) for a in range(0, len(asked.blocks), step)]
-    for part in progress(parts):
+    for part in progress(_rows_at_once(fit, len(asked.blocks), n_samples)):
         found = fit.gene_level.columns(asked.of_rows(part), n_samples)
         lower, upper = _interval(found.draws, credible_level)
         sure = np.maximum(found.above, found.below)
@@ -199,6 +197,12 @@ def _from_states(
                 "lfsr": np.clip(1 - sure, 0, 1),
             },
         )
+
+
+def _rows_at_once(fit: FittedScreen, n: int, n_samples: int) -> list[slice]:
+    """Parts of n conditions whose draws are held together."""
+    step = max(1, _HELD // (n_samples * len(fit.screen.genes)))
+    return [slice(a, min(a + step, n)) for a in range(0, n, step)]
 
 
 def _from_draws(
@@ -342,6 +346,18 @@ def draws_and_direction(
     parts = fit.parts(len(perturbations))
     draws = stacked(effects(fit, perturbations, media, time, n_samples, parts), n_samples)
     return draws, np.maximum((draws > 0).mean(0), (draws < 0).mean(0))
+
+
+def each_with_direction(
+    fit: FittedScreen, perturbations: Sequence[str], media: str, time: float | None, n_samples: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`draws_and_direction` of one perturbation after the other, (S, G) and (G,).
+
+    They are asked for in the groups in which `perturbation_effects` asks, for the same draws.
+    """
+    for part in _rows_at_once(fit, len(perturbations), n_samples):
+        draws, sure = draws_and_direction(fit, perturbations[part], media, time, n_samples)
+        yield from ((draws[:, i], sure[i]) for i in range(draws.shape[1]))
 
 
 def _normalise(fit: FittedScreen, values: dict[str, Tensor], shift: Tensor) -> Tensor:
