@@ -174,8 +174,7 @@ def _run(arguments: argparse.Namespace) -> None:
         calls.cells["kept"] = calls.cells.index.isin(adata.obs_names)
     table = preprocess.steps(adata)
     for step in table.itertuples(index=False):
-        change = " -> ".join(part for part in (step.before, step.after) if part)
-        print(f"{step.name}: {change}\n  {step.rule}", flush=True)
+        print(f"{step.name}: {step.before:,} -> {step.after:,}\n  {step.rule}", flush=True)
     if arguments.no_fit:
         arguments.output.mkdir(parents=True, exist_ok=True)
         adata.write_h5ad(arguments.output / _PREPARED)
@@ -207,12 +206,10 @@ def _read(arguments: argparse.Namespace) -> AnnData:
     if file.suffix.casefold() in (".h5ad", ".h5mu", ".zarr", ".loom"):
         adata = read_cells(file)
         if "feature_types" in adata.var and (adata.var["feature_types"] == GUIDES).any():
-            adata.obs.setdefault("batch", "1")
-            adata.obs["batch"] = adata.obs["batch"].astype("category")
-            adata = split_features(adata, file)
+            adata = split_features(adata, file, arguments.batch_key)
         else:
-            sizes = f"{adata.n_obs:,} cells, {adata.n_vars:,} genes"
-            adata = add_step(adata, Step("read", str(file), "", sizes))
+            rule = f"{file}: {adata.n_vars:,} genes"
+            adata = add_step(adata, Step("read", rule, adata.n_obs, adata.n_obs))
     else:
         adata = read_10x(file)
     if arguments.labels is not None:
@@ -226,12 +223,14 @@ def _add_lanes(adata: AnnData, file: Path, key: str | None) -> None:
     """Join a table of lanes to `.obs`, in place."""
     import pandas as pd
 
+    from pyrocell._compat import obs_table
+
     if key is None or key not in adata.obs:
         raise PyrocellError(f"{file} is of lanes, and there is no column of batches; --batch-key")
     tab = file.suffix in (".tsv", ".txt", ".tab")
     table = _table(file, index_col=0, sep="\t" if tab else ",")
     table.index = table.index.astype(str)
-    lanes = adata.obs[key].astype(str)
+    lanes = obs_table(adata)[key].astype(str)
     missing = sorted(set(lanes) - set(table.index))
     if missing or table.index.has_duplicates:
         raise PyrocellError(
@@ -256,6 +255,7 @@ def _table(file: Path, **options: Any) -> pd.DataFrame:
 def _called(adata: AnnData, arguments: argparse.Namespace) -> tuple[AnnData, GuideCalls]:
     """The cells with a label by their guides, and the calls of all."""
     import numpy as np
+    import scipy.sparse as sp
 
     from pyrocell import preprocess
     from pyrocell.preprocess.steps import add_step
@@ -277,7 +277,7 @@ def _called(adata: AnnData, arguments: argparse.Namespace) -> tuple[AnnData, Gui
         names=names,
         cells=adata.obs_names,
         batch=adata.obs[key] if key is not None and key in adata.obs else None,
-        depth=np.asarray(adata.X.sum(1)).ravel(),
+        depth=np.asarray(sp.csr_matrix(adata.X).sum(1)).ravel(),
         probability=arguments.call_probability,
         min_counts=arguments.call_counts,
     )
@@ -291,14 +291,20 @@ def _called(adata: AnnData, arguments: argparse.Namespace) -> tuple[AnnData, Gui
         right = calls.cells["probability"].mean()
         rule += f"; expected share of cells with all calls right, if the model holds: {right:.1%}"
     of_genes = targets[targets != "control"].nunique()
-    after = f"{len(names):,} guides of {of_genes:,} genes, {(targets == 'control').sum():,} control"
-    adata = add_step(adata, preprocess.Step("assign guides", rule, f"{adata.n_obs:,} cells", after))
+    rule = (
+        f"{len(names):,} guides, of {of_genes:,} genes and {(targets == 'control').sum():,} of "
+        f"controls; {rule}"
+    )
+    having = adata.n_obs - int(n["none"])
+    adata = add_step(adata, preprocess.Step("assign guides", rule, adata.n_obs, having))
     calls.guides.insert(1, "gene", targets.loc[calls.guides["guide"]].to_numpy())
     return preprocess.label_cells(adata, calls, targets, multiplets=arguments.multiplets), calls
 
 
 def _guide_counts(adata: AnnData, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """Counts of guides, and their names."""
+    import pandas as pd
+
     from pyrocell._core.messages import join_names
 
     if "perturbation" in adata.obs:
@@ -315,7 +321,7 @@ def _guide_counts(adata: AnnData, arguments: argparse.Namespace) -> tuple[Any, l
             "column of labels by --assigned"
         )
     counts = adata.obsm[key]
-    if hasattr(counts, "columns"):
+    if isinstance(counts, pd.DataFrame):
         return counts, [str(name) for name in counts.columns]
     names = adata.uns.get(key)
     names = getattr(names, "index", names)
@@ -340,8 +346,8 @@ def _labelled(adata: AnnData, column: str) -> AnnData:
     if not kept.any():
         raise PyrocellError(f'--assigned "{column}" has no label; name another column')
     found = adata[kept].copy()
-    before, after = f"{adata.n_obs:,} cells", f"{found.n_obs:,} cells"
-    return add_step(found, Step("labels", f"column {column}; cells without are out", before, after))
+    rule = f"column {column}; cells without a label are left out"
+    return add_step(found, Step("labels", rule, adata.n_obs, found.n_obs))
 
 
 def _filtered(adata: AnnData, arguments: argparse.Namespace) -> AnnData:

@@ -58,9 +58,9 @@ def filter_cells(
     PyrocellError
         If no cell is left.
     """
-    counts = sp.csr_matrix(adata.X)
+    counts = _counts(adata)
     total = np.asarray(counts.sum(1)).ravel()
-    n_genes = np.asarray((counts > 0).sum(1)).ravel()
+    n_genes = counts.getnnz(1)
     mito = np.array([str(name).startswith(_MITOCHONDRIAL) for name in adata.var_names], bool)
     of_mito = np.asarray(counts[:, np.flatnonzero(mito)].sum(1)).ravel()
     share = of_mito / np.maximum(total, 1)
@@ -77,7 +77,7 @@ def filter_cells(
     if mads > 0 and kept.any():
         batch = np.zeros(adata.n_obs, int)
         if batch_key is not None and batch_key in adata.obs:
-            batch = pd.factorize(adata.obs[batch_key])[0]
+            batch = pd.factorize(np.asarray(adata.obs[batch_key]))[0]
         odd = np.zeros(adata.n_obs, bool)
         for value in (total, n_genes):
             odd[kept] |= _far(np.log(value[kept]), batch[kept], mads)
@@ -94,15 +94,21 @@ def filter_cells(
         found.obs[name] = value[kept]
     rule = "; ".join(f"{rule}: {odd.sum():,}" for rule, odd in by_rule.items())
     rule += "" if mito.any() else "; there are no genes named MT-"
-    before, after = f"{adata.n_obs:,} cells", f"{found.n_obs:,} cells"
-    return add_step(found, Step("filter cells", rule, before, after))
+    return add_step(found, Step("filter cells", rule, adata.n_obs, found.n_obs))
 
 
 def _far(value: np.ndarray, batch: np.ndarray, mads: float) -> np.ndarray:
-    groups = pd.Series(value).groupby(batch)
-    distance = (value - groups.transform("median")).abs()
+    values = pd.Series(value)
+    distance = (values - values.groupby(batch).transform("median")).abs()
     width = _MAD * distance.groupby(batch).transform("median")
     return ((distance > mads * width) & (width > 0)).to_numpy()
+
+
+def _counts(adata: AnnData) -> sp.csr_matrix:
+    """Counts without stored zeros, a copy."""
+    counts = sp.csr_matrix(adata.X, copy=True)
+    counts.eliminate_zeros()
+    return counts
 
 
 def filter_genes(adata: AnnData, *, min_cells: int = 10) -> AnnData:
@@ -124,7 +130,7 @@ def filter_genes(adata: AnnData, *, min_cells: int = 10) -> AnnData:
     PyrocellError
         If no gene is left.
     """
-    n_cells = np.asarray((sp.csr_matrix(adata.X) > 0).sum(0)).ravel()
+    n_cells = _counts(adata).getnnz(0)
     kept = n_cells >= max(min_cells, 1)
     if not kept.any():
         raise PyrocellError(
@@ -133,8 +139,7 @@ def filter_genes(adata: AnnData, *, min_cells: int = 10) -> AnnData:
         )
     found = adata[:, kept].copy()
     rule = f"genes with counts in fewer than {min_cells:,} cells are left out"
-    before, after = f"{adata.n_vars:,} genes", f"{found.n_vars:,} genes"
-    return add_step(found, Step("filter genes", rule, before, after))
+    return add_step(found, Step("filter genes", rule, adata.n_vars, found.n_vars))
 
 
 def choose_genes(
@@ -177,11 +182,12 @@ def choose_genes(
         key = batch_key if batch_key is not None and batch_key in adata.obs else None
         obs = pd.DataFrame(index=adata.obs_names)
         if key is not None:
-            obs[key] = pd.Categorical(adata.obs[key].astype(str))
+            obs[key] = pd.Categorical(np.asarray(adata.obs[key]).astype(str))
         counts = AnnData(sp.csr_matrix(adata.X, dtype=np.float32), obs)
         table = sc.experimental.pp.highly_variable_genes(
             counts, n_top_genes=n_genes, batch_key=key, inplace=False
         )
+        assert table is not None  # as it was not asked to write in place
         varies = table["highly_variable"].to_numpy()
         kept = varies | own
         rule = f"the {n_genes:,} with the largest variance of Pearson residuals"
@@ -189,5 +195,4 @@ def choose_genes(
     absent = len(wanted) - len(wanted & set(map(str, adata.var_names)))
     rule += f"; {absent:,} perturbed genes are not measured" if absent else ""
     found = adata[:, kept].copy()
-    before, after = f"{adata.n_vars:,} genes", f"{found.n_vars:,} genes"
-    return add_step(found, Step("choose genes", rule, before, after))
+    return add_step(found, Step("choose genes", rule, adata.n_vars, found.n_vars))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -138,7 +139,7 @@ def assign_guides(
     like.
     """
     matrix, names, cells = _checked(counts, method, names, cells)
-    n = matrix.shape[0]
+    n = len(cells)
     for name, value in (("batch", batch), ("depth", depth)):
         if value is not None and len(value) != n:
             raise PyrocellError(f"{name} has {len(value)} values for {n} cells; give one for each")
@@ -172,7 +173,7 @@ def _checked(
     values = matrix.data
     if not (np.isfinite(values).all() and (values >= 0).all() and (values == values.round()).all()):
         raise PyrocellError("counts of guides are not whole numbers ≥ 0; give raw counts")
-    sizes = matrix.shape
+    sizes: tuple[int, int] = cast("tuple[int, int]", matrix.shape)
     found = [pd.RangeIndex(size) if i is None else i for i, size in zip((cells, names), sizes)]
     for what, index, size in zip(("cells", "guides"), found, sizes):
         if len(index) != size:
@@ -182,7 +183,7 @@ def _checked(
 
 def _size(matrix: sp.csr_matrix, lanes: np.ndarray, depth: object) -> np.ndarray:
     """Depth relative to the lane, to the power at which counts of guides follow it; (cells,)."""
-    n = matrix.shape[0]
+    n = len(lanes)
     if depth is None or n == 0:
         return np.ones(n)
     log_depth = np.log(np.maximum(np.asarray(depth, float), 1.0))
@@ -217,7 +218,7 @@ class _Mixture:
         coo = self.matrix.tocoo()
         self.cell, self.guide, self.x = coo.row, coo.col, coo.data
         self.s, self.lane = self.size[self.cell], self.lanes[self.cell]
-        n_guides = self.matrix.shape[1]
+        self.n_cells, n_guides = cast("tuple[int, int]", self.matrix.shape)
         self.shape = (n_guides, self.n_lanes)
         self.cells = np.bincount(self.lanes, minlength=self.n_lanes).astype(float)  # (L,)
         self.depth = np.bincount(self.lanes, self.size, self.n_lanes)  # (L,)
@@ -274,7 +275,7 @@ class _Mixture:
         zeros = self.zero_responsibility / np.maximum(self.zeros, 1)
         lacks = np.log1p(-np.clip(zeros, 0, 1 - 1e-9))  # (K, L)
         inside = np.log(np.maximum(p, 1e-12)) - lacks[self.guide, self.lane]
-        total = np.bincount(self.cell, inside, self.matrix.shape[0])
+        total = np.bincount(self.cell, inside, self.n_cells)
         return np.exp(np.minimum(total + lacks.sum(0)[self.lanes], 0))
 
     def _update_shares(self) -> None:
@@ -411,7 +412,7 @@ def _by_threshold(
     called = sp.csr_matrix(matrix >= min_counts)
     table = _cells_table(called, names, cells).assign(probability=np.nan)
     guides = _guides_table(called, names, lanes, labels).assign(threshold=float(min_counts))
-    return GuideCalls(called.astype(float), called, table, guides)
+    return GuideCalls(sp.csr_matrix(called, dtype=float), called, table, guides)
 
 
 def _cells_table(called: sp.csr_matrix, names: pd.Index, cells: pd.Index) -> pd.DataFrame:

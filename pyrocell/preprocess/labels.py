@@ -195,8 +195,7 @@ def label_cells(
     what = "dropped" if multiplets == "drop" else "labelled with all their genes"
     rule = f"cells with guides of several targets are {what}; left out: {none:,} without a guide"
     rule += f", {dropped:,} with several" if multiplets == "drop" else ""
-    before, after = f"{adata.n_obs:,} cells", f"{found.n_obs:,} cells"
-    return add_step(found, Step("combine guides", rule, before, after))
+    return add_step(found, Step("combine guides", rule, adata.n_obs, found.n_obs))
 
 
 def perturbations(calls: GuideCalls, targets: pd.Series, multiplets: str = "drop") -> pd.Series:

@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from pyrocell._compat import var_table
 from pyrocell._core.messages import join_names
 from pyrocell.data.hdf5_probe import check_hdf5
 from pyrocell.errors import PyrocellError
@@ -115,7 +116,6 @@ def _read(file: Path) -> AnnData:
     adata.X = counts.astype(np.int32)
     if "feature_types" not in adata.var:  # files of Cell Ranger 2 have genes alone
         adata.var["feature_types"] = GENES
-    adata.var_names = adata.var_names.astype(str)
     adata.var_names_make_unique()  # symbols of genes are not
     return adata
 
@@ -138,7 +138,7 @@ def _joined(lanes: dict[str, AnnData], files: dict[str, Path]) -> AnnData:
                 f"{files[name]} and {files[first]} differ in {len(differ)} genes, such as "
                 f'"{differ[0]}"; count all lanes against the same reference'
             )
-    features = pd.concat([lane.var for lane in lanes.values()])
+    features = pd.concat([var_table(lane) for lane in lanes.values()])
     features = features[~features.index.duplicated()]
     rows, obs = [], []
     for name, lane in lanes.items():
@@ -158,8 +158,8 @@ def _of_kind(adata: AnnData, kind: str) -> pd.Index:
     return adata.var_names[(adata.var["feature_types"] == kind).to_numpy()]
 
 
-def split_features(adata: AnnData, path: Path) -> AnnData:
-    """Genes as the matrix, guides beside it."""
+def split_features(adata: AnnData, path: Path, batch_key: str | None = "batch") -> AnnData:
+    """Genes as the matrix, guides beside it; the first step says so."""
     kinds = adata.var["feature_types"].astype(str).to_numpy()
     if not (kinds == GENES).any():
         raise PyrocellError(f'{path} has no features of type "{GENES}"; it has {set(kinds)}')
@@ -168,12 +168,13 @@ def split_features(adata: AnnData, path: Path) -> AnnData:
     is_guide = kinds == GUIDES
     if is_guide.any():
         genes.obsm["guides"] = sp.csr_matrix(counts[:, np.flatnonzero(is_guide)])
-        table = adata.var.loc[is_guide].drop(columns="feature_types")
+        table = var_table(adata).loc[is_guide].drop(columns="feature_types")
         genes.uns["guides"] = table.fillna("").astype(str)
     others = pd.Series(kinds[(kinds != GENES) & ~is_guide]).value_counts()
     left_out = [f"{n:,} features of {kind}" for kind, n in others.items()]
-    lanes = genes.obs["batch"].cat.categories
+    known = batch_key is not None and batch_key in genes.obs
+    lanes = list(pd.unique(np.asarray(genes.obs[batch_key]).astype(str))) if known else []
     rule = f"{path}: {join_names(lanes)} as batches" if len(lanes) > 1 else f"{path}: one batch"
-    rule += f"; {int(is_guide.sum()):,} guides"
+    rule += f"; {genes.n_vars:,} genes, {int(is_guide.sum()):,} guides"
     rule += f"; left out: {join_names(left_out)}" if left_out else ""
-    return add_step(genes, Step("read", rule, "", f"{genes.n_obs:,} cells, {genes.n_vars:,} genes"))
+    return add_step(genes, Step("read", rule, genes.n_obs, genes.n_obs))

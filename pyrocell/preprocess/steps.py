@@ -24,13 +24,13 @@ class Step:
     rule
         The rule, with its numbers, in words.
     before, after
-        How many there were and are, with what is counted, such as "4,000 cells".
+        How many cells there were and are; of steps that filter or choose genes, how many genes.
     """
 
     name: str
     rule: str
-    before: str = ""
-    after: str = ""
+    before: int
+    after: int
 
 
 def steps(adata: AnnData) -> pd.DataFrame:
@@ -55,5 +55,5 @@ def add_step(adata: AnnData, step: Step) -> AnnData:
     """The same object with one more line, which replaces the table and leaves the old one alone."""
     table = pd.concat([steps(adata), pd.DataFrame([asdict(step)])], ignore_index=True)
     table.index = table.index.astype(str)  # as files have it
-    adata.uns[STEPS] = table.astype(str)
+    adata.uns[STEPS] = table.astype({"name": str, "rule": str, "before": int, "after": int})
     return adata

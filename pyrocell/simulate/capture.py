@@ -147,7 +147,7 @@ def write_10x(
         pool += 0.2 * pool.sum() / max(len(pool), 1) * (np.arange(len(pool)) >= n_used)
         ambient = capture.ambient * np.exp(capture.ambient_sd * rng.standard_normal())
         ambient = ambient * pool / max(pool.sum(), 1.0)
-        of_droplets = (join @ of_cells).toarray() + rng.poisson(ambient, (n_droplets, len(pool)))
+        of_droplets = sp.csr_matrix(rng.poisson(ambient, (n_droplets, len(pool)))) + join @ of_cells
         barcodes = _barcodes(rng, n_droplets)
         write = _write_h5 if kind == "h5" else _write_mtx
         features = _features(list(adata.var_names), guides)
@@ -205,7 +205,7 @@ def _write_h5(
         group["barcodes"] = np.array(barcodes, dtype="S")
         group["data"] = counts.data.astype(np.int32)
         group["indices"], group["indptr"] = counts.indices, counts.indptr
-        group["shape"] = np.array(counts.shape[::-1], np.int32)
+        group["shape"] = np.array((len(features), len(barcodes)), np.int32)
         columns = group.create_group("features")
         for name in features:
             columns[name] = features[name].to_numpy().astype("S")
@@ -216,6 +216,6 @@ def _write_mtx(
     counts: sp.csr_matrix, features: pd.DataFrame, barcodes: list[str], place: Path
 ) -> None:
     with gzip.open(place / "matrix.mtx.gz", "wb") as out:
-        scipy.io.mmwrite(out, sp.coo_matrix(counts.T.astype(np.int32)))
+        scipy.io.mmwrite(out, sp.coo_matrix(counts.astype(np.int32).T))
     features.to_csv(place / "features.tsv.gz", sep="\t", header=False, index=False)
     pd.Series(barcodes).to_csv(place / "barcodes.tsv.gz", header=False, index=False)
