@@ -38,6 +38,9 @@ class _Settings:
         Range of the inverse dispersions of own and of ambient counts.
     size
         Range of the depth of cells, relative to the median of their lane.
+    middle
+        Distance from the median of the lane, in natural logs, within which cells say how counts of
+        guides follow depth.
     iterations, tolerance
         Of the EM algorithm: most rounds, and change of a probability at which it ends.
     most
@@ -50,6 +53,7 @@ class _Settings:
     cells: float = 10.0
     dispersion: tuple[float, float] = (0.2, 100.0)
     size: tuple[float, float] = (0.25, 4.0)
+    middle: float = 2.5
     iterations: int = 100
     tolerance: float = 1e-4
     most: int = 200_000
@@ -146,7 +150,9 @@ def assign_guides(
         if value is not None and pd.isna(np.asarray(value)).any():
             raise PyrocellError(f"{name} lacks a value for some cells; give that of each")
     lane = np.full(n, "1") if batch is None else np.asarray(batch).astype(str)
-    lanes, labels = pd.factorize(lane, sort=True)
+    labels, lanes = np.unique(lane, return_inverse=True)
+    if matrix.nnz == 0:  # nothing to fit, and nothing to call
+        return _by_threshold(matrix, names, cells, lanes, labels, 1)
     if method == "threshold":
         return _by_threshold(matrix, names, cells, lanes, labels, min_counts or _THRESHOLD)
     size = _size(matrix, lanes, depth)
@@ -192,7 +198,7 @@ def _size(matrix: sp.csr_matrix, lanes: np.ndarray, depth: object) -> np.ndarray
     centred = both - both.groupby(lanes).transform("median")
     x, y = centred["x"].to_numpy(), centred["y"].to_numpy()
     # The middle of both, so that empty droplets and doublets do not decide.
-    inner = (np.abs(x) <= 1.5) & (np.abs(y) <= 1.5)
+    inner = (np.abs(x) <= _SETTINGS.middle) & (np.abs(y) <= _SETTINGS.middle)
     variance = np.sum(x[inner] ** 2)
     power = np.clip(np.sum(x[inner] * y[inner]) / variance, 0, 1) if variance > 0 else 0.0
     return np.clip(np.exp(power * x), *_SETTINGS.size)
@@ -239,8 +245,6 @@ class _Mixture:
 
     def run(self) -> None:
         """EM until probabilities stay."""
-        if not len(self.x):
-            return
         for _ in range(_SETTINGS.iterations):
             before = self.responsibility
             self._expect()
@@ -376,8 +380,6 @@ def _called(
     table = _cells_table(called, names, cells)
     table["probability"] = fit.all_right(yes)
     guides = _guides_table(called, names, fit.lanes, labels)
-    if not len(fit.x):
-        return GuideCalls(posterior, called, table, guides.assign(threshold=np.nan))
     guides["threshold"] = _thresholds(fit, probability, min_counts).ravel()
     guides["ambient"] = fit.ambient.ravel()
     guides["own"], guides["share"] = (np.repeat(v, len(labels)) for v in (fit.own, fit.share))
@@ -433,11 +435,13 @@ def _cells_table(called: sp.csr_matrix, names: pd.Index, cells: pd.Index) -> pd.
 def _guides_table(
     called: sp.csr_matrix, names: pd.Index, lanes: np.ndarray, labels: np.ndarray
 ) -> pd.DataFrame:
-    n = np.stack([np.asarray(called[lanes == i].sum(0)).ravel() for i in range(len(labels))], 1)
+    n = np.zeros((len(names), len(labels)), int)
+    for i in range(len(labels)):
+        n[:, i] = called[lanes == i].getnnz(0)
     return pd.DataFrame(
         {
             "guide": np.repeat(np.asarray(names), len(labels)),
             "batch": np.tile(labels, len(names)),
-            "n_cells": n.ravel().astype(int),
+            "n_cells": n.ravel(),
         }
     )
