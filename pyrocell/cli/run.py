@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +182,7 @@ def _run(arguments: argparse.Namespace) -> None:
         _write(arguments.output, table, calls)
         print(f"Written to {arguments.output}:")
         _say_files(calls)
-        print(f"  {_PREPARED}     the cells that can be fitted", flush=True)
+        print(f"  {_PREPARED}    the cells that can be fitted", flush=True)
         return
     setup = {c.name: getattr(arguments, c.name, c.default) for c in COLUMNS}
     setup["perturbation_key"] = arguments.assigned or "perturbation"
@@ -368,7 +369,8 @@ def _filtered(adata: AnnData, arguments: argparse.Namespace) -> AnnData:
     if not arguments.no_choose_genes:
         labels = adata.obs[arguments.assigned or "perturbation"].astype(str).unique()
         sign = arguments.combination_separator or "\0"
-        keep = {part for label in labels for part in label.split(sign)} - {"control"}
+        keep = {part for label in labels for part in label.split(sign)}
+        keep = {name for name in keep if not fnmatchcase(name, arguments.control)}
         adata = preprocess.choose_genes(adata, arguments.n_genes, keep=keep, batch_key=key)
     return adata
 

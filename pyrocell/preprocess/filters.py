@@ -193,6 +193,6 @@ def choose_genes(
         rule = f"the {n_genes:,} with the largest variance of Pearson residuals"
         rule += f", and {int((own & ~varies).sum()):,} more that were perturbed"
     absent = len(wanted) - len(wanted & set(map(str, adata.var_names)))
-    rule += f"; {absent:,} perturbed genes are not measured" if absent else ""
+    rule += f"; perturbed and not measured: {absent:,}" if absent else ""
     found = adata[:, kept].copy()
     return add_step(found, Step("choose genes", rule, adata.n_vars, found.n_vars))

@@ -258,6 +258,18 @@ class _Mixture:
         self, x: np.ndarray, s: np.ndarray, guide: np.ndarray, lane: np.ndarray
     ) -> np.ndarray:
         """Logarithm of the odds that a cell of depth s with count x has the guide."""
+        own = self.own[guide] * s
+        odds = self._log_odds(x, s, guide, lane)
+        # The ambient tail may be the heavier one; more counts never speak against a guide.
+        high = x > own
+        if np.any(high):
+            at_mean = self._log_odds(own[high], s[high], guide[high], lane[high])
+            odds[high] = np.maximum(odds[high], at_mean)
+        return odds
+
+    def _log_odds(
+        self, x: np.ndarray, s: np.ndarray, guide: np.ndarray, lane: np.ndarray
+    ) -> np.ndarray:
         share = self.share[guide]
         own = _log_nb(x, self.own[guide] * s, self.own_dispersion)
         ambient = _log_nb(x, self.ambient[guide, lane] * s, self.ambient_dispersion)
@@ -392,14 +404,13 @@ def _thresholds(fit: _Mixture, probability: float, min_counts: int) -> np.ndarra
     """Least count from which on a guide is called, at median depth; (K, L)."""
     guide, lane = np.indices(fit.shape)
     one, needed = np.ones(fit.shape), np.log(probability) - np.log1p(-probability)
-    most = int(max(fit.x.max(), np.ceil(fit.own.max())))
+    most = int(np.ceil(fit.own.max())) + 1
     threshold = np.full(fit.shape, np.nan)
-    open_ = np.ones(fit.shape, bool)
-    for x in range(most, min_counts - 1, -1):
-        open_ &= fit.log_odds(float(x) * one, one, guide, lane) >= needed
-        if not open_.any():
+    for x in range(min_counts, max(most, min_counts) + 1):
+        found = fit.log_odds(float(x) * one, one, guide, lane) >= needed
+        threshold[found & np.isnan(threshold)] = x
+        if not np.isnan(threshold).any():
             break
-        threshold[open_] = x
     return threshold
 
 

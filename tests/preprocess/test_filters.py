@@ -70,7 +70,7 @@ def test_genes_that_vary_and_those_that_were_perturbed_are_chosen(adata):
     adata.X = sp.csr_matrix(counts)
     kept = choose_genes(adata, 5, keep=["g20", "absent"])
     assert list(kept.var_names) == ["g0", "g1", "g2", "g3", "g4", "g20"]
-    assert "1 perturbed genes are not measured" in steps(kept)["rule"].iloc[0]
+    assert "perturbed and not measured: 1" in steps(kept)["rule"].iloc[0]
     assert choose_genes(adata, 50).n_vars == 50
 
 

@@ -72,6 +72,13 @@ def test_cells_and_guides_without_counts_are_called_none():
         assert nothing.called.nnz == 0 and len(nothing.cells) == len(empty)
 
 
+def test_a_count_far_above_all_others_is_called():
+    counts, guide = drawn(own=30.0, ambient=2.0)
+    counts[0, guide[0]] = 5000
+    calls = assign_guides(counts)
+    assert calls.called[0, guide[0]] and calls.probability[0, guide[0]] > 0.99
+
+
 def test_noise_alone_is_hardly_called():
     counts = np.random.default_rng(0).poisson(0.5, (2000, 10))
     assert assign_guides(counts).called.nnz < 0.01 * counts.size
