@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from scipy.optimize import minimize_scalar
-from scipy.special import gammaln
+from scipy.special import expit, gammaln
 from scipy.stats import nbinom
 
 from pyrocell.errors import PyrocellError
@@ -76,7 +76,8 @@ class GuideCalls:
     cells
         A row for each cell: `guides` (names joined by +, empty if none), `n_guides`, `call` (none,
         one or several), and `probability`, the probability that the calls of this cell are all
-        right, given the model; NaN for thresholds.
+        right, given the model; NaN for thresholds. Since each guide is judged for itself, it is
+        too high for cells without a call in a screen in which every cell should have a guide.
     guides
         A row for each guide and batch: `guide`, `batch`, `n_cells` called, `threshold` (least
         count that is called in a cell of median depth; NaN if none is), and for the mixture
@@ -117,7 +118,7 @@ def assign_guides(
         Total counts of genes of each cell, (cells,). Guides are counted more often in cells that
         are counted deeper; how much more is estimated. Taken for equal if None.
     probability
-        Least posterior probability of a call.
+        Least posterior probability of a call, above 0 and below 1.
     min_counts
         Least count of a call, whatever its probability: 2 for the mixture, 5 for thresholds if
         None.
@@ -143,6 +144,8 @@ def assign_guides(
     like.
     """
     matrix, names, cells = _checked(counts, method, names, cells)
+    if not 0 < probability < 1:
+        raise PyrocellError(f"probability={probability!r} of a call must lie between 0 and 1")
     n = len(cells)
     for name, value in (("batch", batch), ("depth", depth)):
         if value is not None and len(value) != n:
@@ -276,11 +279,11 @@ class _Mixture:
         return own - ambient + np.log(share) - np.log1p(-share)
 
     def _expect(self) -> None:
-        self.responsibility = _expit(self.log_odds(self.x, self.s, self.guide, self.lane))
+        self.responsibility = expit(self.log_odds(self.x, self.s, self.guide, self.lane))
         guide, lane = np.indices(self.shape)
         zero = np.zeros(self.shape)
         odds = self.log_odds(zero, np.ones(self.shape), guide, lane)
-        self.zero_responsibility = _expit(odds) * self.zeros
+        self.zero_responsibility = expit(odds) * self.zeros
 
     def all_right(self, yes: np.ndarray) -> np.ndarray:
         """Probability that all calls of each cell are right, its guides without counts among them.
@@ -371,10 +374,6 @@ def _log_nb(x: np.ndarray | int, mean: np.ndarray, dispersion: float) -> np.ndar
     total = np.log(dispersion + mean)
     of_x = gammaln(x + dispersion) - gammaln(dispersion)
     return of_x + dispersion * (np.log(dispersion) - total) + x * (np.log(mean) - total)
-
-
-def _expit(odds: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
 
 
 def _called(

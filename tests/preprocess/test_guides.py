@@ -127,6 +127,7 @@ def test_input_is_not_changed():
         ({"method": "magic"}, 'method="magic" is unknown'),
         ({"batch": ["a"]}, "batch has 1 values for 50 cells"),
         ({"depth": np.full(50, np.nan)}, "depth lacks a value"),
+        ({"probability": 1.0}, "must lie between 0 and 1"),
         ({"names": ["a"]}, "1 names are given for 12 guides"),
     ],
 )
