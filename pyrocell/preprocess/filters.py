@@ -39,7 +39,7 @@ def filter_cells(
     min_genes
         Least genes with counts. None: 200, or a tenth of the genes where this is less.
     max_mito
-        Most counts of mitochondrial genes (names that begin with MT-, Mt- or mt-), as a share of all.
+        Largest share of counts of mitochondrial genes (names that begin with MT-, Mt- or mt-).
     mads
         Cells whose logarithms of counts or of genes lie further from the median of their batch than
         so many median absolute deviations, scaled to standard deviations, are left out. 0 for no
