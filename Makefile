@@ -1,10 +1,10 @@
 # make demo   set up .venv and fit the embedded screen
 # make test   set up .venv, lint, run the tests
 # make test PYTHON=python3.12   the same in .venv-3.12 with the newest releases
-# also: coverage, lint, format, docs, wheel, constraints, clean
+# also: coverage, lint, format, figures, docs, wheel, constraints, clean
 
 .DEFAULT_GOAL := test
-.PHONY: test coverage demo lint format docs wheel constraints clean
+.PHONY: test coverage demo lint format figures docs wheel constraints clean
 
 ifneq ($(filter-out clean,$(or $(MAKECMDGOALS),test)),)
 ifeq ($(origin PYTHON),undefined)
@@ -59,6 +59,12 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+figures: $(VENV)/.installed
+	$(BIN)/python scripts/render_effects.py
+	$(BIN)/python scripts/render_screens.py
+	$(BIN)/python scripts/render_record.py
+	$(BIN)/python scripts/render_api.py
 
 docs: $(VENV)/.documented
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

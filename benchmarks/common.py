@@ -1,4 +1,4 @@
-"""What the benchmarks share: quiet fits, coverage, one line of JSON at the end."""
+"""What the benchmarks share: quiet fits, coverage, figures into a results file at the end."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import torch
+from code_state import code_of
 from joblib import Parallel, delayed
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -95,6 +96,7 @@ def covered(lower: np.ndarray, upper: np.ndarray, truth: np.ndarray) -> float:
 
 
 RESULTS = Path(__file__).parent / "results"
+_BEGAN = time.time()
 
 
 def provenance() -> dict[str, Any]:
@@ -113,6 +115,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "code": code_of(),
     }
 
 
@@ -128,7 +131,8 @@ def write_results(
     before = json.loads(path.read_text()) if path.exists() else {"benchmark": name}
     for part, figures in parts.items():
         clean = _rounded(json.loads(json.dumps(figures, default=_plain)))
-        before[part] = {"from": provenance() | {"seeds": list(seeds)}, "figures": clean}
+        source = provenance() | {"seeds": list(seeds), "seconds": round(time.time() - _BEGAN)}
+        before[part] = {"from": source, "figures": clean}
     path.write_text(json.dumps(before, indent=1) + "\n")
     print(f"{path}: {', '.join(parts)}", flush=True)
 
@@ -137,10 +141,17 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else float(value)
 
 
-def report(name: str, **figures: Any) -> None:
-    """Print one line of JSON."""
-    clean = json.loads(json.dumps(figures, default=float))
-    print(json.dumps({"benchmark": name, **_rounded(clean)}))
+def report(name: str, seeds: Iterable[int] | int = (), **figures: Any) -> None:
+    """Print one line of JSON, and put the figures into the results file.
+
+    A run with other options than the defaults is a part of its own, named after them, so that a
+    quick try never takes the place of the figures of record.
+    """
+    clean = _rounded(json.loads(json.dumps(figures, default=_plain)))
+    counted = isinstance(seeds, int)
+    print(json.dumps({"benchmark": name, "seeds": seeds if counted else list(seeds), **clean}))
+    part = " ".join(sys.argv[1:]) or "default"
+    write_results(name, {part: clean}, range(seeds) if counted else seeds)
 
 
 def _rounded(value: Any) -> Any:

@@ -9,13 +9,13 @@ all of them; figures are medians of processor time. Prints a table, then one lin
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 
 import torch
+from common import report
 from scvi.distributions import ZeroInflatedNegativeBinomial as ScviZINB
 from scvi.distributions._negative_binomial import log_zinb_positive
 from torch import Tensor
@@ -166,8 +166,7 @@ def main() -> None:
             }
         )
     print(f"first compiled call: {first:.1f} s of wall time\n")
-    line = {"benchmark": "likelihood_speed", "threads": 1, "compile_seconds": round(first, 1)}
-    print(json.dumps(line | {"results": results}))
+    report("likelihood_speed", threads=1, compile_seconds=round(first, 1), results=results)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ holds a test for each name.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -39,14 +40,17 @@ _IDENTITY = "_scvi_uuid"  # entry of `.uns` by which scvi-tools finds a register
 
 
 def inference_data(
-    draws: dict[str, Any], coords: dict[str, Any], dims: dict[str, list[str]]
+    groups: dict[str, dict[str, Any]], coords: dict[str, Any], dims: dict[str, list[str]]
 ) -> Any:
-    """ArviZ' container of posterior draws: InferenceData before ArviZ 1.0, a DataTree since."""
+    """ArviZ' container of groups of draws: InferenceData before ArviZ 1.0, a DataTree since."""
     import arviz as az  # a tenth of the time that pyrocell takes to import; few ask for it
 
     if int(az.__version__.split(".")[0]) >= 1:
-        return az.from_dict({"posterior": draws}, coords=coords, dims=dims)
-    return az.from_dict(posterior=draws, coords=coords, dims=dims)
+        return az.from_dict(groups, coords=coords, dims=dims)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="More chains")
+        named: dict[str, Any] = {**groups, "coords": coords, "dims": dims}
+        return az.from_dict(**named)
 
 
 def materialise_view(adata: AnnData) -> None:

@@ -17,7 +17,8 @@ from anndata import AnnData
 from scvi.model.base import BaseModelClass
 from torch import Tensor
 
-from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, inference_data, obs_table
+from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, obs_table
+from pyrocell._core.messages import facts_html
 from pyrocell._core.progress import progress
 from pyrocell._core.threading import few_threads, in_turn, limit_threads, work_of
 from pyrocell.assumptions.spec import Assume
@@ -31,13 +32,18 @@ from pyrocell.errors import ModelFileError, ScreenError, warn
 from pyrocell.generative.config import ModelConfig, check_options
 from pyrocell.generative.population_objective import DistributionObjective
 from pyrocell.operators import Protocol
-from pyrocell.posterior.arviz import labelled
+from pyrocell.posterior.arviz import Wanted, chosen_cells, to_arviz
 from pyrocell.posterior.batch_effects import batch_effects
-from pyrocell.posterior.cells import cells_by, latent, normalised
+from pyrocell.posterior.cells import cells_by, latent, normalised, normalised_draws, positions_of
 from pyrocell.posterior.counterfactual import counterfactual
 from pyrocell.posterior.counts_alone import unshrunken_effects
-from pyrocell.posterior.draws import Posterior
+from pyrocell.posterior.draws import Posterior, check_draws
 from pyrocell.posterior.effect_checks import effect_checks, shuffle_table, shuffled_cells
+from pyrocell.posterior.effect_tables import (
+    differential_expression,
+    effects_adata,
+    ranked_genes,
+)
 from pyrocell.posterior.effects import perturbation_effects
 from pyrocell.posterior.fitted_screen import FittedScreen
 from pyrocell.posterior.gains import media_gains
@@ -194,6 +200,29 @@ class PyroCell(BaseModelClass):
             f"{1 + len(self.screen.media)} media, {max(1, len(self.screen.times))} times, "
             f"{len(self.screen.batches)} batches; {module.config}"
         )
+
+    def __repr__(self) -> str:
+        return "\n".join(["PyroCell", *(f"  {name}: {value}" for name, value in self._facts())])
+
+    def _repr_html_(self) -> str:
+        return facts_html("PyroCell", self._facts())
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What the model is and how far it is, for people."""
+        config, trained = self.module.config, "not trained: model.train()"
+        if self.is_trained_:
+            trained = f"trained for {len(self.history)} epochs"
+            trained += ", interrupted" if self.interrupted_ else ""
+        return [
+            *self.screen.facts(),
+            ("counts", f"{config.likelihood}, {config.decoder} decoder"),
+            (
+                "axes",
+                f"{config.n_latent} of resting state, {config.n_response} further of response",
+            ),
+            ("dynamics", str(config.dynamics)),
+            ("state", trained),
+        ]
 
     # ------------------------------------------------------------------ registration
     @classmethod
@@ -700,6 +729,126 @@ class PyroCell(BaseModelClass):
         )
 
     @limit_threads
+    def effects_adata(
+        self,
+        perturbations: Sequence[str] | None = None,
+        media: str | None = None,
+        time: float | None = None,
+        n_samples: int = 200,
+        credible_level: float = 0.9,
+    ) -> AnnData:
+        """:meth:`perturbation_effects` as perturbations × genes, for scanpy and decoupler.
+
+        Returns
+        -------
+        AnnData. `X` and layer `lfc`: posterior means of natural-log fold changes; layers `log2fc`,
+        `sd`, `lower`, `upper`, `lfsr`, `fdr`, `count`; `.obs` with perturbation, n_cells, n_up and
+        n_down (genes listed at fdr <= .1) and media; `.var` with count_control.
+        """
+        asked = (perturbations, media, time, n_samples, credible_level)
+        table = cast("pd.DataFrame", self.perturbation_effects(*asked))
+        return effects_adata(table, self.fitted)
+
+    @limit_threads
+    def differential_expression(
+        self,
+        adata: AnnData | None = None,
+        groupby: str | None = None,
+        group1: str | Sequence[str] | None = None,
+        group2: str | None = None,
+        mode: str = "change",
+        delta: float = 0.25,
+        fdr_target: float = 0.05,
+        media: str | None = None,
+        time: float | None = None,
+        n_samples: int = 200,
+    ) -> pd.DataFrame:
+        """The effects of perturbations with the columns of scvi-tools' differential expression.
+
+        Parameters
+        ----------
+        adata
+            The cells that the model was fitted to; left out, those.
+        groupby
+            The column of perturbations; left out, that one.
+        group1
+            Perturbations, combinations included; default: every single perturbation.
+        group2
+            What they are compared with; default: control.
+        mode
+            "change": is the fold change larger than `delta`? scvi-tools' "vanilla" is not offered.
+        delta
+            Log2 fold change from which a gene counts as changed.
+        fdr_target
+            Expected share of genes that are not changed by `delta` among those listed.
+        media, time
+            Where to compare; default: baseline medium, last time.
+        n_samples
+            Posterior draws.
+
+        Returns
+        -------
+        DataFrame, genes by perturbation, the likeliest to be changed first: proba_de, proba_not_de,
+        bayes_factor (log odds), scale1 and scale2 (shares of all counts), lfc_mean, lfc_median,
+        lfc_std, lfc_min, lfc_max (log2), raw means, shares of cells that are not zero,
+        `is_de_fdr_<fdr_target>`, comparison, group1, group2. :meth:`perturbation_effects` holds
+        more: intervals, and rates that a sign is wrong.
+
+        Raises
+        ------
+        ScreenError
+            If the cells are compared by anything but their perturbation.
+        """
+        key = self.adata_manager.registry[SETUP_ARGS]["perturbation_key"]
+        if mode != "change":
+            raise ScreenError(f'mode="{mode}" is not offered; use mode="change"')
+        if (groupby or key) != key:
+            raise ScreenError(
+                f'groupby="{groupby}" is not the column of perturbations, "{key}"; what media do '
+                "is in media_effects(), batches in batch_effects(), and other columns are not part "
+                "of the model"
+            )
+        if adata is not None and adata is not self.adata:
+            raise ScreenError(
+                "effects are those of the cells the model was fitted to; leave out adata"
+            )
+        names = self.screen.perturbations if group1 is None else group1
+        names = [names] if isinstance(names, str) else list(names)
+        media = self.screen.baseline_media if media is None else media
+        if time is None and self.screen.times:
+            time = self.screen.times[-1]
+        reference = self.screen.control if group2 is None else group2
+        depth = float(np.exp(self._cells.log_size).mean())
+        asked = (names, reference, media, time, delta, fdr_target, n_samples, depth)
+        return differential_expression(self.fitted, *asked)
+
+    def to_rank_genes_groups(
+        self,
+        adata: AnnData,
+        key_added: str = "rank_genes_groups",
+        perturbations: Sequence[str] | None = None,
+        media: str | None = None,
+        time: float | None = None,
+        n_samples: int = 200,
+    ) -> None:
+        """Put effects where scanpy's `rank_genes_groups` puts its own, so that its plots work.
+
+        Parameters
+        ----------
+        adata
+            Gets `.uns[key_added]`; nothing else of it changes. scanpy's plots look up `.obs` of the
+            registered column of perturbations there.
+        key_added, perturbations, media, time, n_samples
+            As in scanpy and in :meth:`perturbation_effects`. `scores` are posterior mean over sd,
+            `pvals` the local false sign rate, `pvals_adj` the expected share of wrong signs in the
+            list that ends at a gene: neither is a p-value.
+        """
+        table = self.perturbation_effects(perturbations, media, time, n_samples)
+        found = ranked_genes(cast("pd.DataFrame", table), self.screen.control)
+        found["params"]["groupby"] = self.adata_manager.registry[SETUP_ARGS]["perturbation_key"]
+        adata.uns[key_added] = found
+
+    @limit_threads
     def effect_checks(self) -> pd.DataFrame:
         """Whether effects agree with the counts alone, and whether controls explain them.
 
@@ -962,14 +1111,56 @@ class PyroCell(BaseModelClass):
         """Joint draws of the global sites by name, (n, ...) each."""
         return self.posterior.samples(n, None if sites is None else list(sites))
 
-    def to_arviz(self, n: int = 200, sites: Sequence[str] | None = None) -> az.InferenceData | Any:
+    def to_arviz(
+        self,
+        n: int = 200,
+        sites: Sequence[str] | None = None,
+        *,
+        perturbations: Sequence[str] | None = None,
+        groups: Sequence[str] = ("posterior",),
+        cells: int | Sequence[int] = 200,
+        genes: Sequence[str] | None = None,
+        memory_budget: int | float | str = MEMORY_BUDGET,
+    ) -> az.InferenceData | Any:
         """Joint draws as ArviZ takes them (InferenceData or DataTree), their dimensions named.
 
-        The model page lists sites, dimensions and labels.
+        The model page lists sites, dimensions and labels. `effect` (perturbation, gene) is what
+        :meth:`perturbation_effects` summarises: natural-log fold changes in the baseline medium at
+        the last time. Its draws are those of single genes given the counts and do not belong to the
+        same draw of the sites. Draws are independent; they are laid out as four chains where there
+        are enough, so that ArviZ's `r_hat` and `ess` are defined.
+
+        Parameters
+        ----------
+        n
+            Draws.
+        sites
+            Sites, "effect" among them; default: all.
+        perturbations
+            Of `effect`; default: every single one.
+        groups
+            Also "observed_data", "posterior_predictive" (counts drawn for the same cells, each with
+            a state drawn from the guide) and "log_likelihood" (of each cell, its state averaged
+            out), for `az.plot_ppc` and `az.loo`.
+        cells
+            How many cells, drawn at random, or which, in those groups.
+        genes
+            Of `effect` and of counts; default: all.
+        memory_budget
+            Bytes, or a text such as "2 GiB", that the draws may take.
+
+        Raises
+        ------
+        ScreenError
+            If the draws would not fit; the message says what to leave out.
         """
-        covariates = self.adata_manager.covariate_names
-        samples = self.posterior_samples(n, sites)
-        return inference_data(*labelled(samples, self.screen, self.module.model, covariates))
+        names = self.screen.perturbations if perturbations is None else list(perturbations)
+        columns = positions_of(self.screen.genes, genes)
+        some = chosen_cells(len(self._cells), cells)
+        wanted = Wanted(n, sites, names, columns, tuple(groups), some, memory_budget)
+        return to_arviz(
+            self.fitted, wanted, self.posterior_samples, self.adata_manager.covariate_names
+        )
 
     # ------------------------------------------------------------------ questions about cells
     @limit_threads
@@ -1033,30 +1224,83 @@ class PyroCell(BaseModelClass):
     def get_normalized_expression(
         self,
         adata: AnnData | None = None,
-        library_size: float | None = 1.0,
+        library_size: float | str | None = 1.0,
         batch_corrected: bool = True,
         batch_size: int = 2048,
         progress_bar: bool = False,
         path: str | Path | None = None,
         overwrite: bool = False,
-    ) -> pd.DataFrame | xr.Dataset:
+        *,
+        indices: Sequence[int] | None = None,
+        gene_list: Sequence[str] | None = None,
+        n_samples: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool = False,
+    ) -> pd.DataFrame | np.ndarray | xr.Dataset:
         """Expected expression of each cell, (cells, genes); without batch noise if corrected.
 
-        With `path`, written there as a zarr store, `batch_size` cells at a time: an xarray.Dataset
-        with `expression` (cell, gene).
+        Parameters
+        ----------
+        adata
+            Cells with the columns that were registered; default: those of the model.
+        library_size
+            Sum of each cell; "latent" or None: the cell's own depth.
+        batch_corrected
+            Leave out batch noise and covariates.
+        batch_size
+            Cells at a time.
+        progress_bar
+            Show progress.
+        path, overwrite
+            Write there, as a zarr store, `batch_size` cells at a time; replace what is there.
+        indices, gene_list
+            Positions of cells and names of genes; default: all.
+        n_samples
+            Posterior draws of states and parameters; default: at posterior means, as fast as one.
+        return_mean
+            Average over draws; otherwise (n_samples, cells, genes).
+        return_numpy
+            An array in the place of a table.
+
+        Returns
+        -------
+        DataFrame, array, or with `path` an xarray.Dataset with `expression` (cell, gene).
+
+        Raises
+        ------
+        UnknownLabelError
+            If a gene is not in the model.
         """
         cells, obs = self._cells_of(adata)
-        if library_size is not None and not 0 < library_size < np.inf:
+        if library_size == "latent":
+            library_size = None
+        if library_size is not None and not (
+            not isinstance(library_size, str) and 0 < library_size < np.inf
+        ):
             raise ScreenError(
                 f"library_size={library_size!r} must be above 0; None: each cell's own depth"
             )
-        blocks = normalised(self.fitted, cells, batch_size, library_size, batch_corrected)
-        genes = "gene", self.screen.genes
+        if indices is not None:
+            rows = np.arange(len(obs))[np.asarray(indices)]
+            cells, obs = cells.subset(rows), obs.iloc[rows]
+        columns = positions_of(self.screen.genes, gene_list)
+        genes = "gene", self.screen.genes if columns is None else self.screen.genes[columns]
+        shared = (self.fitted, cells, batch_size, library_size, batch_corrected, columns)
         bar, keep = progress(progress_bar), OutputTarget(MEMORY_BUDGET, path, overwrite)
-        values = cells_by(blocks, "expression", obs, genes, batch_size, bar, keep)
+        if n_samples is None:
+            blocks = normalised(*shared)
+            values = cells_by(blocks, "expression", obs, genes, batch_size, bar, keep)
+        else:
+            if path is not None:
+                raise ScreenError("path= holds posterior means; leave out n_samples, or path")
+            check_draws(n_samples)
+            draws = normalised_draws(*shared, n_samples)
+            values = np.mean(draws, axis=0) if return_mean else np.asarray(draws)
         if isinstance(values, xr.Dataset):
             return values
-        return pd.DataFrame(values, index=obs.index, columns=self.screen.genes)
+        if return_numpy or values.ndim == 3:
+            return values
+        return pd.DataFrame(values, index=obs.index, columns=genes[1])
 
     @limit_threads
     def get_marginal_ll(

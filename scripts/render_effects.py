@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sources
+from sources import table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "effects.json"
@@ -62,12 +64,6 @@ def _get(row: Any, path: tuple[str, ...]) -> float:
     for name in path:
         row = row[name]
     return np.nan if row is None else row
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def known(results: dict) -> str:
@@ -234,13 +230,10 @@ def short(results: dict) -> str:
 
 
 def origin(results: dict) -> str:
-    """Commits and dates of the figures."""
-    made = [part["from"] for part in results.values() if isinstance(part, dict)]
-    commits = ", ".join(dict.fromkeys(m["commit"] for m in made))
-    seeds = ", ".join(dict.fromkeys(str(s) for m in made for s in m["seeds"]))
-    machine = made[0]["machine"]
-    when = f"{made[-1]['date']}, {machine}"
-    return f"`benchmarks/effects.py`, seeds {seeds}; commit {commits}, {when}."
+    """Script, seeds, commits and dates of the figures."""
+    return sources.origin(
+        ["effects.py"], [part["from"] for part in results.values() if isinstance(part, dict)]
+    )
 
 
 def block(results: dict) -> str:

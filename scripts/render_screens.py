@@ -9,7 +9,8 @@ import json
 import re
 from pathlib import Path
 
-from render_effects import table
+import sources
+from sources import table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -49,9 +50,7 @@ def further(rows: list[dict], large: dict) -> str:
 
 def origin(parts: list[dict]) -> str:
     """Scripts, commits and machine."""
-    commits = ", ".join(dict.fromkeys(part["commit"] for part in parts))
-    scripts = "`benchmarks/damaged_files.py`, `benchmarks/any_screen.py`"
-    return f"{scripts}; commit {commits}, {parts[-1]['date']}, {parts[-1]['machine']}."
+    return sources.origin(["damaged_files.py", "any_screen.py"], parts)
 
 
 def block() -> str:

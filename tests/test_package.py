@@ -19,7 +19,14 @@ from pyrocell._core.aliases import MOVED
 
 ROOT = Path(__file__).resolve().parents[1]
 # Import name, where it is not the name on the index.
-IMPORTED_AS = {"pot": "ot", "pyro-ppl": "pyro", "scikit-learn": "sklearn", "scvi-tools": "scvi"}
+IMPORTED_AS = {
+    "vl-convert-python": "vl_convert",
+    "pot": "ot",
+    "umap-learn": "umap",
+    "pyro-ppl": "pyro",
+    "scikit-learn": "sklearn",
+    "scvi-tools": "scvi",
+}
 
 
 def declared() -> tuple[set[str], set[str]]:

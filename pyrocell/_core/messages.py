@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import html
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["did_you_mean", "join_names"]
+__all__ = ["did_you_mean", "facts_html", "join_names"]
 
 
 def join_names(names: Iterable[Any], limit: int = 5) -> str:
@@ -24,3 +25,13 @@ def did_you_mean(value: Any, options: Iterable[Any]) -> str:
     if near:
         return f'; did you mean "{lowered[near[0]]}"?'
     return f"; there are: {join_names(options, 8)}" if options else ""
+
+
+def facts_html(title: str, facts: Iterable[tuple[str, str]]) -> str:
+    """A title and names with values as a small HTML table, their text escaped."""
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+        for name, value in facts
+    )
+    return f"<div><strong>{html.escape(title)}</strong><table>{rows}</table></div>"

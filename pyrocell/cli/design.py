@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,17 @@ _FIELD = re.compile(rf"\b({'|'.join([*_PLAN, *_NOISE])})=")
 _DESCRIPTION = """\
 Recommend which media, times and controls to put in which lane, and say what error to expect;
 write lane map, tables, figures and a summary."""
-_CONTENTS = """\
-  summary.md        this summary
-  lane_map.csv      what to load into each lane
-  contrasts.csv     expected error of every contrast, and what is mixed with batch noise
-  comparison.csv    this layout beside others
-  cost_curve.csv    what other numbers of lanes and shares of controls would give
-  figures/          lane map, layout graph, cost curve"""
+_DIGITS = "%.8g"  # of numbers in tables, so that none ends in the noise of its last bits
+_CONTENTS = {
+    "summary.md": "this summary",
+    "lane_map.csv": "what to load into each lane",
+    "contrasts.csv": "expected error of every contrast, and what is mixed with batch noise",
+    "comparison.csv": "this layout beside others",
+    "cost_curve.csv": "what other numbers of lanes and shares of controls would give",
+    "figures/lane_map.png": "what to load, as a figure",
+    "figures/layout_graph.png": "which conditions and lanes are linked by cells",
+    "figures/cost_curve.png": "the costs, as a figure",
+}  # in the order in which they are announced, of those that were written
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +144,11 @@ def _carry_out(arguments: argparse.Namespace) -> None:
         text += "\n```\n"
     _write(found, comparison, curve, text, arguments.output)
     print(text)
-    print(f"Written to {arguments.output}:\n{_CONTENTS}", flush=True)
+    print(f"Written to {arguments.output}:")
+    for name, content in _CONTENTS.items():
+        if (arguments.output / name).exists():
+            print(f"  {name:<26}{content}")
+    sys.stdout.flush()
 
 
 def _perturbations(text: str) -> int | list[str]:
@@ -174,19 +183,27 @@ def _write(
 ) -> None:
     """Write tables and figures."""
     (directory / "figures").mkdir(parents=True, exist_ok=True)
+    for name in _CONTENTS:  # what an earlier run left would be announced as this one's
+        (directory / name).unlink(missing_ok=True)
     (directory / "summary.md").write_text(text, encoding="utf-8")
-    design.lane_map(found.layout).to_csv(directory / "lane_map.csv", index=False)
+    design.lane_map(found.layout).to_csv(
+        directory / "lane_map.csv", index=False, float_format=_DIGITS
+    )
     reasons = design.aliasing(found.layout)[["aliased_with", "reason"]]
-    found.score.contrasts.join(reasons).to_csv(directory / "contrasts.csv", index=False)
+    found.score.contrasts.join(reasons).to_csv(
+        directory / "contrasts.csv", index=False, float_format=_DIGITS
+    )
     tables = [found.comparison, comparison]
     both = pd.concat([table for table in tables if table is not None])
-    both[~both.index.duplicated()].to_csv(directory / "comparison.csv", index_label="layout")
+    both[~both.index.duplicated()].to_csv(
+        directory / "comparison.csv", index_label="layout", float_format=_DIGITS
+    )
     drawn = {
         "lane_map": plotting.lane_map(found.layout),
         "layout_graph": plotting.layout_graph(found.layout),
     }
     if curve is not None:
-        curve.to_csv(directory / "cost_curve.csv", index=False)
+        curve.to_csv(directory / "cost_curve.csv", index=False, float_format=_DIGITS)
         drawn["cost_curve"] = plotting.cost_curve(curve)[0]
     for name, ax in drawn.items():
         ax = np.atleast_1d(ax)[0]

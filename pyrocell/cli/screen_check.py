@@ -15,7 +15,7 @@ from pyrocell.data.validation import count_matrix
 from pyrocell.screen.screen import Screen
 from pyrocell.training.fit import TrainingConfig
 
-__all__ = ["sections"]
+__all__ = ["sections", "shuffle_text"]
 
 _WIDTH = 96
 _FEW = 20  # cells, below which a perturbation says little
@@ -97,3 +97,22 @@ def _list(reasons: pd.Series, most: int = _MOST) -> str:
     if len(unique) > most:
         lines.append(f"- and {len(unique) - most} more: `pyrocell fit` writes tables/aliased")
     return "\n".join(lines)
+
+
+def shuffle_text(found: pd.DataFrame) -> str:
+    """What was found where labels mean nothing, and whether that is too much."""
+    lines = []
+    for row, time in zip(found.itertuples(), found["time"].to_numpy(float)):
+        when = "" if np.isnan(time) else f" at time {time:g}"
+        lines.append(
+            f"{row.media}{when}: {row.verdict}; {row.excluding_zero:.1%} of 90% intervals exclude "
+            f"zero, {row.listed:.2%} of the pairs are listed, all labels have {row.common:.3f} in "
+            "common (root mean square, natural log)"
+        )
+    if (found["verdict"] != "good").any():
+        lines.append(
+            "effects of this screen would be falsely certain: name batches, donors and cell types "
+            "that were not named"
+        )
+    title = "## What is found with labels shuffled, where nothing is"
+    return f"{title}\n\n{_list(pd.Series(lines), most=len(lines))}"

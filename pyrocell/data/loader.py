@@ -82,6 +82,12 @@ class CellDataset(Dataset):
             out["covariates"] = torch.from_numpy(self.covariates[rows])
         return out
 
+    def subset(self, rows: np.ndarray) -> CellDataset:
+        """Some of the cells, their counts in memory."""
+        covariates = None if self.covariates is None else self.covariates[rows]
+        labels = self.condition[rows], self.batch[rows], self.log_size[rows]
+        return CellDataset(self.counts[rows], *labels, covariates, self.conditions)
+
     def fingerprint(self) -> str:
         """Hash that tells these cells from others: all labels and depths, counts of 1,000 cells."""
         digest = hashlib.sha256(repr(self.counts.shape).encode())

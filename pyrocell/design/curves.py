@@ -10,7 +10,7 @@ import pandas as pd
 from pyrocell.design.noise import Noise
 from pyrocell.design.plan import Plan
 from pyrocell.design.planner import recommend
-from pyrocell.design.scoring import Targets
+from pyrocell.design.scoring import Targets, tidy
 from pyrocell.errors import DesignError
 
 __all__ = ["cost_curve"]
@@ -62,11 +62,11 @@ def cost_curve(
             rows.append({**row, "cells": np.nan, "error": np.nan})
             continue
         cells = found.layout.cells
-        row["control_share"] = cells[0].sum() / cells.sum()
+        row["control_share"] = tidy(cells[0].sum() / cells.sum())
         rows.append(
             {
                 **row,
-                "cells": cells.sum(),
+                "cells": tidy(cells.sum()),
                 "error": found.score.error,
                 **found.score.kinds["error"].to_dict(),
             }

@@ -146,7 +146,7 @@ def plate_map(
 
     Returns
     -------
-    DataFrame with plate, well, perturbation, media, time; empty wells left out.
+    DataFrame: plate, well, perturbation, media and time of every well that is not left empty.
 
     Raises
     ------

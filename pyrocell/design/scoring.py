@@ -166,11 +166,16 @@ def compare(
         found = score(layout, noise, targets)
         rows[name] = {
             "error": found.error,
-            "cells": layout.cells.sum(),
-            "controls": layout.cells[0].sum() / layout.cells.sum(),
+            "cells": tidy(layout.cells.sum()),
+            "controls": tidy(layout.cells[0].sum() / layout.cells.sum()),
             **found.kinds["error"].to_dict(),
             "aliased": found.kinds["aliased"].sum(),
         }
     table = pd.DataFrame(rows).T.sort_values("error", kind="stable")
     table.insert(1, "ratio", table["error"] / table["error"].iloc[0])
     return table.astype({"aliased": int})
+
+
+def tidy(value: float) -> float:
+    """A number without the noise of its last bits, such as .3 for .30000000000000004."""
+    return float(f"{value:.9g}")

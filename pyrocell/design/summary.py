@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
 from pyrocell.assumptions.testability import testability
 from pyrocell.design.inflation import aliasing
 from pyrocell.design.layouts import Layout
+from pyrocell.design.plan import Plan
 from pyrocell.design.planner import Recommendation
 
 __all__ = ["summary", "testable"]
@@ -20,6 +23,12 @@ _QUESTIONS = {
     "change": "what time changes of a perturbation's effect",
 }
 _SHOWN = 5  # reasons that are spelt out
+_REMEDIES = 2  # ways to make an assumption testable that are spelt out
+_REMEDY = "Next screen: "  # what a reason of `testability` ends with
+_ONE_BATCH = re.compile(r"one batch|same batch|batches of both")
+_RULED_OUT = (
+    " (this plan rules it out: a lane holds one medium and time; cell hashing would allow it)"
+)
 
 
 def summary(found: Recommendation) -> str:
@@ -50,9 +59,7 @@ def summary(found: Recommendation) -> str:
         parts += ["## Beside other layouts", _table(("layout", "error", "ratio", "controls"),
                                                     compared)]  # fmt: skip
     parts += ["## What it cannot tell", _untold(layout)]
-    tests = testable(layout)
-    lines = [f"- {name}: {row['testable']} of {row['of']}" for name, row in tests.iterrows()]
-    parts += ["## Assumptions that it can test", "\n".join(lines)]
+    parts += ["## Assumptions that it can test", _tests(layout, _mixes(found.plan))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,6 +100,30 @@ def _untold(layout: Layout) -> str:
         lines.append(f"- {len(part)} × {_QUESTIONS[str(kind)]}, in {media}{where}")
     more = [f"- and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "\n".join([*lines[:_SHOWN], *more])
+
+
+def _mixes(plan: Plan) -> bool:
+    """Whether a lane of this plan may hold several media or times."""
+    return any(len(arms) > 1 for arms, _ in plan.contents)
+
+
+def _tests(layout: Layout, mixes: bool) -> str:
+    """How many rows of each assumption can be tested, and what would make the others so."""
+    table = testability(layout.to_screen())
+    lines = []
+    for name, row in testable(layout).iterrows():
+        lines.append(f"- {name}: {row['testable']} of {row['of']}")
+        rows = table[(table["assumption"] == name) & ~table["testable"]]
+        remedies: dict[str, int] = {}
+        for reason, perturbation in zip(rows["reason"], rows["perturbation"]):
+            remedy = str(reason).rpartition(_REMEDY)[2]
+            if perturbation and perturbation != layout.control:
+                remedy = remedy.replace(str(perturbation), "each perturbation")
+            remedies[remedy] = remedies.get(remedy, 0) + 1
+        for remedy, n in list(remedies.items())[:_REMEDIES]:
+            ruled_out = "" if mixes or not _ONE_BATCH.search(remedy) else _RULED_OUT
+            lines.append(f"  - for {n} of the others: {remedy}{ruled_out}")
+    return "\n".join(lines)
 
 
 def testable(layout: Layout) -> pd.DataFrame:

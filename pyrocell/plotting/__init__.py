@@ -1,10 +1,15 @@
-"""Figures of screens and answers; public as `pyrocell.pl`. Each function draws and returns Axes."""
+"""Figures of screens and answers; public as `pyrocell.pl`.
+
+A function of one panel takes `ax` and returns it; one of several takes `axes` and returns an array
+of them. Without, it makes a figure that fits a page (`ax.figure`). Nothing is shown or saved.
+"""
 
 from __future__ import annotations
 
 from pyrocell.plotting.assumptions import assumption_map, prior_posterior, response_curves
 from pyrocell.plotting.calibration import ecdf_difference, rank_histogram, reliability
 from pyrocell.plotting.checks import history, predictive_check
+from pyrocell.plotting.comparisons import similarity, time_course, volcano
 from pyrocell.plotting.design import cost_curve, lane_map, layout_graph
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
 from pyrocell.plotting.errors import error_analysis, noise_sensitivity
@@ -40,6 +45,9 @@ __all__ = [
     "reliability",
     "response_curves",
     "retention",
+    "similarity",
     "steady_screen",
+    "time_course",
     "trajectory",
+    "volcano",
 ]

@@ -19,9 +19,11 @@ from pyrocell.plotting._style import (
     LFC,
     ORANGE,
     chosen,
+    describe,
     forest,
     name_ticks,
     new_axes,
+    page,
     rows_height,
 )
 
@@ -72,7 +74,7 @@ def assumption_map(
     x, y = place[columns.get_indexer(keys)], rows.get_indexer(pd.Index(table["perturbation"]))
     testable = table["testable"].to_numpy(bool)
 
-    ax = new_axes(ax, 2.8 + _COLUMN * len(columns), 2.2 + rows_height(len(rows)))
+    ax = new_axes(ax, max(4.4, 2.8 + _COLUMN * len(columns)), 2.2 + rows_height(len(rows)))
     cells = [Rectangle((a - 0.5, b - 0.5), 1, 1) for a, b in zip(x, y)]
     shade = _against_prior(table["posterior"].to_numpy(), table["prior"].to_numpy())
     shaded = PatchCollection([c for c, t in zip(cells, testable) if t], cmap="RdBu")
@@ -91,10 +93,11 @@ def assumption_map(
             ax.text(a, b, f"{p:.2f}", ha="center", va="center", fontsize=6, color=color)
     ax.set_xlim(-0.5, place[-1] + 0.5)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    name_ticks(ax, rows, "y")
+    name_ticks(ax, rows, "y", "perturbations")
     ax.set_xticks(place, _column_names(columns), rotation=90, fontsize=8)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+    describe(ax, "Probability that an assumption holds", "hatched: this layout cannot test it")
     _prior_colour_bar(ax, shaded, table["prior"][testable])
     return ax
 
@@ -168,7 +171,7 @@ def prior_posterior(
     testable = rows["testable"].to_numpy(bool)
     if axes is None:
         height = 1.2 + rows_height(len(rows))
-        _, axes = plt.subplots(1, 2, figsize=(8, height), layout="constrained")
+        _, axes = plt.subplots(1, 2, figsize=page(8, height), layout="constrained")
     left, right = panels = np.asarray(axes)
     names = rows["perturbation"].astype(str)
     if rows["media"].nunique() > 1:
@@ -183,7 +186,9 @@ def prior_posterior(
         left.axvline(value, color=GREY, linewidth=0.8, linestyle=":")
     left.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5))
     left.set_xlabel(f"P({assumption.replace('_', ' ')}); hollow: prior")
-    name_ticks(left, names, "y")
+    name_ticks(left, names, "y", "conditions")
+    left.set_title("from prior to posterior", fontsize=9)
+    right.set_title("the size behind it", fontsize=9)
     left.grid(axis="y", alpha=0.3)
 
     forest(right, rows.assign(mean=rows["size"]), names.tolist(), colors.tolist())
@@ -264,13 +269,14 @@ def response_curves(
     else:
         names = [genes] if isinstance(genes, str) else list(genes)
     effects = chosen(effects, "gene", names)
+    new = axes is None
     if axes is None:
         wide = min(3, len(names))
         rows = -(-len(names) // wide)
         _, axes = plt.subplots(
             rows,
             wide,
-            figsize=(1 + 2.4 * wide, 0.8 + 1.9 * rows),
+            figsize=page(1 + 2.3 * wide, 0.8 + 1.9 * rows),
             layout="constrained",
             sharex=True,
             sharey=True,
@@ -284,8 +290,12 @@ def response_curves(
     for ax, name in zip(axes, names):
         _course(ax, effects[effects["gene"] == name], region, probability, testable)
         ax.set_title(name, fontsize=9)
-    axes[0].set_ylabel(LFC, fontsize=8)
-    axes[-1].set_xlabel("time")
+    if new:
+        axes[0].figure.supylabel(LFC, fontsize=9)
+        axes[0].figure.supxlabel("time", fontsize=9)
+    else:
+        axes[0].set_ylabel(LFC, fontsize=8)
+        axes[-1].set_xlabel("time")
     place = f" in {media}" if screen.media else ""
     verdict = f"P(steady vs control) {_rounded(probability)}"
     if not testable:

@@ -12,9 +12,11 @@ from scipy.stats import binom
 
 from pyrocell.diagnostics.calibration import ecdf_difference as difference_table
 from pyrocell.errors import ScreenError
-from pyrocell.plotting._style import BLUE, GREY, ORANGE, chosen, new_axes
+from pyrocell.plotting._style import BLUE, GREY, ORANGE, chosen, describe, new_axes, page
 
 __all__ = ["ecdf_difference", "rank_histogram", "reliability"]
+
+_WIDE = 3  # panels side by side
 
 
 def rank_histogram(
@@ -50,7 +52,8 @@ def rank_histogram(
         ax.hist(place, bins=np.linspace(0, 1, n_bins + 1), color=BLUE, alpha=0.8)
         ax.axhline(len(mine) / n_bins, color="black", linewidth=0.8)
         ax.set(xlim=(0, 1), xlabel="rank of the truth / draws")
-        ax.set_title(f"{name}, {len(mine)} values, {mine['replicate'].nunique()} fits", fontsize=9)
+        head = f"{name}: {len(mine)} values, {mine['replicate'].nunique()} fits"
+        ax.set_title(head, fontsize=8)
     panels[0].set_ylabel("values")
     return panels
 
@@ -89,7 +92,8 @@ def ecdf_difference(
         ax.plot(z, np.concatenate([[0], table["difference"], [0]]), color=color, linewidth=1.5)
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set(xlim=(0, 1), xlabel="rank of the truth / draws")
-        ax.set_title(name, fontsize=9)
+        where = "inside the band" if color == BLUE else "outside the band"
+        ax.set_title(f"{name}: {where}", fontsize=8)
     panels[0].set_ylabel("ECDF − uniform")
     return panels
 
@@ -115,7 +119,7 @@ def reliability(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             f"the table has no column {missing[0]}; pass pyrocell.metrics.reliability_table(...)"
         )
     table = table[table["n"] > 0]
-    ax = new_axes(ax, 3.8, 3.8)
+    ax = new_axes(ax, 4.0, 4.0)
     lower, upper = _wilson(table["observed"].to_numpy(), table["n"].to_numpy())
     ax.plot([0, 1], [0, 1], color="black", linewidth=0.8)
     ax.vlines(table["forecast"], lower, upper, color=BLUE, linewidth=1.5)
@@ -124,6 +128,7 @@ def reliability(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.annotate(f"{n:.0f}", (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=7)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.08), xlabel="forecast", ylabel="share that happened")
     ax.set_aspect("equal")
+    describe(ax, "How often it happened, by what was forecast", "numbers: forecasts")
     return ax
 
 
@@ -145,7 +150,13 @@ def _groups(
 
 def _panels(n: int, axes: Sequence[Axes] | None) -> np.ndarray:
     if axes is None:
-        _, axes = plt.subplots(1, n, figsize=(1 + 2.8 * n, 2.8), layout="constrained")
+        wide = min(n, _WIDE)
+        rows = -(-n // wide)
+        size = page(1 + 2.4 * wide, 0.4 + 2.4 * rows)
+        _, drawn = plt.subplots(rows, wide, figsize=size, layout="constrained", squeeze=False)
+        for ax in drawn.flat[n:]:
+            ax.set_axis_off()
+        return drawn.ravel()[:n]
     panels = np.atleast_1d(np.asarray(axes, dtype=object))
     if len(panels) < n:
         raise ScreenError(f"{n} quantities need as many axes, not {len(panels)}")

@@ -13,13 +13,22 @@ from matplotlib.patches import Patch
 
 from pyrocell.design.export import lane_map as lane_table
 from pyrocell.design.layouts import Layout
-from pyrocell.plotting._style import BLUE, GREY, ORANGE, new_axes, palette
+from pyrocell.plotting._style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    describe,
+    name_ticks,
+    new_axes,
+    palette,
+    short,
+)
 from pyrocell.screen.screen import Screen
 
 __all__ = ["cost_curve", "lane_map", "layout_graph"]
 
-_LABELLED = 40  # lanes and nodes that are named
-_PARTS = 10  # components that have a colour of their own
+_LABELLED = 40  # nodes on either side, in pairs, that are named
+_PARTS = 8  # components that have a colour of their own
 
 
 def lane_map(layout: Layout, ax: Axes | None = None) -> Axes:
@@ -38,9 +47,8 @@ def lane_map(layout: Layout, ax: Axes | None = None) -> Axes:
     """
     table = lane_table(layout)
     lanes = list(layout.batches)
-    ax = new_axes(ax, min(2.5 + 0.35 * len(lanes), 14), 3.6)
-    those = palette("tab10" if len(layout.arms) <= 10 else "tab20")
-    colors = {arm.name: those[a % len(those)] for a, arm in enumerate(layout.arms)}
+    ax = new_axes(ax, 2.5 + 0.35 * len(lanes), 3.6)
+    colors = dict(zip((arm.name for arm in layout.arms), palette(len(layout.arms))))
     samples = list(dict.fromkeys([layout.control, *layout.libraries]))
     base = pd.Series(0.0, lanes)
     for arm in layout.arms:
@@ -54,11 +62,11 @@ def lane_map(layout: Layout, ax: Axes | None = None) -> Axes:
             ax.bar(range(len(lanes)), height, 0.85, base, color=colors[arm.name],
                    edgecolor="white", linewidth=0.6, **style)  # fmt: skip
             base += height
-    named = len(lanes) <= _LABELLED
-    ax.set_xticks(range(len(lanes)) if named else [], lanes if named else [], rotation=90)
-    ax.set_xlabel("" if named else f"{len(lanes)} lanes")
+    name_ticks(ax, lanes, "x", "lanes")
+    total = f"{layout.cells.sum():,.0f} cells in {len(lanes)} lanes"
+    describe(ax, f"{total}, by medium and time", f"hatched: {layout.control}")
     ax.set_ylabel("cells")
-    keys = [Patch(color=color, label=name) for name, color in colors.items()]
+    keys = [Patch(color=color, label=short(name)) for name, color in colors.items()]
     keys.append(Patch(facecolor="white", edgecolor="black", hatch="////", label=layout.control))
     ax.legend(handles=keys, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return ax
@@ -87,7 +95,7 @@ def layout_graph(layout: Layout | Screen, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax, 7.0, 1.2 + 0.26 * min(max(len(nodes), cells.shape[1]), 2 * _LABELLED))
     left = _spread(len(nodes), cells.shape[1])
     right = _spread(cells.shape[1], len(nodes))
-    those = palette("tab10")
+    those = palette(min(len(parts), _PARTS))
 
     def color(part: int) -> object:
         return those[part] if 0 <= part < _PARTS else GREY
@@ -102,11 +110,16 @@ def layout_graph(layout: Layout | Screen, ax: Axes | None = None) -> Axes:
     sides = ((nodes, -0.03, left, "right"), (layout.batches, 1.03, right, "left"))
     for names, x, y, align in sides:
         for name, height in zip(names, y) if len(names) <= 2 * _LABELLED else ():
-            ax.text(x, height, name, ha=align, va="center", fontsize=7)
+            ax.text(x, height, short(name), ha=align, va="center", fontsize=7)
     ax.set_xlim(-0.9, 1.5)
     ax.set_axis_off()
+    if len(parts) == 1:
+        seen = "contrasts of these conditions can be told from batch noise"
+    else:
+        seen = "contrasts between colours cannot be told from batch noise"
     plural = "" if len(parts) == 1 else "s"
-    ax.set_title(f"conditions and batches: {len(parts)} connected component{plural}", fontsize=9)
+    linked = f"Conditions linked to batches by cells: {len(parts)} connected component{plural}"
+    describe(ax, linked, seen)
     return ax
 
 
@@ -152,22 +165,27 @@ def cost_curve(table: pd.DataFrame, axes: Iterable[Axes] | None = None) -> np.nd
     Array of two matplotlib Axes.
     """
     if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="constrained", sharey=True)
+        _, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained", sharey=True)
     axes = np.array(list(axes), object)
     fixed = ("varied", "lanes", "control_share", "cells", "error")
     kinds = [column for column in table.columns if column not in fixed]
+    others = palette(7)[1:]  # the first is that of the line of all
     for ax, varied, label in zip(axes, ("lanes", "control_share"), ("lanes", "share of controls")):
         part = table[(table["varied"] == varied) & table["error"].notna()]
         for i, kind in enumerate(kinds if len(kinds) > 1 else ()):
-            color = palette("tab10")[i + 2]
-            ax.plot(part[varied], part[kind], color=color, linewidth=1, label=kind)
+            color, style = others[i], ("-", "--", "-.", ":")[i % 4]
+            ax.plot(part[varied], part[kind], style, color=color, linewidth=1.2, label=kind)
         ax.plot(part[varied], part["error"], color=BLUE, marker="o", linewidth=2, label="all")
         if varied == "control_share" and len(part):
             best = part.loc[part["error"].idxmin()]
             ax.axvline(best[varied], color=ORANGE, linewidth=1, linestyle=":")
             ax.set_xscale("log")
-            ax.set_xticks(part[varied], [f"{share:.0%}" for share in part[varied]], fontsize=8)
+            names = [f"{share:.0%}" for share in part[varied]]
+            ax.set_xticks(part[varied], names, fontsize=7, rotation=45)
+            ax.set_title(f"least error with {best[varied]:.0%} of controls", fontsize=9)
             ax.minorticks_off()
+        elif len(part):
+            ax.set_title("what other numbers of lanes would give", fontsize=9)
         ax.set_xlabel(label)
         ax.set_ylim(bottom=0)
     axes[0].set_ylabel("expected error (log-fold change)")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from scipy.cluster.hierarchy import leaves_list, linkage
 
 from pyrocell.errors import ScreenError
 from pyrocell.plotting._style import (
@@ -16,12 +15,18 @@ from pyrocell.plotting._style import (
     GREY,
     LFC,
     ORANGE,
+    certain,
     chosen,
+    describe,
     forest,
     grid,
     heat_map,
+    mark_own_genes,
     new_axes,
+    one_place,
     rows_height,
+    strongest,
+    together,
     where,
 )
 
@@ -34,6 +39,7 @@ def effects(
     n_genes: int = 40,
     probability: float = 0.95,
     ax: Axes | None = None,
+    n_perturbations: int = 80,
 ) -> Axes:
     """Effects of all perturbations as a heat map, or of one perturbation gene by gene.
 
@@ -50,28 +56,32 @@ def effects(
         Effects whose direction is at least this probable are marked.
     ax
         Where to draw.
+    n_perturbations
+        Rows of the heat map: where there are more, those with the largest effect.
 
     Returns
     -------
-    matplotlib Axes.
+    matplotlib Axes. In the heat map, rows and genes that are alike stand together; a dot marks a
+    probable direction, a frame the gene that the row's perturbation targets, and grey a value that
+    is missing.
     """
-    table = _one_place(table)
+    table = one_place(table)
     if perturbation is not None:
         rows = chosen(table, "perturbation", perturbation)
         return _one_perturbation(rows, perturbation, n_genes // 4, probability, ax)
-    strength = _certain(table).groupby(table["gene"], sort=False, observed=True).max()
-    genes = strength.nlargest(n_genes).index
-    table = table[table["gene"].isin(genes)]
-    mean, sure = grid(table, "perturbation", "mean"), grid(table, "perturbation", "prob_direction")
-    if mean.shape[1] > 2:
-        # Genes that move together stand together.
-        order = leaves_list(linkage(mean.to_numpy().T, "average", optimal_ordering=True))
-        mean, sure = mean.iloc[:, order], sure.iloc[:, order]
+    every = table["perturbation"].nunique()
+    table = strongest(strongest(table, "perturbation", n_perturbations), "gene", n_genes)
+    mean = together(grid(table, "perturbation", "mean"))
+    sure = grid(table, "perturbation", "prob_direction").reindex(mean.index, columns=mean.columns)
     ax = new_axes(ax, 3 + COLUMN * mean.shape[1], 1.8 + rows_height(len(mean)))
-    heat_map(ax, mean, LFC)
+    heat_map(ax, mean, LFC, of=("perturbations", "genes"))
     y, x = np.nonzero(sure.to_numpy() >= probability)
     ax.scatter(x, y, s=4, color="black", linewidths=0)
-    ax.set_title(_title(f"dot: probability of direction ≥ {probability:g}", table), fontsize=9)
+    framed = mark_own_genes(ax, [*mean.index], [*mean.columns])
+    of = f"{len(mean)}" if len(mean) == every else f"the {len(mean)} strongest of {every}"
+    head = f"Effects of {of} perturbations on the {mean.shape[1]} genes they change most"
+    signs = f"dot: P(direction) ≥ {probability:g}" + ("; frame: own gene" if framed else "")
+    describe(ax, head, "; ".join(filter(None, [where(table), signs])))
     return ax
 
 
@@ -82,7 +92,7 @@ def _one_perturbation(
     sure = table["prob_direction"] >= probability
     for rows, color in ((table[~sure], GREY), (table[sure], ORANGE)):
         ax.scatter(rows["mean"], rows["prob_direction"], s=14, color=color, linewidths=0)
-    named = table.loc[_certain(table).nlargest(n_named).index]
+    named = table.loc[certain(table).nlargest(n_named).index]
     for side, direction in ((named[named["mean"] >= 0], 1), (named[named["mean"] < 0], -1)):
         # Names of genes at probability 1 would overlap: they go up a ladder, ordered by effect.
         side = side.sort_values("mean", ascending=direction < 0)
@@ -101,7 +111,7 @@ def _one_perturbation(
     ax.set_xlabel(LFC)
     ax.set_ylabel("probability of direction")
     ax.set_yticks(np.arange(0.5, 1.01, 0.1))
-    ax.set_title(_title(name, table), fontsize=9)
+    describe(ax, _title(f"Effect of {name} on each of {len(table)} genes", table))
     return ax
 
 
@@ -129,19 +139,21 @@ def effect_intervals(
     -------
     matplotlib Axes. Orange: the interval excludes zero.
     """
-    table = chosen(chosen(_one_place(table), "perturbation", perturbations), "gene", genes)
-    rows = table.loc[_certain(table).nlargest(n).index]
+    table = chosen(chosen(one_place(table), "perturbation", perturbations), "gene", genes)
+    rows = table.loc[certain(table).dropna().nlargest(n).index]
     several = rows["perturbation"].nunique() > 1, rows["gene"].nunique() > 1
     names = [
         " → ".join(part for part, shown in zip((p, g), several) if shown) or f"{p} → {g}"
         for p, g in zip(rows["perturbation"].astype(str), rows["gene"].astype(str))
     ]
     ax = new_axes(ax, 5.5, 1.2 + rows_height(len(rows)))
-    forest(ax, rows, names, np.where(_certain(rows) > 0, ORANGE, BLUE).tolist())
+    forest(ax, rows, names, np.where(certain(rows) > 0, ORANGE, BLUE).tolist())
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel(LFC)
     fixed = [str(rows[c].iloc[0]) for c, many in zip(("perturbation", "gene"), several) if not many]
-    ax.set_title(_title(" → ".join(fixed), rows), fontsize=9)
+    shown = f"{len(rows)} effects" + (" farthest from zero" if len(rows) == n else "")
+    head = " → ".join(fixed) if len(fixed) == 2 else ": ".join([*fixed, shown])
+    describe(ax, _title(head, rows), "orange: the interval excludes zero")
     return ax
 
 
@@ -166,11 +178,12 @@ def batch_effects(table: pd.DataFrame, n_genes: int = 40, ax: Axes | None = None
     mean = grid(table, "batch", "mean")
     order = mean.abs().max().sort_values(ascending=False).index
     ax = new_axes(ax, 3 + COLUMN * mean.shape[1], 1.8 + rows_height(len(mean)))
-    heat_map(ax, mean[order], "η (natural log)")
-    outside = grid(table.assign(outside=_certain(table)), "batch", "outside")[order]
+    heat_map(ax, mean[order], "η (natural log)", of=("batches", "genes"))
+    outside = grid(table.assign(outside=certain(table)), "batch", "outside")[order]
     y, x = np.nonzero(outside.to_numpy() > 0)
     ax.scatter(x, y, s=4, color="black", linewidths=0)
-    ax.set_title("batch effects; dot: interval excludes 0", fontsize=9)
+    head = f"Batch noise of {len(mean)} batches in the {mean.shape[1]} genes with most of it"
+    describe(ax, head, "dot: the interval excludes zero")
     return ax
 
 
@@ -198,35 +211,15 @@ def gains(table: pd.DataFrame, media: str | None = None, ax: Axes | None = None)
     ax = new_axes(ax, 5, 1.2 + rows_height(len(rows)))
     changed = (rows["upper"] < 1) | (rows["lower"] > 1)
     forest(ax, rows, rows["perturbation"].tolist(), np.where(changed, ORANGE, BLUE).tolist())
-    for value, name in ((0, "blocked"), (1, "untouched")):
-        ax.axvline(value, color="black", linewidth=0.8, linestyle="-" if value else "--")
-        ax.annotate(
-            name,
-            (value, 1),
-            (0, 2),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-        )
-    ax.set_xlabel(f"gain on the response to {rows['media'].iloc[0]}")
+    describe(
+        ax,
+        f"How much of the response to {rows['media'].iloc[0]} is left",
+        "orange: the interval excludes 1",
+    )
+    for value, style in ((0, "--"), (1, "-")):
+        ax.axvline(value, color="black", linewidth=0.8, linestyle=style)
+    ax.set_xlabel("gain (0: blocked, 1: as in controls)")
     return ax
-
-
-def _certain(table: pd.DataFrame) -> pd.Series:
-    """Distance from zero of the nearer end of the interval; below 0 if it contains zero."""
-    return pd.concat([table["lower"], -table["upper"]], axis=1).max(axis=1)
-
-
-def _one_place(table: pd.DataFrame) -> pd.DataFrame:
-    for column in ("media", "time"):
-        values = table[column].dropna().unique()
-        if len(values) > 1:
-            raise ScreenError(
-                f"the table has effects at {len(values)} values of {column}; keep one: "
-                f'table[table["{column}"] == {values[-1]!r}]'
-            )
-    return table.reset_index(drop=True)
 
 
 def _title(head: str, table: pd.DataFrame) -> str:

@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from pyrocell._core.messages import join_names
 from pyrocell.design.error_analysis import ALL
 from pyrocell.errors import DesignError
-from pyrocell.plotting._style import BLUE, GREY, ORANGE, forest, name_ticks, new_axes, rows_height
+from pyrocell.plotting._style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    describe,
+    forest,
+    name_ticks,
+    new_axes,
+    rows_height,
+)
 
 __all__ = ["error_analysis", "noise_sensitivity"]
 
@@ -43,17 +52,19 @@ def error_analysis(table: pd.DataFrame, time: float | None = None, ax: Axes | No
     table = table.assign(label=labels)
     whole = table[table["term"] == "total"].sort_values("mean", ascending=False)
     whole = pd.concat([whole[whole["perturbation"] == ALL], whole[whole["perturbation"] != ALL]])
-    ax = new_axes(ax, 6.0, 0.9 + rows_height(len(whole)))
+    ax = new_axes(ax, 6.6, 1.2 + rows_height(len(whole)))
     roots = whole[["mean", "lower", "upper"]].clip(lower=0) ** 0.5
     forest(ax, roots, list(whole["label"]), "black")
     for term, (color, marker) in _MARKS.items():
         values = table[table["term"] == term].set_index("label")["mean"].loc[whole["label"]]
         x = values.clip(lower=0) ** 0.5
         ax.scatter(x, np.arange(len(x)), color=color, marker=marker, s=22, label=term)
-    name_ticks(ax, list(whole["label"]), "y")
+    name_ticks(ax, list(whole["label"]), "y", "conditions")
+    at = f" at time {time:g}" if times else ""
+    describe(ax, f"What batch noise adds to the error of each condition{at}; black: in all")
     ax.set_xlim(left=0)
     ax.set_xlabel("error by batch noise, RMS (log-fold change)")
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
@@ -102,5 +113,6 @@ def noise_sensitivity(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_ylim(bottom=0)
     ax.set_xlabel("width of batch noise, relative to the fitted one")
     ax.set_ylabel("share of genes with a direction")
+    describe(ax, "How much of what is concluded hangs on the width of batch noise")
     ax.legend(frameon=False, fontsize=8)
     return ax

@@ -9,11 +9,9 @@ from matplotlib.axes import Axes
 
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.plotting._style import BLUE, GREY, ORANGE, new_axes
+from pyrocell.plotting._style import GREY, describe, new_axes, palette, plain_log
 
 __all__ = ["learning_curves"]
-
-_COLORS = (BLUE, ORANGE, "#4a9a5d", "#8a5fb0")
 
 
 def learning_curves(
@@ -52,7 +50,7 @@ def learning_curves(
         mean = by_epoch.mean()
         if mean.isna().all():
             raise ScreenError(f'"{name}" has no values of {column}: it was fitted without them')
-        color = _COLORS[i % len(_COLORS)]
+        color = palette(len(histories))[i]
         lower, upper = (by_epoch.quantile(q) for q in ((1 - share) / 2, (1 + share) / 2))
         ax.fill_between(mean.index, lower, upper, color=color, alpha=0.2, linewidth=0)
         ax.plot(mean.index, mean, color=color, linewidth=1.5, label=name)
@@ -60,7 +58,9 @@ def learning_curves(
     for (name, error), style in zip((anchors or {}).items(), styles * len(anchors or ())):
         ax.axhline(error, color=GREY, linestyle=style, linewidth=1, label=name)
     ax.set_yscale("log")
+    plain_log(ax.yaxis)
     ax.set_xlabel("epoch")
     ax.set_ylabel(f"mean squared error, {column.replace('_', ' ')}")
+    describe(ax, f"Error by epoch: mean of the seeds, and the band of {share:.0%} of them")
     ax.legend(frameon=False, fontsize=8)
     return ax

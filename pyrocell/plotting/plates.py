@@ -15,14 +15,23 @@ from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.arrayed.edge_effects import locate
 from pyrocell.arrayed.plates import PLATES
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.plotting._style import BLUE, DIVERGING, GREY, LFC, forest, new_axes, palette
+from pyrocell.plotting._style import (
+    BLUE,
+    DIVERGING,
+    GREY,
+    LFC,
+    describe,
+    forest,
+    new_axes,
+    palette,
+)
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
 
 __all__ = ["edge_effects", "plate_map"]
 
-_CATEGORIES = 20  # colours of labels; beyond, they repeat and have no legend
+_CATEGORIES = 20  # labels; beyond, they have no legend
 
 
 def plate_map(
@@ -94,7 +103,7 @@ def plate_map(
     ax.set_xticks(range(columns), [str(c) for c in range(1, columns + 1)], fontsize=7)
     ax.set_yticks(range(rows), [chr(ord("A") + r) for r in range(rows)], fontsize=7)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    ax.set_title(_title(plate, edges), fontsize=9)
+    describe(ax, _title(plate, edges))
     return ax
 
 
@@ -112,14 +121,15 @@ def edge_effects(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     -------
     matplotlib Axes.
     """
-    ax = new_axes(ax, 5.0, 0.8 + 0.22 * len(table))
+    ax = new_axes(ax, 5.0, 1.2 + 0.22 * len(table))
     several = table["plate"].nunique() > 1
     names = [
         f"{row.effect}{f', {row.plate}' if several else ''}  (P = {row.posterior:.2f})"
         for row in table.itertuples()
     ]
     colors = [BLUE if p > 0.5 else GREY for p in table["posterior"]]
-    forest(ax, table.rename(columns={"size": "mean"}), names, colors)
+    forest(ax, table.rename(columns={"size": "mean"}), names, colors, "effects of position")
+    describe(ax, "What the position on a plate does", "blue: probable")
     ax.set_xlim(left=0)
     ax.set_xlabel(f"size, RMS {LFC}")
     return ax
@@ -131,17 +141,16 @@ def _noise(model: PyroCell, gene: str | None, n_samples: int) -> tuple[pd.Series
     if gene is not None:
         if gene not in table:
             raise UnknownLabelError(f'gene "{gene}" is not in the model{did_you_mean(gene, table)}')
-        return table[gene], f"η of {gene}, {LFC}"
+        return table[gene], f"η of {gene}\n{LFC}"
     axis = np.linalg.svd(table.to_numpy(), full_matrices=False)[2][0]
     axis *= np.sign(axis[np.abs(axis).argmax()])
-    return table @ axis / np.sqrt(len(axis)), "η along its main axis (log-fold change)"
+    return table @ axis / np.sqrt(len(axis)), "η along its main axis\n(log-fold change)"
 
 
 def _labelled(ax: Axes, shown: np.ndarray, at: tuple, labels: pd.Series) -> None:
     code, names = pd.factorize(labels)
     shown[at] = code
-    those = palette("tab20")
-    colors = [those[i % _CATEGORIES] for i in range(len(names))]
+    colors = palette(len(names))
     highest = len(names) - 0.5
     ax.imshow(np.ma.masked_invalid(shown), cmap=ListedColormap(colors), vmin=-0.5, vmax=highest)
     if len(names) <= _CATEGORIES:

@@ -12,11 +12,20 @@ from matplotlib.axes import Axes
 from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.plotting._style import COLUMN, name_ticks, new_axes, palette
+from pyrocell.plotting._style import (
+    COLUMN,
+    MARKERS,
+    describe,
+    name_ticks,
+    new_axes,
+    palette,
+    plain_log,
+    short,
+)
 
 __all__ = ["prediction"]
 
-_CONDITIONS = 10  # colours
+_CONDITIONS = 10  # colours and signs
 _WIDTH = 0.7  # of a gene's slot that its conditions fill
 
 
@@ -57,16 +66,20 @@ def prediction(
     ax = new_axes(ax, 3.5 + COLUMN * len(names) * max(1, adata.n_obs / 3), 4)
     shown = adata[:, names]
     offsets = _WIDTH * (np.arange(adata.n_obs) - (adata.n_obs - 1) / 2) / adata.n_obs
-    for i, (label, color) in enumerate(zip(_labels(adata), _colors())):
+    for i, (label, color, marker) in enumerate(zip(_labels(adata), palette(adata.n_obs), MARKERS)):
         x = np.arange(len(names)) + offsets[i]
         ax.vlines(x, shown.layers["lower"][i], shown.layers["upper"][i], color=color, linewidth=2)
-        ax.scatter(x, shown.X[i], s=14, color=color, label=label, zorder=3)
+        ax.scatter(
+            x, shown.X[i], s=14, color=color, marker=marker, label=short(str(label)), zorder=3
+        )
     lowest = shown.layers["lower"].min()
     if lowest > 0 and shown.layers["upper"].max() > 30 * lowest:
         ax.set_yscale("log")
-    name_ticks(ax, names, "x")
+        plain_log(ax.yaxis)
+    name_ticks(ax, names, "x", "genes")
     ax.set_ylabel("counts per cell")
     ax.grid(axis="x", alpha=0.3)
+    describe(ax, f"Predicted counts of {len(names)} genes, with credible intervals")
     ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
@@ -84,13 +97,21 @@ def _course(adata: AnnData, gene: str, ax: Axes | None) -> Axes:
     courses = table.groupby(_labels(adata, without="time"), sort=False)
     if courses.ngroups > _CONDITIONS:
         raise ScreenError(f"{courses.ngroups} courses are too many; pass {_CONDITIONS} or fewer")
-    for (label, rows), color in zip(courses, _colors()):
+    for (label, rows), color, marker in zip(courses, palette(courses.ngroups), MARKERS):
         rows = rows.sort_values("time")
         ax.fill_between(rows["time"], rows["lower"], rows["upper"], color=color, alpha=0.2)
-        ax.plot(rows["time"], rows["mean"], color=color, label=label, marker="o", markersize=3)
+        ax.plot(
+            rows["time"],
+            rows["mean"],
+            color=color,
+            label=short(str(label)),
+            marker=marker,
+            markersize=4,
+        )
     ax.set_xlabel("time")
     ax.set_ylabel(f"{gene} counts per cell")
-    ax.legend(frameon=False, fontsize=8)
+    describe(ax, f"Predicted course of {gene}, with credible bands")
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
@@ -118,7 +139,3 @@ def _labels(adata: AnnData, without: str = "") -> list[str]:
 
 def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and not pd.isna(value) else str(value)
-
-
-def _colors() -> Sequence[tuple[float, float, float]]:
-    return palette("tab10")

@@ -13,6 +13,7 @@ from pyrocell.plotting._style import (
     GREY,
     ORANGE,
     chosen,
+    describe,
     forest,
     heat_map,
     new_axes,
@@ -51,12 +52,14 @@ def trajectory(
     shown = wide["difference"].loc[order]
     ends = table.drop_duplicates("bin").sort_values("bin")
     shown.columns = [f"{a:.2f}–{b:.2f}" for a, b in zip(ends["start"], ends["end"])]
-    ax = new_axes(ax, 2.5 + 0.45 * shown.shape[1], 1.5 + rows_height(len(shown)))
-    heat_map(ax, shown, "share of cells − controls'")
+    ax = new_axes(ax, 2.5 + 0.45 * shown.shape[1], 2.2 + rows_height(len(shown)))
+    heat_map(ax, shown, "share − controls'", of=("perturbations", "stretches"))
     apart = (wide["difference_lower"] > 0) | (wide["difference_upper"] < 0)
     rows, columns = np.nonzero(apart.loc[order].to_numpy())
     ax.scatter(columns, rows, s=12, color="black", edgecolors="white", linewidths=0.7)
     ax.set_xlabel("pseudotime, stretches with equally many controls")
+    seen = "Where cells are on the way, against controls"
+    describe(ax, seen, "furthest behind on top; dot: the interval excludes zero")
     return ax
 
 
@@ -81,7 +84,7 @@ def retention(
     """
     table = chosen(table[table["difference"].notna()], "perturbation", perturbations)
     table = table.sort_values("difference", ascending=False, kind="stable")
-    ax = new_axes(ax, 5, 1 + rows_height(len(table)))
+    ax = new_axes(ax, 5, 1.6 + rows_height(len(table)))
     rows = np.arange(len(table))
     width = table["shuffled_upper"] - table["shuffled_lower"]
     ax.barh(
@@ -100,5 +103,6 @@ def retention(
     forest(ax, drawn, table["perturbation"].tolist(), np.where(apart, ORANGE, BLUE).tolist())
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("share of cells in early states − controls'")
+    describe(ax, "Cells that stay in early states, against controls")
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     return ax

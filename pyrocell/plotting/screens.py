@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 
 from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import UnknownLabelError
-from pyrocell.plotting._style import COLUMN, MAX_TICKS, heat_map, new_axes, palette, rows_height
+from pyrocell.plotting._style import (
+    COLUMN,
+    describe,
+    heat_map,
+    new_axes,
+    page,
+    palette,
+    plain_log,
+    rows_height,
+    short,
+)
 from pyrocell.screen.screen import Screen
 
 if TYPE_CHECKING:
@@ -20,13 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["latent", "layout"]
 
+_NUMBERED = 200  # squares into which the numbers are written
 _SPELT_OUT = 4  # reasons for aliasing below the layout
 _CATEGORIES = 20  # colours of a legend
+_HEXAGONS = 45  # across
 _MAX_CELLS = 50_000  # points drawn
 
 
 def layout(screen: Screen | PyroCell, ax: Axes | None = None) -> Axes:
-    """Cells in each condition and batch: the layout graph of the screen (paper, Fig. 6).
+    """Cells of each perturbation in each batch, medium and time (paper, Fig. 6).
 
     Parameters
     ----------
@@ -37,39 +50,55 @@ def layout(screen: Screen | PyroCell, ax: Axes | None = None) -> Axes:
 
     Returns
     -------
-    matplotlib Axes. Empty squares have no cells. Contrasts that this layout cannot tell from batch
+    matplotlib Axes. A row for each perturbation or combination, a column for each batch, medium and
+    time that has cells. Empty squares have none. Contrasts that this layout cannot tell from batch
     noise are named below.
     """
     screen = screen if isinstance(screen, Screen) else screen.screen
-    order = screen.conditions.sort_values(["media", "time"], kind="stable").index
-    counts = screen.layout.set_axis(screen.conditions.index).loc[order].astype(float)
-    counts = counts.where(counts > 0).set_axis(_condition_names(screen)[order])
+    counts = _cells(screen)
     reasons = _aliasing(screen)
-    size = 3.5 + max(COLUMN, 0.4) * min(counts.shape[1], MAX_TICKS)
-    lines = textwrap.wrap(reasons, int(14 * size)) if reasons else []
-    height = 1.8 + rows_height(len(counts)) + 0.14 * len(lines)
-    ax = new_axes(ax, size, height)
-    heat_map(ax, counts, "cells", diverging=False)
-    if counts.size <= 200:
+    width, _ = page(3.5 + max(COLUMN, 0.4) * counts.shape[1], 0)
+    lines = textwrap.wrap(reasons, int(14 * width)) if reasons else []
+    ax = new_axes(ax, width, 2.0 + rows_height(len(counts)) + 0.14 * len(lines))
+    heat_map(ax, counts, "cells", diverging=False, of=("perturbations", "arms of batches"))
+    if counts.size <= _NUMBERED:
         for (row, column), n in np.ndenumerate(counts.to_numpy()):
             if np.isfinite(n):
                 dark = n > np.nanmax(counts) ** 0.6
                 color = "white" if dark else "black"
                 ax.text(column, row, f"{n:.0f}", ha="center", va="center", color=color, fontsize=7)
-    ax.set_title("conditions × batches", fontsize=9)
+    describe(ax, f"{screen.n_cells:,} cells by perturbation and batch{_arms(screen)}")
     if lines:
-        ax.set_xlabel("\n".join(lines), fontsize=7, loc="left")
+        ax.set_xlabel("\n".join([*filter(None, [ax.get_xlabel()]), *lines]), fontsize=7, loc="left")
     return ax
 
 
-def _condition_names(screen: Screen) -> pd.Series:
+def _cells(screen: Screen) -> pd.DataFrame:
+    """Cells, perturbations × batches with medium and time; NaN where there are none."""
     table = screen.conditions
-    names = table["perturbation"].astype(str)
-    if screen.media:
-        names = names + ", " + table["media"].astype(str)
-    if len(screen.times) > 1:
-        names = names + ", " + table["time"].map("{:g}".format)
-    return names
+    layout = screen.layout.set_axis(table.index).stack().rename("n").reset_index(level=1)
+    layout.columns = ["batch", "n"]
+    cells = table[["perturbation", "media", "time"]].join(layout[layout["n"] > 0], how="inner")
+    arms = [c for c in ("media", "time") if cells[c].nunique(dropna=False) > 1]
+    names = cells["batch"].astype(str)
+    for column in arms:
+        names = names + ", " + cells[column].map(_text)
+    cells = cells.assign(name=names, perturbation=cells["perturbation"].astype(str))
+    rows = cells["perturbation"].unique()
+    places = cells.assign(batch=pd.factorize(cells["batch"], sort=True)[0])
+    places = places.sort_values(["batch", *arms], kind="stable")["name"].unique()
+    counts = pd.crosstab(cells["perturbation"], cells["name"], cells["n"], aggfunc="sum")
+    return counts.reindex(index=rows, columns=places).astype(float)
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _arms(screen: Screen) -> str:
+    shown = ["medium"] * (screen.conditions["media"].nunique() > 1)
+    shown += ["time"] * (screen.conditions["time"].nunique(dropna=False) > 1)
+    return "".join(f", {name}" for name in shown)
 
 
 def _aliasing(screen: Screen) -> str:
@@ -92,7 +121,8 @@ def latent(
     model
         A trained model.
     color
-        A column of `.obs` of the model's AnnData, or one value per cell.
+        A column of `.obs` of the model's AnnData, or one value per cell. None: how densely cells
+        lie, which shows whether there are groups of them.
     ax
         Where to draw.
     size
@@ -100,22 +130,49 @@ def latent(
 
     Returns
     -------
-    matplotlib Axes. At most 50,000 cells are drawn, in random order.
+    matplotlib Axes. At most 50,000 points are drawn, in random order; the density is of all cells.
+    The title says what share of the variance of z, over all of its axes, lies between the groups
+    that `color` names: near 0, z has nothing to do with them.
     """
     z = model.get_latent_representation()
     z = z - z.mean(0)
     _, singular, axes = np.linalg.svd(z.T @ z, hermitian=True)
     points = z @ axes[:2].T
     share = singular / singular.sum()
-    rows = np.random.default_rng(0).permutation(len(z))[:_MAX_CELLS]
-    ax = new_axes(ax, 5.5, 4.2)
+    ax = new_axes(ax, 5.5, 4.4)
+    n = f"{len(z):,} cells by resting state z"
     if color is None:
-        ax.scatter(*points[rows].T, s=size, linewidths=0, alpha=0.6)
+        cells = ax.hexbin(*points.T, gridsize=_HEXAGONS, mincnt=1, cmap="viridis", norm=LogNorm(1))
+        bar = ax.figure.colorbar(cells, ax=ax, label="cells in a hexagon")
+        plain_log(bar.ax.yaxis)
+        describe(ax, n)
     else:
-        _coloured(ax, points[rows], _cell_values(model, color).iloc[rows], size)
+        rows = np.random.default_rng(0).permutation(len(z))[:_MAX_CELLS]
+        values = _cell_values(model, color)
+        _coloured(ax, points[rows], values.iloc[rows], size)
+        describe(ax, f"{n}, by {values.name}" if values.name else n, _between(z, values))
     for axis, i in ((ax.xaxis, 0), (ax.yaxis, 1)):
-        axis.set_label_text(f"z, main axis {i + 1} ({share[i]:.0%} of variance)")
+        if i < len(share):
+            axis.set_label_text(f"z, main axis {i + 1} ({share[i]:.0%} of variance)")
     return ax
+
+
+def _between(z: np.ndarray, values: pd.Series) -> str:
+    """Share of the variance of z that lies between groups, less what random groups would have."""
+    code, names = pd.factorize(values)
+    numeric = pd.api.types.is_numeric_dtype(values) and len(names) > _CATEGORIES
+    known = code >= 0
+    n, groups = int(known.sum()), len(names)
+    if numeric or groups < 2 or n <= groups:
+        return ""
+    z, code = z[known] - z[known].mean(0), code[known]
+    size = np.bincount(code)
+    means = np.stack([np.bincount(code, axis) for axis in z.T], 1) / size[:, None]
+    total = float((z**2).sum())
+    between = float((size[:, None] * means**2).sum())
+    within = (total - between) / (n - groups)
+    share = max(0.0, (between - (groups - 1) * within) / (total + within))
+    return f"{share:.1%} of the variance of z is between these {groups} groups"
 
 
 def _cell_values(model: PyroCell, color: str | pd.Series) -> pd.Series:
@@ -138,12 +195,10 @@ def _coloured(ax: Axes, points: np.ndarray, values: pd.Series, size: float) -> N
         return
     frequent = values.astype(str).value_counts().index
     names = sorted(frequent[: _CATEGORIES - 1] if many else frequent)
-    colors = dict(zip(names, palette("tab20" if len(names) > 10 else "tab10")))
+    colors = dict(zip(names, palette(len(names))))
     ax.scatter(*points.T, c=[colors.get(v, "lightgrey") for v in values.astype(str)], **style)
     for name in names:
-        ax.scatter([], [], color=colors[name], label=name, s=20)
+        ax.scatter([], [], color=colors[name], label=short(name), s=20)
     if many:
         ax.scatter([], [], color="lightgrey", label=f"{len(frequent) - len(names)} others", s=20)
-    ax.legend(
-        title=values.name, frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5)
-    )
+    ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pyrocell.plotting._style import BLUE, GREY, ORANGE
+from pyrocell.plotting._style import BLUE, GREY, ORANGE, plain_log
 
 __all__ = ["steady_screen"]
 
@@ -35,7 +35,7 @@ def steady_screen(
     """
     table = table[table["reference"] == "control"]
     if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharex=True)
+        _, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharex=True)
     left, right = panels = np.asarray(axes)
     inverse = 1 / table["n_from"] + 1 / table["n_to"]
     left.scatter(inverse, table["raw"], s=14, color=BLUE, linewidths=0, label="condition")
@@ -43,7 +43,7 @@ def steady_screen(
         inverse, table["raw_baseline"], s=14, color=GREY, marker="x", label="controls, same n"
     )
     left.set_ylabel("mean |change| of log1p expression")
-    left.set_title(f"raw{_correlation(inverse, table['raw'])}", fontsize=9)
+    left.set_title(f"raw change{_correlation(inverse, table['raw'])}", fontsize=8)
     left.legend(frameon=False, fontsize=8)
 
     moving = table["lower"] > 0
@@ -51,25 +51,30 @@ def steady_screen(
     filled = np.where(table["batch_removed"], colors, "white")
     right.vlines(inverse, table["lower"], table["upper"], color=colors, linewidth=1)
     right.scatter(inverse, table["rms"], s=14, c=filled, edgecolors=colors, zorder=3)
-    for i in table.loc[moving, "lower"].nlargest(n_named).index:
+    # Names of neighbours would overlap: they go down a ladder beside the points.
+    named = table.loc[table.loc[moving, "lower"].nlargest(n_named).index]
+    named = named.sort_values("rms", ascending=False)
+    for step, i in enumerate(named.index):
         row = table.loc[i]
-        name = f"{row['perturbation']} {row['time_from']:g}→{row['time_to']:g}"
         right.annotate(
-            name,
+            f"{row['perturbation']} {row['time_from']:g}→{row['time_to']:g}",
             (inverse[i], row["rms"]),
-            (3, 3),
-            textcoords="offset points",
+            (1.02, 1 - 0.06 * step),
+            textcoords="axes fraction",
+            va="top",
             fontsize=7,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4},
         )
     right.set_ylim(bottom=-0.02 * table["upper"].max() if table["upper"].max() > 0 else None)
     right.set_ylabel("RMS log-fold change, relative to control")
     right.set_title(
         f"noise and controls' change removed{_correlation(inverse, table['squared'], 'square, ')}",
-        fontsize=9,
+        fontsize=8,
     )
     for ax in panels:
         ax.set_xscale("log")
-        ax.set_xlabel("1 / cells at earlier time + 1 / cells at later time")
+        ax.set_xlabel("1 / cells earlier + 1 / cells later")
+        plain_log(ax.xaxis)
     return panels
 
 

@@ -10,17 +10,19 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyrocell._core.messages import did_you_mean
+from pyrocell._core.random import stream
 from pyrocell.data.loader import CellDataset
-from pyrocell.errors import ScreenError
+from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.posterior.fitted_screen import Blocks, FittedScreen
 from pyrocell.posterior.output import OutputTarget
 
-__all__ = ["cells_by", "latent", "normalised"]
+__all__ = ["cells_by", "latent", "normalised", "normalised_draws", "positions_of"]
 
 
 def latent(fit: FittedScreen, cells: CellDataset, batch_size: int) -> Blocks:
     """Posterior mean of the resting state z of each cell, (cells, d), some cells at a time."""
-    for rows, loc, _ in _encoded(fit, fit.posterior.mean(), cells, batch_size):
+    for rows, loc, *_ in _encoded(fit, fit.posterior.mean(), cells, batch_size):
         yield rows, loc
 
 
@@ -30,13 +32,26 @@ def normalised(
     batch_size: int,
     library_size: float | None,
     batch_corrected: bool,
+    genes: np.ndarray | None = None,
+    draw: tuple[int, dict[str, Tensor]] | None = None,
 ) -> Blocks:
-    """Expected expression at posterior means, (cells, G), some cells at a time.
+    """Expected expression, (cells, G), some cells at a time; at posterior means, or in one draw.
 
     η and covariates are removed if corrected.
+
+    Parameters
+    ----------
+    library_size
+        That of each cell; None: its own depth.
+    genes
+        Columns; default: all.
+    draw
+        Number of a joint draw, and its values; states are drawn, too. None: posterior means.
     """
-    values, model = fit.posterior.mean(), fit.model
+    model = fit.model
+    values = fit.posterior.mean() if draw is None else draw[1]
     table = model.conditions if cells.conditions is None else cells.conditions
+    columns = slice(None) if genes is None else genes
 
     @torch.no_grad()
     def expect(loc: np.ndarray, args: dict[str, Tensor]) -> np.ndarray:
@@ -54,20 +69,60 @@ def normalised(
             )
         logits = model.resting_logits(values, z) + shift
         level = torch.softmax(logits, -1) if model.config.composition else logits.exp()
-        return (level * (1.0 if library_size is None else library_size)).cpu().numpy()
+        depth = args["log_size"].exp()[:, None] if library_size is None else library_size
+        return (level * depth)[:, columns].cpu().numpy()
 
-    for rows, loc, args in _encoded(fit, values, cells, batch_size):
-        yield rows, expect(loc, args)
+    rng = np.random.default_rng(stream("normalised", 0 if draw is None else draw[0]))
+    for rows, loc, scale, args in _encoded(fit, values, cells, batch_size):
+        noise = 0 if draw is None else scale * rng.standard_normal(loc.shape, np.float32)
+        yield rows, expect(loc + noise, args)
+
+
+def normalised_draws(
+    fit: FittedScreen,
+    cells: CellDataset,
+    batch_size: int,
+    library_size: float | None,
+    batch_corrected: bool,
+    genes: np.ndarray | None,
+    n_samples: int,
+) -> np.ndarray:
+    """Expected expression in joint draws of parameters and states, (S, cells, G)."""
+    found = []
+    for draw in enumerate(fit.posterior.draws(n_samples)):
+        options = (batch_size, library_size, batch_corrected, genes, draw)
+        found.append(np.concatenate([block for _, block in normalised(fit, cells, *options)]))
+    return np.stack(found)
+
+
+def positions_of(genes: pd.Index, names: Sequence[str] | None) -> np.ndarray | None:
+    """Positions of named genes, (n,); None for all.
+
+    Raises
+    ------
+    UnknownLabelError
+        If a name is none of the genes.
+    """
+    if names is None:
+        return None
+    names = [names] if isinstance(names, str) else list(names)
+    found = genes.get_indexer(pd.Index(names))
+    if (found < 0).any():
+        unknown = names[int(np.flatnonzero(found < 0)[0])]
+        raise UnknownLabelError(
+            f'"{unknown}" is not a gene of the model{did_you_mean(unknown, genes)}'
+        )
+    return found
 
 
 def _encoded(
     fit: FittedScreen, values: dict[str, Tensor], cells: CellDataset, batch_size: int
-) -> Iterator[tuple[slice, np.ndarray, dict[str, Tensor]]]:
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray, dict[str, Tensor]]]:
     for start in range(0, len(cells), batch_size):
         rows = np.arange(start, min(start + batch_size, len(cells)))
         args = {k: v.to(fit.model.loading.device) for k, v in cells.rows(rows).items()}
         with torch.no_grad():
-            loc, _ = fit.posterior.guide.encode(
+            loc, scale = fit.posterior.guide.encode(
                 values,
                 args["x"],
                 args["condition"],
@@ -75,7 +130,7 @@ def _encoded(
                 args.get("covariates"),
                 cells.conditions,
             )
-        yield slice(start, start + len(rows)), loc.cpu().numpy(), args
+        yield slice(start, start + len(rows)), loc.cpu().numpy(), scale.cpu().numpy(), args
 
 
 def cells_by(

@@ -8,7 +8,7 @@ what the counts alone allow. What all perturbations do alike may be the controls
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,10 @@ from pyrocell.errors import UnknownLabelError
 from pyrocell.screen.screen import Screen
 
 __all__ = [
+    "FEW_TO_JUDGE",
     "common_effect",
     "disagreement",
+    "disagreements",
     "effect_checks",
     "shuffle_table",
     "shuffled",
@@ -31,13 +33,37 @@ __all__ = [
 Ask = Callable[..., pd.DataFrame]  # `PyroCell.perturbation_effects` of a fitted model
 
 _WELL_COUNTED = 50  # counts in both groups of cells
+FEW_TO_JUDGE = 25  # well-counted genes of a condition, below which it is not judged
 _GENES = 400  # best counted, in which a common effect is judged
 _OUTSIDE = 0.99  # mass of the counts' own interval
 _MOST_OUTSIDE = 0.03
 _MOST_COMMON = 0.05  # natural-log fold change
+_CHANCE = 1.5  # times what perturbations that do different things have in common by chance
 _MOST_EXCLUDING, _MOST_LISTED = 0.1, 0.002
 _FEW_PAIRS = 3  # that may be listed by chance in a small table
 _LIST = 0.1  # expected share of wrong signs in a list
+
+
+def _outside(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> pd.DataFrame:
+    """Well-counted pairs: what the counts alone say of the posterior means.
+
+    `outside`: whether they speak against one; `agreement` over `weight`, summed over pairs, is the
+    slope of the counts' own effects on the posterior means, weighted by precision.
+    """
+    keys = ["perturbation", "media", "time", "gene"]
+    both = effects.merge(counts_alone, on=keys, suffixes=("", "_alone"))
+    well = (both["count"] >= _WELL_COUNTED) & (both["count_control"] >= _WELL_COUNTED)
+    both = both[well]
+    # counts are set against those of all genes, effects against untouched ones
+    shift = (both["mean"] - both["mean_alone"]).groupby(both["perturbation"]).transform("median")
+    away = (both["mean"] - both["mean_alone"] - shift).abs()
+    width = norm.ppf(0.5 + _OUTSIDE / 2) * np.hypot(both["sd_alone"], 0.02)
+    weight = 1 / (both["sd_alone"] ** 2 + 0.02**2)
+    return both[["perturbation", "media", "time"]].assign(
+        outside=away > width,
+        weight=weight * both["mean"] ** 2,
+        agreement=weight * both["mean"] * (both["mean_alone"] + shift),
+    )
 
 
 def disagreement(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> float:
@@ -49,15 +75,38 @@ def disagreement(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> float:
         Tables of :meth:`pyrocell.PyroCell.perturbation_effects`, shrunken and not; NaN if no
         perturbation and gene with 50 counts in both groups of cells is in both.
     """
-    keys = ["perturbation", "media", "time", "gene"]
-    both = effects.merge(counts_alone, on=keys, suffixes=("", "_alone"))
-    well = (both["count"] >= _WELL_COUNTED) & (both["count_control"] >= _WELL_COUNTED)
-    both = both[well]
-    # counts are set against those of all genes, effects against untouched ones
-    shift = (both["mean"] - both["mean_alone"]).groupby(both["perturbation"]).transform("median")
-    away = (both["mean"] - both["mean_alone"] - shift).abs()
-    width = norm.ppf(0.5 + _OUTSIDE / 2) * np.hypot(both["sd_alone"], 0.02)
-    return float((away > width).mean()) if len(both) else np.nan
+    both = _outside(effects, counts_alone)
+    return float(both["outside"].mean()) if len(both) else np.nan
+
+
+def disagreements(ask: Ask, effects: pd.DataFrame) -> pd.DataFrame:
+    """What the counts alone say of each condition of a table of effects, wherever they can.
+
+    Returns
+    -------
+    DataFrame with perturbation, media, time; outside, the share of `disagreement`; n_genes, of the
+    well-counted ones; slope and slope_se, of the counts' own effects on the posterior means. A
+    posterior that shrinks has a slope of 1 or more; effects that are too large, of another sign or
+    of another perturbation have less.
+    """
+    found = []
+    places = effects.groupby(["media", "time"], sort=False, dropna=False)
+    for (media, time), mine in places:
+        when = None if np.isnan(float(cast("Any", time))) else time
+        singles = list(dict.fromkeys(mine["perturbation"]))
+        try:
+            alone = ask(singles, media=media, time=when, shrunken=False)
+        except UnknownLabelError:  # no controls, or no perturbation alone, there and then
+            continue
+        both = _outside(mine, alone)
+        groups = both.groupby(["perturbation", "media", "time"], sort=False, dropna=False)
+        table = groups["outside"].agg(outside="mean", n_genes="size")
+        sums = groups[["agreement", "weight"]].sum()
+        table["slope"] = sums["agreement"] / sums["weight"].clip(lower=1e-12)
+        table["slope_se"] = 1 / np.sqrt(sums["weight"].clip(lower=1e-12))
+        found.append(table.reset_index())
+    columns = ["perturbation", "media", "time", "outside", "n_genes", "slope", "slope_se"]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
 
 
 def common_effect(effects: pd.DataFrame) -> float:
@@ -70,6 +119,22 @@ def common_effect(effects: pd.DataFrame) -> float:
     best = counted.nlargest(_GENES).index
     middle = effects.groupby("gene", observed=True)["mean"].median()[best]
     return float(np.sqrt((middle**2).mean()))
+
+
+def common_by_chance(effects: pd.DataFrame) -> float:
+    """What `common_effect` comes to by chance, where perturbations do different things.
+
+    The median over n perturbations of effects with standard deviation s has one of 1.25 s / √n.
+    s is a robust one (of deviations from the gene's median), so that what a few perturbations do
+    does not hide what all of them do.
+    """
+    middle = effects.groupby("gene", observed=True)["mean"].transform("median")
+    away = (effects["mean"] - middle).abs().groupby(effects["gene"], observed=True).median()
+    counted = effects.groupby("gene", observed=True)["count_control"].first()
+    counted = counted + effects.groupby("gene", observed=True)["count"].sum()
+    spread = 1.4826 * away[counted.nlargest(_GENES).index]
+    n = max(1, effects["perturbation"].nunique())
+    return float(1.2533 * np.sqrt((spread**2).mean() / n))
 
 
 def effect_checks(ask: Ask, screen: Screen, effects: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -98,11 +163,12 @@ def effect_checks(ask: Ask, screen: Screen, effects: pd.DataFrame | None = None)
         )
     if here["perturbation"].nunique() > 1:
         common = common_effect(here)
+        most = max(_MOST_COMMON, _CHANCE * common_by_chance(here))
         rows.append(
             (
                 "effect common to all perturbations",
                 common,
-                "good" if common <= _MOST_COMMON else "controls differ",
+                "good" if common <= most else "controls differ",
                 "root mean square, natural log, of the median over perturbations in the best "
                 "counted genes; where it is large ask whether controls were handled as others were",
             )

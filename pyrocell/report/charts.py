@@ -64,7 +64,7 @@ def _volcano() -> alt.Chart:
     )
 
 
-def _intervals() -> alt.LayerChart:
+def _intervals() -> alt.TopLevelMixin:
     base = alt.Chart(_rows()).encode(
         y=alt.Y("gene:N", sort=None, title=None),
         color=alt.Color("state:N", scale=_STATES, legend=None),
@@ -78,7 +78,7 @@ def _intervals() -> alt.LayerChart:
     )
 
 
-def _course() -> alt.LayerChart:
+def _course() -> alt.TopLevelMixin:
     base = alt.Chart(_rows()).encode(
         x=alt.X("time:Q", title="time"),
         color=alt.Color(
@@ -91,7 +91,7 @@ def _course() -> alt.LayerChart:
     return alt.layer(band, line, data=_rows()).properties(width="container", height=260)
 
 
-def _gains() -> alt.LayerChart:
+def _gains() -> alt.TopLevelMixin:
     base = alt.Chart(_rows()).encode(
         y=alt.Y("perturbation:N", sort=None, title=None),
         color=alt.condition(

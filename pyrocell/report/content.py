@@ -316,10 +316,9 @@ def _media_effects(table: pd.DataFrame | None) -> list[list[Any]]:
         return []
     listed = table[table["fdr"] <= sentences.LISTED]
     listed = listed.assign(z=(listed["mean"] / listed["sd"]).abs()).nlargest(2_000, "z")
-    return [
-        [str(r.media), str(r.gene), *_short(np.array([r.log2fc, r.lower, r.upper])), int(r.count)]
-        for r in listed.itertuples()
-    ]
+    numbers = [_short(listed[column].to_numpy()) for column in ("log2fc", "lower", "upper")]
+    labels = listed["media"].astype(str), listed["gene"].astype(str)
+    return [list(row) for row in zip(*labels, *numbers, listed["count"].astype(int).tolist())]
 
 
 # ---------------------------------------------------------------------- batches and training
@@ -329,7 +328,7 @@ def _batches(model: PyroCell, tables: dict[str, pd.DataFrame]) -> dict[str, Any]
     rows = []
     if "batch_effects" in tables:
         for name, mine in tables["batch_effects"].groupby("batch", sort=False):
-            top = mine.loc[mine["mean"].abs().idxmax()]
+            top = mine.iloc[int(mine["mean"].abs().to_numpy().argmax())]
             rows.append(
                 [
                     str(name),

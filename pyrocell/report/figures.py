@@ -80,7 +80,7 @@ def _gains(table: pd.DataFrame) -> np.ndarray:
     """One panel for each medium."""
     media = list(table["media"].unique())
     rows = table["perturbation"].nunique()
-    size = (4.5 * len(media), 1.2 + 0.2 * min(rows, 60))
+    size = (min(4.5 * len(media), 8.0), min(1.4 + 0.2 * rows, 10.0))  # of a page
     _, axes = plt.subplots(1, len(media), figsize=size, squeeze=False, layout="constrained")
     for ax, name in zip(axes[0], media):
         plotting.gains(table, name, ax=ax)

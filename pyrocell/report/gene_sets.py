@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -87,9 +88,9 @@ def enrichment(effects: pd.DataFrame, sets: dict[str, list[str]]) -> pd.DataFram
     for name in listed.nlargest(_MOST_PERTURBATIONS).index:
         mine = effects[effects["perturbation"] == name]
         ranks = pd.Series((mine["mean"] / mine["sd"]).to_numpy(), mine["gene"].astype(str))
-        found = gseapy.prerank(
+        found: Any = gseapy.prerank(
             rnk=ranks[np.isfinite(ranks)],
-            gene_sets=usable,
+            gene_sets=cast("Any", usable),
             min_size=_SMALLEST,
             max_size=_LARGEST,
             permutation_num=_PERMUTATIONS,

@@ -12,7 +12,7 @@ import json
 import zlib
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import itables
 import vl_convert
@@ -51,4 +51,5 @@ def _table_file(name: str) -> str:
 @cache
 def _charts() -> str:
     """Vega's JavaScript, in a form that a script element can hold."""
-    return base64.b64encode(vl_convert.javascript_bundle().encode()).decode()
+    code: str = cast("Any", vl_convert).javascript_bundle()
+    return base64.b64encode(code.encode()).decode()

@@ -9,11 +9,11 @@ import pandas as pd
 
 from pyrocell.training.best_epoch import KEPT
 
-__all__ = ["Convergence", "convergence", "share_inside", "strongest"]
+__all__ = ["KEPT_BEST", "Convergence", "convergence", "share_inside", "strongest"]
 
 _LAST = 0.25  # share of training whose slope is judged
 _MIN_CHECKS = 4  # values in that share
-_KEPT_BEST = "best epoch kept"
+KEPT_BEST = "best epoch kept"
 _SMALL = 0.02  # a rise below this share of the whole rise is no reason to train on
 
 
@@ -43,7 +43,7 @@ class Convergence:
     @property
     def good(self) -> bool:
         """Whether there is no reason to train on."""
-        return self.verdict in ("converged", _KEPT_BEST)
+        return self.verdict in ("converged", KEPT_BEST)
 
 
 def convergence(history: pd.DataFrame) -> Convergence:
@@ -64,7 +64,7 @@ def convergence(history: pd.DataFrame) -> Convergence:
         at = history.index[history[KEPT] > 0][0]
         curve = history["validation_elbo"]
         fall = float(curve.iloc[-1] - curve[at])
-        return Convergence(float(curve[at]), fall, 0.0, True, _KEPT_BEST)
+        return Convergence(float(curve[at]), fall, 0.0, True, KEPT_BEST)
     if not len(history):
         return Convergence(np.nan, np.nan, np.nan, held_out, "too short to tell")
     curve = history["validation_elbo"] if held_out else -history["train_loss"]
@@ -96,14 +96,3 @@ def strongest(effects: pd.DataFrame, n: int) -> pd.DataFrame:
     """The n effects whose intervals lie farthest from zero."""
     bound = pd.Series(np.maximum(effects["lower"], -effects["upper"]))
     return effects.loc[bound.nlargest(n).index]
-
-
-def judged(model, tables) -> tuple[pd.DataFrame, tuple[str, str]]:
-    """Placeholder until verdicts() is merged."""
-    from pyrocell.report.summary import quality_table
-
-    table = quality_table(model, tables).set_axis(["check", "value", "verdict"], axis=1)
-    bad = table["verdict"].isin(["poor", "controls differ", "falling"])
-    table["level"] = np.where(bad, "bad", "good")
-    table["reason"] = table["remedy"] = ""
-    return table, ("bad", "x") if bad.any() else ("good", "y")

@@ -83,8 +83,9 @@ def _response(table: pd.DataFrame, medium: str) -> dict[str, str]:
     gain, low, high = (table[f"{name} {medium}"] for name in ("gain", "gain_lower", "gain_upper"))
     parts = []
     for word, said in (("blocked", "Blocked by"), ("weakened", "weakened by")):
-        mine = gain[verdict == word].sort_values()
-        names = [f"{k} (leaves {v:.2f}, {low[k]:.2f} to {high[k]:.2f})" for k, v in mine.items()]
+        mine = gain[verdict == word].sort_values().index
+        sizes = zip(mine, gain[mine], low[mine], high[mine])
+        names = [f"{k} (leaves {v:.2f}, {lo:.2f} to {hi:.2f})" for k, v, lo, hi in sizes]
         parts.append(f"{said} {some(names)}" if names else f"{said} none")
     text = "; ".join(parts)
     text += f"; as control in {int((verdict == 'as control').sum()):,}"

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pyrocell.report.quality import convergence, share_inside, strongest
+from pyrocell.report.quality import strongest
 from pyrocell.report.sentences import assumption_sections
+from pyrocell.report.verdicts import overall
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
 
-__all__ = ["quality_table", "summary_text"]
+__all__ = ["summary_text"]
 
-_ENOUGH_INSIDE = 0.9  # share of genes inside the predictive band
-_STATISTICS = {"mean": "mean", "variance": "variance", "zero_fraction": "fraction of zeros"}
 _REASONS = 10  # for aliasing that are spelt out
 _WIDTH = 100
 _DRIFT = (
@@ -26,39 +25,10 @@ _DRIFT = (
 )
 
 
-def quality_table(model: PyroCell, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Whether the run is good, one line each: what, value, verdict."""
-    rows = []
-    course = convergence(model.history)
-    where = "held-out cells" if course.held_out else "training cells"
-    rows.append(("cells", f"{model.screen.n_cells:,} × {len(model.screen.genes):,} genes", ""))
-    rows.append(("epochs", str(len(model.history)), ""))
-    rows.append((f"ELBO, {where}", f"{course.elbo:.2f} nats per cell", ""))
-    rise = "" if np.isnan(course.rise) else f"{course.rise:+.3f} ± {course.error:.3f} nats per cell"
-    since = "its change over the last quarter"
-    if course.verdict == "best epoch kept":
-        rise, since = f"{course.rise:+.3f} nats per cell", "its change after the epoch kept"
-    rows.append((since, rise, course.verdict))
-    for name, share in share_inside(tables["predictive_check"]).items():
-        verdict = "good" if share >= _ENOUGH_INSIDE else "poor"
-        what = f"genes in the band: {_STATISTICS[str(name)]}"
-        rows.append((what, f"{share:.0%}", verdict))
-    for check, value, verdict, _ in tables["effect_checks"].itertuples(index=False):
-        share = check.startswith("effects outside")
-        rows.append((check, f"{value:.1%}" if share else f"{value:.3f}", verdict))
-    if "shuffle_check" in tables:
-        worst = tables["shuffle_check"].sort_values(["verdict", "excluding_zero"]).iloc[-1]
-        said = f"{worst['excluding_zero']:.1%} of intervals, {worst['listed']:.2%} listed"
-        rows.append(("effects found with labels shuffled", said, worst["verdict"]))
-    mixed = tables["aliased"]
-    n = int((~mixed["estimable"]).sum())
-    rows.append(("contrasts not estimable", f"{n} of {len(mixed)}", "see below" if n else "good"))
-    return pd.DataFrame(rows, columns=["", "value", "verdict"])
-
-
 def summary_text(model: PyroCell, tables: dict[str, pd.DataFrame], n_effects: int = 10) -> str:
     """The summary as Markdown that also reads well on a terminal."""
-    parts = ["# Summary", _aligned(quality_table(model, tables)), _advice(model)]
+    size = f"{model.screen.n_cells:,} cells, {len(model.screen.genes):,} genes."
+    parts = ["# Summary", size, _verdicts(tables["verdicts"])]
     mixed = tables["aliased"][~tables["aliased"]["estimable"]]
     if len(mixed):
         parts += ["## What this layout cannot tell apart", _reasons(mixed)]
@@ -81,15 +51,20 @@ def summary_text(model: PyroCell, tables: dict[str, pd.DataFrame], n_effects: in
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _advice(model: PyroCell) -> str:
-    return {
-        "still rising": "The ELBO still rises: train longer (`max_epochs`; `--max-epochs`).",
-        "falling": "The held-out ELBO falls: the model overfits; train shorter (`max_epochs`; "
-        "`--max-epochs`).",
-        "best epoch kept": "The held-out ELBO fell towards the end of training; the parameters are "
-        "those of its best epoch.",
-        "too short to tell": "Too few epochs to tell whether training has converged.",
-    }.get(convergence(model.history).verdict, "")
+def _verdicts(found: pd.DataFrame) -> str:
+    """The sentence that sums up, and a line for each check."""
+    shown = found[["check", "value", "level"]].rename(columns={"level": "verdict"})
+    named = found["verdict"].where(found["verdict"] != "", found["level"])
+    shown["verdict"] = [a if a == b else f"{a}: {b}" for a, b in zip(found["level"], named)]
+    wrap = {"width": _WIDTH, "initial_indent": "- ", "subsequent_indent": "  "}
+    lines = [
+        textwrap.fill(f"{row.check}: {row.reason} {row.remedy}".strip(), **wrap)
+        for row in found.itertuples()
+        if row.level in ("bad", "look")
+    ]
+    _, sentence = overall(found)
+    parts = [textwrap.fill(sentence, _WIDTH), _aligned(shown), "\n".join(lines)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _reasons(mixed: pd.DataFrame) -> str:
@@ -152,7 +127,7 @@ def _effects(effects: pd.DataFrame, model: PyroCell, n: int) -> str:
             "media": top["media"],
             "gene": top["gene"],
             "log2": (top["mean"] / np.log(2)).map("{:+z.2f}".format),
-            "change": (100 * np.expm1(top["mean"])).map("{:+.0f}%".format),
+            "change": (100 * (np.exp(1) ** top["mean"] - 1)).map("{:+.0f}%".format),
             "interval": _interval(top[["lower", "upper"]] / np.log(2)),
             "probability": top["prob_direction"].map("{:.3f}".format),
         }

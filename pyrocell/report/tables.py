@@ -11,8 +11,9 @@ import pandas as pd
 
 from pyrocell._core.messages import join_names
 from pyrocell.errors import PyrocellError
-from pyrocell.posterior.effect_checks import effect_checks
-from pyrocell.report.knockouts import labels_of, perturbation_table
+from pyrocell.posterior.effect_checks import disagreements, effect_checks
+from pyrocell.report.knockouts import labels_of, measured_effects, perturbation_table
+from pyrocell.report.verdicts import verdicts
 from pyrocell.screen.screen import Screen
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ TABLES = (
     "media_gains",
     "predictive_check",
     "effect_checks",
+    "disagreement",
+    "verdicts",
     "shuffle_check",
     "conditions",
     "layout",
@@ -109,12 +112,16 @@ def collect(
     tables["effect_checks"] = effect_checks(
         model.perturbation_effects, model.screen, tables.get("perturbation_effects")
     )
+    measured = measured_effects(screen, tables)
+    if measured is not None:
+        tables["disagreement"] = disagreements(model.perturbation_effects, measured)
     if model.shuffle_check_ is not None:
         tables["shuffle_check"] = model.shuffle_check_
     tables["conditions"] = screen.conditions
     tables["layout"] = _named_layout(model)
     tables["aliased"] = screen.aliased
     tables["history"] = model.history.reset_index()
+    tables["verdicts"] = verdicts(model, tables)
     return tables
 
 

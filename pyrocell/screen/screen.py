@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from pyrocell._core.messages import join_names
+from pyrocell._core.messages import facts_html, join_names
 from pyrocell.errors import UnknownLabelError
 from pyrocell.screen.aliasing import (
     Layout,
@@ -106,6 +106,31 @@ class Screen:
     laboratories: tuple[str, ...] = ()
     batch_laboratory: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     own_columns: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return "\n".join(["Screen", *(f"  {name}: {value}" for name, value in self.facts())])
+
+    def _repr_html_(self) -> str:
+        return facts_html("Screen", self.facts())
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What there is and how much of it, as names and text."""
+        mixed = int((~self.aliased["estimable"]).sum())
+        found = [
+            ("cells", f"{self.n_cells:,} × {len(self.genes):,} genes"),
+            (
+                "control",
+                f"{self.control}, {int(self.conditions['n_cells'][self.is_control].sum()):,} cells",
+            ),
+            ("perturbations", f"{len(self.perturbations):,}: {join_names(self.perturbations)}"),
+            ("media", join_names([self.baseline_media, *self.media])),
+            ("times", join_names(f"{t:g}" for t in self.times)),
+            ("batches", f"{len(self.batches):,}: {join_names(self.batches)}"),
+            ("guides", f"{len(self.guides):,}" if self.guides else ""),
+            ("laboratories", join_names(self.laboratories)),
+            ("layout", f"{mixed:,} of {len(self.aliased):,} contrasts cannot be told from batches"),
+        ]
+        return [(name, value) for name, value in found if value and not value.startswith("0: ")]
 
     @classmethod
     def from_labels(

@@ -111,6 +111,14 @@ def test_check_says_what_the_layout_can_tell_and_writes_nothing(cells, tmp_path,
     assert "column not used: donor" in said.err and set(tmp_path.iterdir()) == before
 
 
+def test_check_says_what_shuffled_labels_find(cells, tmp_path, capsys):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    assert main(["check", str(tmp_path / "cells.h5ad"), "--media-key", "media", "--shuffle"]) == 0
+    said = capsys.readouterr().out
+    assert "labels shuffled" in said and re.search(r"baseline: (good|poor); [\d.]+% of 90%", said)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_check_refuses_as_fit_does(cells, tmp_path, capsys):
     cells.X = cells.X.multiply(0.37).tocsr()
     cells.write_h5ad(tmp_path / "cells.h5ad")

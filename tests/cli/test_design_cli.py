@@ -57,6 +57,33 @@ def test_design_leaves_a_lane_map_tables_figures_and_a_summary(tmp_path, capsys)
     assert figures == {"lane_map", "layout_graph", "cost_curve"}
 
 
+def test_what_is_announced_is_written_and_numbers_have_no_noise(tmp_path, capsys):
+    out = tmp_path / "plan"
+    (out / "figures").mkdir(parents=True)
+    for stale in ("cost_curve.csv", "figures/cost_curve.png", "notes.txt"):
+        (out / stale).write_text("of an earlier run")
+    assert main([*PLAN, "--no-hashing", "--no-curve", "--force", "-o", str(out)]) == 0
+    told = capsys.readouterr().out.split("Written to")[1].splitlines()[1:]
+    announced = {line.split()[0] for line in told}
+    written = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    assert announced == written - {"notes.txt"} and "cost_curve.csv" not in announced
+    for file in out.glob("*.csv"):
+        numbers = re.findall(r"(?<![\w.])\d+\.\d+", file.read_text())
+        assert not [n for n in numbers if len(n.replace(".", "").lstrip("0")) > 8], file
+
+
+def test_what_cannot_be_tested_is_printed_with_what_to_add(tmp_path, capsys):
+    times = ["--times", "2", "4", "--no-curve"]
+    assert main([*PLAN, *times, "--no-hashing", "-o", str(tmp_path / "apart")]) == 0
+    apart = capsys.readouterr().out.split("## Assumptions that it can test")[1]
+    assert "no_response: 0 of 20" in apart
+    assert "for 20 of the others: put cells with and without IFNG in one batch" in apart
+    assert "this plan rules it out" in apart and "perturbation01" not in apart
+    assert main([*PLAN, *times, "-o", str(tmp_path / "hashed")]) == 0
+    hashed = capsys.readouterr().out.split("## Assumptions that it can test")[1]
+    assert "no_response: 20 of 20" in hashed and "rules it out" not in hashed
+
+
 def test_a_lane_map_of_the_lab_is_scored_beside(tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*PLAN, "--no-curve", "-o", str(first)]) == 0

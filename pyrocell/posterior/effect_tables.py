@@ -1,0 +1,187 @@
+"""Effects in the forms of scverse: an AnnData, scvi-tools' table, scanpy's ranked genes.
+
+All three hold what :meth:`pyrocell.PyroCell.perturbation_effects` says, under the names that other
+tools look for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from pyrocell.errors import ScreenError
+from pyrocell.posterior.draws import check_draws, check_level
+from pyrocell.posterior.effects import (
+    counts_by_label,
+    effect_draws,
+    expected_false_signs,
+)
+from pyrocell.posterior.fitted_screen import FittedScreen
+
+__all__ = ["differential_expression", "effects_adata", "ranked_genes"]
+
+_LAYERS = ("lfc", "log2fc", "sd", "lower", "upper", "lfsr", "fdr", "count")
+_CELLS = 4096  # looked at at once
+_EPS = 1e-8  # of scvi-tools, where a probability is 0 or 1
+
+
+def effects_adata(effects: pd.DataFrame, fit: FittedScreen) -> AnnData:
+    """A table of effects as perturbations × genes; see `PyroCell.effects_adata`."""
+    names = list(dict.fromkeys(effects["perturbation"]))
+    genes = fit.screen.genes
+    shape = len(names), len(genes)
+    columns = effects.rename(columns={"mean": "lfc"})
+    layers = {name: columns[name].to_numpy().reshape(shape) for name in _LAYERS}
+    layers = {k: v.astype(np.int64 if k == "count" else np.float32) for k, v in layers.items()}
+    now = fit.screen.conditions
+    media, time = effects["media"].iloc[0], effects["time"].iloc[0]
+    here = (now["media"] == media).to_numpy()
+    if fit.screen.times and not pd.isna(time):
+        here &= np.isclose(now["time"].to_numpy(dtype=float), time)
+    cells = now[here].groupby("perturbation")["n_cells"].sum()
+    labels = [str(name) for name in names]
+    obs = pd.DataFrame({"perturbation": pd.Categorical(labels, labels)}, index=labels)
+    obs["n_cells"] = cells.reindex(names).fillna(0).astype(int).to_numpy()
+    listed = layers["fdr"] <= 0.1
+    obs["n_up"], obs["n_down"] = (
+        (listed & (layers["lfc"] > 0)).sum(1),
+        (listed & (layers["lfc"] < 0)).sum(1),
+    )
+    obs["media"] = str(media)
+    var = pd.DataFrame(index=genes.astype(str).rename(None))
+    var["count_control"] = effects["count_control"].to_numpy()[: shape[1]]
+    uns = {"pyrocell": {"media": str(media), "time": float(time), "unit_of_X": "natural log"}}
+    return AnnData(layers["lfc"].copy(), obs=obs, var=var, layers=layers, uns=uns)
+
+
+def differential_expression(
+    fit: FittedScreen,
+    groups: Sequence[str],
+    reference: str,
+    media: str,
+    time: float | None,
+    delta: float,
+    fdr_target: float,
+    n_samples: int,
+    mean_library: float,
+) -> pd.DataFrame:
+    """scvi-tools' table of perturbations against control or another; see `PyroCell`."""
+    check_draws(n_samples)
+    check_level(1 - fdr_target)
+    if not delta >= 0:
+        raise ScreenError(f"delta={delta!r} must be a log2 fold change of at least 0")
+    screen, tables = fit.screen, []
+    label = {g: g if g == screen.control else screen.label_of(screen.indices(g)) for g in groups}
+    label[reference] = (
+        reference if reference == screen.control else screen.label_of(screen.indices(reference))
+    )
+    counted, detected = counts_by_label(fit, media, time), _detected(fit, media, time)
+    other, other_cells, other_found = counted(label[reference]), *detected(label[reference])
+    base = _share(other)
+    for name in groups:
+        asked = [name] if reference == screen.control else [name, reference]
+        draws = effect_draws(fit, asked, media, time, n_samples) / np.log(2)
+        change = draws[:, 0] - (draws[:, 1] if len(asked) == 2 else 0)
+        changed = (np.abs(change) > delta).mean(0)
+        counts, (n_cells, found) = counted(label[name]), detected(label[name])
+        listed = expected_false_signs(1 - changed, np.ones(len(changed), bool)) <= fdr_target
+        table = pd.DataFrame(
+            {
+                "proba_de": changed,
+                "proba_not_de": 1 - changed,
+                "bayes_factor": np.log(changed + _EPS) - np.log(1 - changed + _EPS),
+                "scale1": base * 2 ** change.mean(0),
+                "scale2": base,
+                "pseudocounts": 0.0,
+                "delta": delta,
+                "lfc_mean": change.mean(0),
+                "lfc_median": np.median(change, 0),
+                "lfc_std": change.std(0),
+                "lfc_min": change.min(0),
+                "lfc_max": change.max(0),
+                "raw_mean1": counts / max(n_cells, 1),
+                "raw_mean2": other / max(other_cells, 1),
+                "non_zeros_proportion1": found / max(n_cells, 1),
+                "non_zeros_proportion2": other_found / max(other_cells, 1),
+                "raw_normalized_mean1": mean_library * _share(counts),
+                "raw_normalized_mean2": mean_library * base,
+                f"is_de_fdr_{fdr_target}": listed,
+                "comparison": f"{name} vs {reference}",
+                "group1": name,
+                "group2": reference,
+            },
+            index=pd.Index(screen.genes.astype(str)),
+        )
+        tables.append(table.sort_values("bayes_factor", ascending=False, kind="stable"))
+    return pd.concat(tables)
+
+
+def _share(counts: np.ndarray) -> np.ndarray:
+    """Of all counts."""
+    return counts / max(float(counts.sum()), 1.0)
+
+
+def _detected(fit: FittedScreen, media: str, time: float | None) -> Any:
+    """Cells of a label in a medium at a time, and in how many each gene was seen (G,)."""
+    screen, now = fit.screen, fit.screen.conditions
+    here = (now["media"] == media).to_numpy()
+    if screen.times:
+        asked = screen.times[-1] if time is None else time
+        here = here & np.isclose(now["time"].to_numpy(dtype=float), asked)
+    labels = now["perturbation"].to_numpy()
+
+    def of(label: str) -> tuple[int, np.ndarray]:
+        conditions = np.flatnonzero(here & (labels == label))
+        cells = np.flatnonzero(np.isin(fit.data.condition, conditions))
+        seen = np.zeros(len(screen.genes))
+        for first in range(0, len(cells), _CELLS):
+            rows = fit.data.counts[cells[first : first + _CELLS]]
+            seen += np.bincount(rows.indices[rows.data > 0], minlength=len(seen))
+        return len(cells), seen
+
+    return of
+
+
+def ranked_genes(effects: pd.DataFrame, reference: str) -> dict[str, Any]:
+    """A table of effects as scanpy's `rank_genes_groups` leaves it in `.uns`.
+
+    Genes of each perturbation are ordered by posterior mean over standard deviation, which are the
+    scores. `pvals` holds the local false sign rate and `pvals_adj` the expected share of wrong
+    signs in the list that ends at the gene: neither is a p-value, and `params` says so.
+    """
+    names = list(dict.fromkeys(effects["perturbation"]))
+    parts = {}
+    for name in names:
+        mine = effects[effects["perturbation"] == name]
+        score = (mine["mean"] / mine["sd"].clip(lower=1e-12)).to_numpy()
+        order = np.argsort(-score, kind="stable")
+        parts[str(name)] = (mine.iloc[order], score[order])
+
+    def records(column: str, dtype: str) -> np.recarray:
+        values = [part[column].to_numpy() for part, _ in parts.values()]
+        if dtype == "O":
+            values = [v.astype(str).astype(object) for v in values]
+        return np.rec.fromarrays(values, dtype=[(name, dtype) for name in parts])
+
+    scores = np.rec.fromarrays(
+        [score for _, score in parts.values()], dtype=[(name, "f4") for name in parts]
+    )
+    return {
+        "params": {
+            "groupby": "perturbation",
+            "reference": reference,
+            "method": "pyrocell",
+            "use_raw": False,
+            "layer": None,
+            "corr_method": "expected share of wrong signs; pvals: local false sign rate",
+        },
+        "names": records("gene", "O"),
+        "scores": scores,
+        "logfoldchanges": records("log2fc", "f4"),
+        "pvals": records("lfsr", "f8"),
+        "pvals_adj": records("fdr", "f8"),
+    }
