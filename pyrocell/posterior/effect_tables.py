@@ -41,7 +41,7 @@ def effects_adata(effects: pd.DataFrame, fit: FittedScreen) -> AnnData:
     media, time = effects["media"].iloc[0], effects["time"].iloc[0]
     here = (now["media"] == media).to_numpy()
     if fit.screen.times and not pd.isna(time):
-        here &= np.isclose(now["time"].to_numpy(dtype=float), time)
+        here = here & np.isclose(now["time"].to_numpy(dtype=float), time)
     cells = now[here].groupby("perturbation")["n_cells"].sum()
     labels = [str(name) for name in names]
     obs = pd.DataFrame({"perturbation": pd.Categorical(labels, labels)}, index=labels)
