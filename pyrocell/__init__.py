@@ -37,6 +37,7 @@ _ROOMS = (
     "datasets",
     "design",
     "metrics",
+    "preprocess",
     "pseudotime",
     "report",
     "simulate",

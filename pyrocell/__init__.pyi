@@ -2,6 +2,7 @@ from pyrocell import arrayed as arrayed
 from pyrocell import datasets as datasets
 from pyrocell import design as design
 from pyrocell import metrics as metrics
+from pyrocell import preprocess as preprocess
 from pyrocell import pseudotime as pseudotime
 from pyrocell import report as report
 from pyrocell import simulate as simulate

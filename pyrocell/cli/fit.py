@@ -11,6 +11,7 @@ from pyrocell.cli.options import add_screen, counted, read_screen
 from pyrocell.cli.words import natural, positive, say
 
 if TYPE_CHECKING:  # loaded when a command runs, so that its help is quick
+    import pandas as pd
     from anndata import AnnData
 
     from pyrocell.model import PyroCell
@@ -136,8 +137,12 @@ def _fit(arguments: argparse.Namespace) -> None:
     fit_and_report(adata, arguments)
 
 
-def fit_and_report(adata: AnnData, arguments: argparse.Namespace) -> None:
+def fit_and_report(
+    adata: AnnData, arguments: argparse.Namespace, steps: pd.DataFrame | None = None
+) -> None:
     """Train on registered cells as the options say, and write the report.
+
+    `steps` is what was done to the counts before.
 
     Raises
     ------
@@ -165,6 +170,7 @@ def fit_and_report(adata: AnnData, arguments: argparse.Namespace) -> None:
         umap=arguments.umap,
         title=arguments.file.stem,
         command=arguments.typed,
+        steps=steps,
     )
 
 

@@ -28,6 +28,7 @@ __all__ = ["main"]
 
 # Module of each command, whose `add_options` says what it takes, and what the list says of it.
 _COMMANDS = {
+    "run": ("pyrocell.cli.run", "from a folder of Cell Ranger to the report"),
     "fit": ("pyrocell.cli.fit", "fit a screen and write its report"),
     "demo": ("pyrocell.cli.demo", "fit the embedded screen, end to end"),
     "check": ("pyrocell.cli.check", "say what a screen can tell, and what a fit will cost"),
@@ -36,6 +37,7 @@ _COMMANDS = {
 _EXAMPLES = """\
 examples:
   pyrocell demo
+  pyrocell run cellranger/ -o results
   pyrocell check screen.h5ad --batch-key lane --perturbation-key gene --control NT
   pyrocell fit screen.h5ad --batch-key lane --perturbation-key gene --control NT -o results
   pyrocell design --perturbations 500 --lanes 24 -o plan

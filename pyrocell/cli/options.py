@@ -22,6 +22,7 @@ __all__ = [
     "counted",
     "number_of",
     "read_screen",
+    "register",
 ]
 
 
@@ -78,15 +79,21 @@ def add_screen(parser: argparse.ArgumentParser) -> None:
 def read_screen(arguments: argparse.Namespace) -> tuple[AnnData, Screen]:
     """Read, say which columns are used, and register."""
     from pyrocell.cli.reading import read_cells
-    from pyrocell.model import PyroCell
 
     say(f"reading {arguments.file}")
     adata = read_cells(arguments.file, arguments.labels)
     setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
+    return adata, register(adata, setup)
+
+
+def register(adata: AnnData, setup: dict[str, Any]) -> Screen:
+    """Say which columns are used, and register."""
+    from pyrocell.model import PyroCell
+
     _say_columns(adata, setup)
     PyroCell.setup_anndata(adata, **setup)
     manager = PyroCell._get_most_recent_anndata_manager(adata, required=True)
-    return adata, cast("ScreenManager", manager).screen
+    return cast("ScreenManager", manager).screen
 
 
 def _say_columns(adata: AnnData, setup: dict[str, Any]) -> None:

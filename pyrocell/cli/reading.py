@@ -17,7 +17,7 @@ from pyrocell.data.backed import check_chunks
 from pyrocell.data.hdf5_probe import check_hdf5
 from pyrocell.errors import PyrocellError, ScreenWarning
 
-__all__ = ["read_cells"]
+__all__ = ["add_labels", "read_cells"]
 
 _TAB = (".tsv", ".txt", ".tab")
 
@@ -53,7 +53,7 @@ def read_cells(file: Path, labels: Path | None = None) -> AnnData:
     except Exception as error:  # whatever a damaged file makes its readers raise
         raise PyrocellError(f"{file} cannot be read as {kind}: {error}") from error
     if labels is not None:
-        _add_labels(adata, labels)
+        add_labels(adata, labels)
     return adata
 
 
@@ -128,7 +128,7 @@ def _read_loom(file: Path) -> AnnData:
     return anndata.io.read_loom(file)
 
 
-def _add_labels(adata: AnnData, file: Path) -> None:
+def add_labels(adata: AnnData, file: Path) -> None:
     """Join a table of labels to `.obs`, in place."""
     try:
         table = pd.read_csv(file, sep="\t" if file.suffix in _TAB else ",", index_col=0)

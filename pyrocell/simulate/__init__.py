@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pyrocell.simulate.capture import GuideCapture, write_10x
 from pyrocell.simulate.differentiation import differentiation
 from pyrocell.simulate.pooled import screen
 from pyrocell.simulate.settings import ScreenSettings
 
-__all__ = ["ScreenSettings", "differentiation", "screen"]
+__all__ = ["GuideCapture", "ScreenSettings", "differentiation", "screen", "write_10x"]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
-@pytest.mark.parametrize("page", ["README.md", "docs/model.md", "docs/report.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/model.md", "docs/report.md", "docs/run.md"])
 def test_the_code_on_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
