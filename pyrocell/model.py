@@ -1122,6 +1122,7 @@ class PyroCell(BaseModelClass):
         """Joint draws of the global sites by name, (n, ...) each."""
         return self.posterior.samples(n, None if sites is None else list(sites))
 
+    @limit_threads
     def to_arviz(
         self,
         n: int = 200,
@@ -1168,11 +1169,11 @@ class PyroCell(BaseModelClass):
             cell is not there.
         """
         names = self.screen.perturbations if perturbations is None else perturbations
+        names = [names] if isinstance(names, str) else list(names)
+        sites = [sites] if isinstance(sites, str) else sites
+        groups = (groups,) if isinstance(groups, str) else groups
         columns = positions_of(self.screen.genes, genes)
         some = chosen_cells(len(self._cells), cells)
-        sites, names, groups = (
-            [x] if isinstance(x, str) else x and list(x) for x in (sites, names, groups)
-        )
         wanted = Wanted(n, sites, names, columns, tuple(groups), some, memory_budget)
         return to_arviz(
             self.fitted, wanted, self.posterior_samples, self.adata_manager.covariate_names
