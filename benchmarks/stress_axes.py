@@ -58,7 +58,7 @@ def judge(n_batches: int, n_cells: int, share: float, seed: int) -> dict:
     free = contrast_matrix(n_batches, dtype=torch.float64).numpy().T @ (seen * gain)
     sites = {"eta.free": torch.as_tensor(free)}
     width = np.sqrt(np.diag(full))
-    model = SimpleNamespace(eta_scale=lambda _: torch.as_tensor(width))
+    model = SimpleNamespace(noise=SimpleNamespace(scale=lambda _: torch.as_tensor(width)))
     learned = shared_axes(model, sites).numpy()
     correlation = learned.T @ learned
     np.fill_diagonal(correlation, 1.0)
