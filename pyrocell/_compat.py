@@ -15,6 +15,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, fields
 from scvi.data._utils import _assign_adata_uuid, _check_if_view
+from scvi.train._progress import ProgressBar as EpochBar
 
 __all__ = [
     "MODEL_NAME",
@@ -22,6 +23,7 @@ __all__ = [
     "SETUP_ARGS",
     "SETUP_METHOD",
     "AnnDataManager",
+    "EpochBar",
     "fields",
     "inference_data",
     "managers_of",

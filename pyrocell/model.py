@@ -37,11 +37,12 @@ from pyrocell.posterior.batch_effects import batch_effects
 from pyrocell.posterior.cells import cells_by, latent, normalised, normalised_draws, positions_of
 from pyrocell.posterior.counterfactual import counterfactual
 from pyrocell.posterior.counts_alone import unshrunken_effects
-from pyrocell.posterior.draws import Posterior, check_draws
+from pyrocell.posterior.draws import Posterior
 from pyrocell.posterior.effect_checks import effect_checks, shuffle_table, shuffled_cells
 from pyrocell.posterior.effect_tables import (
     differential_expression,
     effects_adata,
+    media_expression,
     ranked_genes,
 )
 from pyrocell.posterior.effects import perturbation_effects
@@ -763,18 +764,20 @@ class PyroCell(BaseModelClass):
         time: float | None = None,
         n_samples: int = 200,
     ) -> pd.DataFrame:
-        """The effects of perturbations with the columns of scvi-tools' differential expression.
+        """Effects of perturbations or media with scvi-tools' columns of differential expression.
 
         Parameters
         ----------
         adata
             The cells that the model was fitted to; left out, those.
         groupby
-            The column of perturbations; left out, that one.
+            The registered column of perturbations, or that of media, in which control cells are
+            compared; default: perturbations.
         group1
-            Perturbations, combinations included; default: every single perturbation.
+            Perturbations, combinations included, or media; default: every one.
         group2
-            What they are compared with; default: control.
+            What they are compared with; default: control, or the baseline medium, which is the only
+            choice there.
         mode
             "change": is the fold change larger than `delta`? scvi-tools' "vanilla" is not offered.
         delta
@@ -788,40 +791,48 @@ class PyroCell(BaseModelClass):
 
         Returns
         -------
-        DataFrame, genes by perturbation, the likeliest to be changed first: proba_de, proba_not_de,
+        DataFrame, genes by comparison, the likeliest to be changed first: proba_de, proba_not_de,
         bayes_factor (log odds), scale1 and scale2 (shares of all counts), lfc_mean, lfc_median,
         lfc_std, lfc_min, lfc_max (log2), raw means, shares of cells that are not zero,
-        `is_de_fdr_<fdr_target>`, comparison, group1, group2. :meth:`perturbation_effects` holds
-        more: intervals, and rates that a sign is wrong.
+        `is_de_fdr_<fdr_target>`, comparison, group1, group2. proba_not_de is never below the local
+        false sign rate of :meth:`perturbation_effects` (of media: :meth:`media_effects`), which
+        hold more: intervals, and rates that a sign is wrong. Genes with too few counts in both
+        groups are not listed.
 
         Raises
         ------
         ScreenError
-            If the cells are compared by anything but their perturbation.
+            If the cells are compared by anything but their perturbation or medium.
         """
-        key = self.adata_manager.registry[SETUP_ARGS]["perturbation_key"]
+        keys = self.adata_manager.registry[SETUP_ARGS]
+        key, media_key = keys["perturbation_key"], keys["media_key"]
         if mode != "change":
             raise ScreenError(f'mode="{mode}" is not offered; use mode="change"')
-        if (groupby or key) != key:
+        if groupby not in (None, key, media_key):
             raise ScreenError(
-                f'groupby="{groupby}" is not the column of perturbations, "{key}"; what media do '
-                "is in media_effects(), batches in batch_effects(), and other columns are not part "
-                "of the model"
+                f'groupby="{groupby}" is neither the column of perturbations, "{key}", nor that of '
+                f"media, {media_key!r}; what batches do is in batch_effects(), and other columns "
+                "are not part of the model"
             )
         if adata is not None and adata is not self.adata:
             raise ScreenError(
                 "effects are those of the cells the model was fitted to; leave out adata"
             )
-        names = self.screen.perturbations if group1 is None else group1
+        of_media = groupby is not None and groupby != key
+        every = self.screen.media if of_media else self.screen.perturbations
+        names = every if group1 is None else group1
         names = [names] if isinstance(names, str) else list(names)
-        media = self.screen.baseline_media if media is None else media
         if time is None and self.screen.times:
             time = self.screen.times[-1]
-        reference = self.screen.control if group2 is None else group2
         depth = float(np.exp(self._cells.log_size).mean())
-        asked = (names, reference, media, time, delta, fdr_target, n_samples, depth)
-        return differential_expression(self.fitted, *asked)
+        options = (time, delta, fdr_target, n_samples, depth)
+        if of_media:
+            return media_expression(self.fitted, names, group2, media, *options)
+        reference = self.screen.control if group2 is None else group2
+        media = self.screen.baseline_media if media is None else media
+        return differential_expression(self.fitted, names, reference, media, *options)
 
+    @limit_threads
     def to_rank_genes_groups(
         self,
         adata: AnnData,
@@ -1127,8 +1138,9 @@ class PyroCell(BaseModelClass):
         The model page lists sites, dimensions and labels. `effect` (perturbation, gene) is what
         :meth:`perturbation_effects` summarises: natural-log fold changes in the baseline medium at
         the last time. Its draws are those of single genes given the counts and do not belong to the
-        same draw of the sites. Draws are independent; they are laid out as four chains where there
-        are enough, so that ArviZ's `r_hat` and `ess` are defined.
+        same draw of the sites. Draws are no Markov chain; they are laid out as four where there are
+        16 or more and a multiple of 4, so that ArviZ's `r_hat` and `ess` are defined. Sites that
+        are the same in all draws are then in the group `constant_data`, unless `sites` names them.
 
         Parameters
         ----------
@@ -1152,11 +1164,15 @@ class PyroCell(BaseModelClass):
         Raises
         ------
         ScreenError
-            If the draws would not fit; the message says what to leave out.
+            If the draws would not fit (the message says what to leave out), or a site, group or
+            cell is not there.
         """
-        names = self.screen.perturbations if perturbations is None else list(perturbations)
+        names = self.screen.perturbations if perturbations is None else perturbations
         columns = positions_of(self.screen.genes, genes)
         some = chosen_cells(len(self._cells), cells)
+        sites, names, groups = (
+            [x] if isinstance(x, str) else x and list(x) for x in (sites, names, groups)
+        )
         wanted = Wanted(n, sites, names, columns, tuple(groups), some, memory_budget)
         return to_arviz(
             self.fitted, wanted, self.posterior_samples, self.adata_manager.covariate_names
@@ -1258,7 +1274,7 @@ class PyroCell(BaseModelClass):
         n_samples
             Posterior draws of states and parameters; default: at posterior means, as fast as one.
         return_mean
-            Average over draws; otherwise (n_samples, cells, genes).
+            Average over draws; otherwise (n_samples, cells, genes), which is refused above 2 GiB.
         return_numpy
             An array in the place of a table.
 
@@ -1293,9 +1309,7 @@ class PyroCell(BaseModelClass):
         else:
             if path is not None:
                 raise ScreenError("path= holds posterior means; leave out n_samples, or path")
-            check_draws(n_samples)
-            draws = normalised_draws(*shared, n_samples)
-            values = np.mean(draws, axis=0) if return_mean else np.asarray(draws)
+            values = normalised_draws(*shared, n_samples, return_mean, MEMORY_BUDGET)
         if isinstance(values, xr.Dataset):
             return values
         if return_numpy or values.ndim == 3:

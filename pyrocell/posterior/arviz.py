@@ -12,6 +12,7 @@ import torch
 import torch.distributions as dist
 
 from pyrocell._compat import inference_data
+from pyrocell._core.messages import did_you_mean
 from pyrocell._core.random import seeded
 from pyrocell.errors import ScreenError
 from pyrocell.generative.cell_shift import shifts_shared
@@ -29,6 +30,8 @@ EFFECT = "effect"
 GROUPS = ("posterior", "observed_data", "posterior_predictive", "log_likelihood")
 _PARTICLES = 16  # states of a cell over which its likelihood is averaged
 _CHAINS, _FEWEST = 4, 4  # chains that independent draws are laid out in, and draws of each
+_AT_WORK = 2**27  # bytes that the cells worked on take, whatever the answer's size
+_TABLES = 16  # of cells × genes that are held while some cells are worked on
 
 _DIMS = {
     "P.effect": ("perturbation", "axis"),
@@ -155,7 +158,13 @@ def chosen_cells(n_cells: int, cells: int | Sequence[int]) -> np.ndarray:
         if cells < 1:
             raise ScreenError(f"cells={cells} must be at least 1")
         return np.sort(np.random.default_rng(0).permutation(n_cells)[:cells])
-    return np.arange(n_cells)[np.asarray(cells)]
+    try:
+        return np.arange(n_cells)[np.asarray(cells)]
+    except IndexError as error:
+        raise ScreenError(
+            f"cells= holds what is no position among the {n_cells:,} cells of the model; pass "
+            "numbers from 0, a mask of all cells, or how many"
+        ) from error
 
 
 def to_arviz(
@@ -173,7 +182,7 @@ def to_arviz(
     genes = list(screen.genes if wanted.genes is None else screen.genes[wanted.genes])
     effects = wanted.sites is None or EFFECT in wanted.sites
     effects = effects and bool(wanted.perturbations)
-    _check_size(wanted, len(genes), effects)
+    _check_size(wanted, len(genes), effects, fit.posterior.draw(0))
     sites = None if wanted.sites is None else [s for s in wanted.sites if s != EFFECT]
     samples = {} if sites == [] else samples_of(n, sites)
     draws, coords, dims = labelled(samples, screen, fit.model, covariates)
@@ -198,10 +207,13 @@ def to_arviz(
         coords |= {"cell": wanted.cells.tolist(), "count_gene": genes}
         groups |= _of_cells(fit, wanted)
     chains = _CHAINS if n % _CHAINS == 0 and n >= _CHAINS * _FEWEST else 1
+    if chains > 1 and wanted.sites is None:
+        groups |= _constant(draws)
+    without_draws = "observed_data", "constant_data"
     laid_out = {
         group: {
             name: values
-            if group == "observed_data"
+            if group in without_draws
             else values.reshape(chains, n // chains, *values.shape[1:])
             for name, values in held.items()
         }
@@ -210,58 +222,102 @@ def to_arviz(
     return inference_data(laid_out, coords, dims)
 
 
-def _check_size(wanted: Wanted, n_genes: int, effects: bool) -> None:
-    """Raise where the draws of effects or cells would not fit."""
+def _constant(draws: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Move sites that are the same in all draws to a group of their own.
+
+    Such as axes of effects that single genes have taken over: `r_hat` is not defined for them.
+    """
+    still = [site for site, values in draws.items() if (values == values[:1]).all()]
+    return {"constant_data": {site: draws.pop(site)[0] for site in still}} if still else {}
+
+
+def _check_size(
+    wanted: Wanted, n_genes: int, effects: bool, values: dict[str, torch.Tensor]
+) -> None:
+    """Raise where the draws would not fit; `values` is one draw of every site."""
     budget = memory_bytes(wanted.memory_budget)
-    per_draw = len(wanted.perturbations) * n_genes if effects else 0
-    if "posterior_predictive" in wanted.groups:
-        per_draw += len(wanted.cells) * n_genes
-    if 4 * wanted.n * per_draw > budget:
+    asked = values if wanted.sites is None else [s for s in wanted.sites if s != EFFECT]
+    unknown = [site for site in asked if site not in values]
+    if unknown:
         raise ScreenError(
-            f"{wanted.n} draws of effects and counts take {4 * wanted.n * per_draw / 2**30:.1f} "
-            f"GiB, more than memory_budget={wanted.memory_budget!r}; name perturbations= and "
-            "genes=, pass "
-            'fewer cells= or n=, name sites= without "effect", or allow more'
+            f'sites holds "{unknown[0]}"{did_you_mean(unknown[0], [*values, EFFECT])}; there are: '
+            f"{', '.join([*values, EFFECT])}"
+        )
+    size = {site: values[site].numel() for site in asked}
+    if effects:
+        size[EFFECT] = len(wanted.perturbations) * n_genes
+    counts = len(wanted.cells) * n_genes
+    if "posterior_predictive" in wanted.groups:
+        size["posterior_predictive"] = counts
+    if "log_likelihood" in wanted.groups:
+        size["log_likelihood"] = len(wanted.cells)
+    size = {name: 4 * wanted.n * entries for name, entries in size.items()}
+    if "observed_data" in wanted.groups:
+        size["observed_data"] = 4 * counts
+    total = sum(size.values())
+    if total > budget:
+        largest = max(size, key=lambda name: size[name])
+        raise ScreenError(
+            f"{wanted.n} draws take {total / 2**30:.2g} GiB, most of it {largest}, more than "
+            f"memory_budget={wanted.memory_budget!r}; name sites=, perturbations= and genes=, pass "
+            "fewer cells= or n=, or allow more"
         )
 
 
 @torch.no_grad()
 def _of_cells(fit: FittedScreen, wanted: Wanted) -> dict[str, dict[str, np.ndarray]]:
     """Observed counts, counts drawn for the same cells, and the log likelihood of each cell."""
-    model, device = fit.model, fit.model.loading.device
+    wants = {group: group in wanted.groups for group in GROUPS}
     columns = slice(None) if wanted.genes is None else wanted.genes
-    args = {k: v.to(device) for k, v in fit.data.rows(wanted.cells).items()}
-    extra = (args["condition"], args["batch"], args.get("covariates"), fit.data.conditions)
-    predicted, scored = [], []
-    some = "log_likelihood" in wanted.groups
-    for s, values in enumerate(fit.posterior.draws(wanted.n)):
-        with seeded(device, "arviz", s), shifts_shared():
-            loc, scale = fit.posterior.guide.encode(values, args["x"], *extra)
-            shift = model.cell_shift(values, *extra)
-            q = dist.Normal(loc, scale)
-            weights = []
-            for particle in range(_PARTICLES if some else 1):
-                z = q.sample()
-                logits = model.resting_logits(values, z) + shift
-                view = model.view(values, logits, args["log_size"], z)
-                if particle == 0 and "posterior_predictive" in wanted.groups:
-                    predicted.append(view.sample()[:, columns].cpu().numpy().astype(np.float32))
-                if some:
-                    place = (args["condition"], fit.data.conditions)
-                    prior = model.state_log_prob(values, z, *place, _reversal(fit))
-                    weights.append(view.log_prob(args["x"]) + prior - q.log_prob(z).sum(-1))
-            if some:
-                total = torch.logsumexp(torch.stack(weights), 0) - math.log(_PARTICLES)
-                scored.append(total.cpu().numpy())
-    groups = {}
-    if "observed_data" in wanted.groups:
-        counts = args["x"].to_dense()[:, columns].cpu().numpy()
+    n_cells, n_genes = len(wanted.cells), len(fit.screen.genes[columns])
+    step = max(1, _AT_WORK // (4 * _TABLES * len(fit.screen.genes)))
+    blocks = [slice(a, a + step) for a in range(0, n_cells, step)]
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    if wants["observed_data"]:
+        rows = [fit.data.rows(wanted.cells[block])["x"] for block in blocks]
+        counts = np.concatenate([x.to_dense()[:, columns].cpu().numpy() for x in rows])
         groups["observed_data"] = {"counts": counts}
-    if predicted:
-        groups["posterior_predictive"] = {"counts": np.stack(predicted)}
-    if scored:
-        groups["log_likelihood"] = {"cells": np.stack(scored)}
+    if wants["posterior_predictive"]:
+        drawn = np.empty((wanted.n, n_cells, n_genes), np.float32)
+        groups["posterior_predictive"] = {"counts": drawn}
+    if wants["log_likelihood"]:
+        groups["log_likelihood"] = {"cells": np.empty((wanted.n, n_cells), np.float32)}
+    if not (wants["posterior_predictive"] or wants["log_likelihood"]):
+        return groups
+    for s, values in enumerate(fit.posterior.draws(wanted.n)):
+        with seeded(fit.model.loading.device, "arviz", s), shifts_shared():
+            for block in blocks:
+                drawn, scores = _some_cells(fit, values, wanted.cells[block], wants)
+                if drawn is not None:
+                    groups["posterior_predictive"]["counts"][s, block] = drawn[:, columns].cpu()
+                if scores is not None:
+                    groups["log_likelihood"]["cells"][s, block] = scores.cpu()
     return groups
+
+
+def _some_cells(
+    fit: FittedScreen, values: dict[str, torch.Tensor], cells: np.ndarray, wants: dict[str, bool]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Counts drawn for some cells, (cells, G), and their log likelihoods, in one joint draw."""
+    model, device = fit.model, fit.model.loading.device
+    args = {k: v.to(device) for k, v in fit.data.rows(cells).items()}
+    extra = (args["condition"], args["batch"], args.get("covariates"), fit.data.conditions)
+    loc, scale = fit.posterior.guide.encode(values, args["x"], *extra)
+    shift = model.cell_shift(values, *extra)
+    q = dist.Normal(loc, scale)
+    drawn, weights = None, []
+    for particle in range(_PARTICLES if wants["log_likelihood"] else 1):
+        z = q.sample()
+        view = model.view(values, model.resting_logits(values, z) + shift, args["log_size"], z)
+        if particle == 0 and wants["posterior_predictive"]:
+            drawn = view.sample()
+        if wants["log_likelihood"]:
+            place = (args["condition"], fit.data.conditions)
+            prior = model.state_log_prob(values, z, *place, _reversal(fit))
+            weights.append(view.log_prob(args["x"]) + prior - q.log_prob(z).sum(-1))
+    if not weights:
+        return drawn, None
+    return drawn, torch.logsumexp(torch.stack(weights), 0) - math.log(_PARTICLES)
 
 
 def _reversal(fit: FittedScreen) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -14,8 +15,10 @@ from pyrocell._core.messages import did_you_mean
 from pyrocell._core.random import stream
 from pyrocell.data.loader import CellDataset
 from pyrocell.errors import ScreenError, UnknownLabelError
+from pyrocell.posterior.draws import check_draws
 from pyrocell.posterior.fitted_screen import Blocks, FittedScreen
 from pyrocell.posterior.output import OutputTarget
+from pyrocell.posterior.streaming_quantiles import memory_bytes
 
 __all__ = ["cells_by", "latent", "normalised", "normalised_draws", "positions_of"]
 
@@ -86,13 +89,36 @@ def normalised_draws(
     batch_corrected: bool,
     genes: np.ndarray | None,
     n_samples: int,
+    mean: bool,
+    memory_budget: int | float | str,
 ) -> np.ndarray:
-    """Expected expression in joint draws of parameters and states, (S, cells, G)."""
-    found = []
+    """Expected expression in joint draws of parameters and states, (S, cells, G), or their mean.
+
+    Raises
+    ------
+    ScreenError
+        If what is asked for does not fit.
+    """
+    check_draws(n_samples)
+    _check_block(batch_size)
+    n_genes = len(fit.screen.genes) if genes is None else len(genes)
+    shape = (*(() if mean else (n_samples,)), len(cells), n_genes)
+    size = (8 if mean else 4) * math.prod(shape)
+    if not mean and size > memory_bytes(memory_budget):
+        raise ScreenError(
+            f"{n_samples} draws of {len(cells):,} cells and {n_genes:,} genes take "
+            f"{size / 2**30:.1f} GiB, more than {memory_budget}; pass indices=, gene_list= or "
+            "fewer n_samples, or ask for return_mean=True"
+        )
+    found = np.zeros(shape, float if mean else np.float32)
     for draw in enumerate(fit.posterior.draws(n_samples)):
         options = (batch_size, library_size, batch_corrected, genes, draw)
-        found.append(np.concatenate([block for _, block in normalised(fit, cells, *options)]))
-    return np.stack(found)
+        for rows, block in normalised(fit, cells, *options):
+            if mean:
+                found[rows] += block / n_samples
+            else:
+                found[draw[0], rows] = block
+    return found.astype(np.float32, copy=False)
 
 
 def positions_of(genes: pd.Index, names: Sequence[str] | None) -> np.ndarray | None:
@@ -153,8 +179,7 @@ def cells_by(
     batch_size
         Cells of a block.
     """
-    if batch_size != int(batch_size) or batch_size < 1:
-        raise ScreenError(f"batch_size={batch_size} must be a whole number of cells, at least 1")
+    _check_block(batch_size)
     dim, labels = columns
     n_blocks = -(-len(obs) // batch_size)
     counted = (block for _, block in zip(progress(range(n_blocks)), blocks, strict=False))
@@ -166,3 +191,8 @@ def cells_by(
     for rows, values in counted:
         out[rows] = values
     return out
+
+
+def _check_block(batch_size: int) -> None:
+    if batch_size != int(batch_size) or batch_size < 1:
+        raise ScreenError(f"batch_size={batch_size} must be a whole number of cells, at least 1")

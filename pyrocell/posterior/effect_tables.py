@@ -7,6 +7,7 @@ tools look for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,18 @@ import pandas as pd
 from anndata import AnnData
 
 from pyrocell.errors import ScreenError
-from pyrocell.posterior.draws import check_draws, check_level
+from pyrocell.posterior.counts_alone import FEWEST_COUNTS
+from pyrocell.posterior.draws import check_draws
 from pyrocell.posterior.effects import (
     counts_by_label,
-    effect_draws,
+    draws_and_direction,
+    each_with_direction,
     expected_false_signs,
 )
 from pyrocell.posterior.fitted_screen import FittedScreen
+from pyrocell.posterior.media_effects import media_draws
 
-__all__ = ["differential_expression", "effects_adata", "ranked_genes"]
+__all__ = ["differential_expression", "effects_adata", "media_expression", "ranked_genes"]
 
 _LAYERS = ("lfc", "log2fc", "sd", "lower", "upper", "lfsr", "fdr", "count")
 _CELLS = 4096  # looked at at once
@@ -41,7 +45,7 @@ def effects_adata(effects: pd.DataFrame, fit: FittedScreen) -> AnnData:
     media, time = effects["media"].iloc[0], effects["time"].iloc[0]
     here = (now["media"] == media).to_numpy()
     if fit.screen.times and not pd.isna(time):
-        here &= np.isclose(now["time"].to_numpy(dtype=float), time)
+        here = here & np.isclose(now["time"].to_numpy(dtype=float), time)
     cells = now[here].groupby("perturbation")["n_cells"].sum()
     labels = [str(name) for name in names]
     obs = pd.DataFrame({"perturbation": pd.Categorical(labels, labels)}, index=labels)
@@ -70,59 +74,154 @@ def differential_expression(
     mean_library: float,
 ) -> pd.DataFrame:
     """scvi-tools' table of perturbations against control or another; see `PyroCell`."""
-    check_draws(n_samples)
-    check_level(1 - fdr_target)
-    if not delta >= 0:
-        raise ScreenError(f"delta={delta!r} must be a log2 fold change of at least 0")
+    _check(groups, n_samples, delta, fdr_target)
     screen, tables = fit.screen, []
     label = {g: g if g == screen.control else screen.label_of(screen.indices(g)) for g in groups}
     label[reference] = (
         reference if reference == screen.control else screen.label_of(screen.indices(reference))
     )
     counted, detected = counts_by_label(fit, media, time), _detected(fit, media, time)
-    other, other_cells, other_found = counted(label[reference]), *detected(label[reference])
-    base = _share(other)
-    for name in groups:
-        asked = [name] if reference == screen.control else [name, reference]
-        draws = effect_draws(fit, asked, media, time, n_samples) / np.log(2)
-        change = draws[:, 0] - (draws[:, 1] if len(asked) == 2 else 0)
-        changed = (np.abs(change) > delta).mean(0)
-        counts, (n_cells, found) = counted(label[name]), detected(label[name])
-        listed = expected_false_signs(1 - changed, np.ones(len(changed), bool)) <= fdr_target
-        table = pd.DataFrame(
-            {
-                "proba_de": changed,
-                "proba_not_de": 1 - changed,
-                "bayes_factor": np.log(changed + _EPS) - np.log(1 - changed + _EPS),
-                "scale1": base * 2 ** change.mean(0),
-                "scale2": base,
-                "pseudocounts": 0.0,
-                "delta": delta,
-                "lfc_mean": change.mean(0),
-                "lfc_median": np.median(change, 0),
-                "lfc_std": change.std(0),
-                "lfc_min": change.min(0),
-                "lfc_max": change.max(0),
-                "raw_mean1": counts / max(n_cells, 1),
-                "raw_mean2": other / max(other_cells, 1),
-                "non_zeros_proportion1": found / max(n_cells, 1),
-                "non_zeros_proportion2": other_found / max(other_cells, 1),
-                "raw_normalized_mean1": mean_library * _share(counts),
-                "raw_normalized_mean2": mean_library * base,
-                f"is_de_fdr_{fdr_target}": listed,
-                "comparison": f"{name} vs {reference}",
-                "group1": name,
-                "group2": reference,
-            },
-            index=pd.Index(screen.genes.astype(str)),
-        )
-        tables.append(table.sort_values("bayes_factor", ascending=False, kind="stable"))
+    other = _Cells(counted(label[reference]), *detected(label[reference]))
+    where = media, time, n_samples
+    if reference == screen.control:
+        found = each_with_direction(fit, list(groups), *where)
+    else:
+        pairs = ([name, reference] for name in groups)
+        found = (_difference(*draws_and_direction(fit, pair, *where)) for pair in pairs)
+    for name, (change, sure) in zip(groups, found):
+        cells = _Cells(counted(label[name]), *detected(label[name]))
+        names = name, reference
+        options = delta, fdr_target, mean_library
+        tables.append(_table(screen.genes, change, sure, names, (cells, other), *options))
     return pd.concat(tables)
 
 
-def _share(counts: np.ndarray) -> np.ndarray:
-    """Of all counts."""
-    return counts / max(float(counts.sum()), 1.0)
+def media_expression(
+    fit: FittedScreen,
+    groups: Sequence[str],
+    reference: str | None,
+    where: str | None,
+    time: float | None,
+    delta: float,
+    fdr_target: float,
+    n_samples: int,
+    mean_library: float,
+) -> pd.DataFrame:
+    """scvi-tools' table of control cells in media against the baseline; see `PyroCell`.
+
+    `reference` is the baseline or None, and `where`, a medium in which perturbations would be
+    compared, is None.
+    """
+    _check(groups, n_samples, delta, fdr_target)
+    screen = fit.screen
+    if reference not in (None, screen.baseline_media) or screen.baseline_media in groups:
+        raise ScreenError(
+            f'media are compared with the baseline, group2="{screen.baseline_media}"; of two '
+            "others predict() gives the counts"
+        )
+    if where is not None:
+        raise ScreenError(
+            f'media="{where}" cannot be asked for where media are compared; use group1='
+        )
+    cells = {
+        medium: _Cells(
+            counts_by_label(fit, medium, time)(screen.control),
+            *_detected(fit, medium, time)(screen.control),
+        )
+        for medium in (*groups, screen.baseline_media)
+    }
+    tables = []
+    for medium in groups:
+        names = medium, screen.baseline_media
+        sides = cells[medium], cells[screen.baseline_media]
+        found = media_draws(fit, medium, time, n_samples)
+        options = delta, fdr_target, mean_library
+        tables.append(_table(screen.genes, *found, names, sides, *options))
+    return pd.concat(tables)
+
+
+def _check(groups: Sequence[str], n_samples: int, delta: float, fdr_target: float) -> None:
+    """Raise ScreenError for what cannot be compared."""
+    if not groups:
+        raise ScreenError("there is nothing to compare; name perturbations or media in group1=")
+    check_draws(n_samples)
+    if not 0 < fdr_target < 1:
+        raise ScreenError(f"fdr_target={fdr_target!r} must be between 0 and 1, such as 0.05")
+    if not delta >= 0:
+        raise ScreenError(f"delta={delta!r} must be a log2 fold change of at least 0")
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Counts of some cells (G,), how many cells there are, and in how many a gene was seen (G,)."""
+
+    counts: np.ndarray
+    n: int
+    seen: np.ndarray
+
+    @property
+    def share(self) -> np.ndarray:
+        """Of all counts."""
+        return self.counts / max(float(self.counts.sum()), 1.0)
+
+
+def _difference(draws: np.ndarray, sure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draws (S, G) and probabilities of direction (G,) of one perturbation against another.
+
+    Two differ where one has an effect: the probability is not above that of the surer of the two.
+    """
+    change = draws[:, 0] - draws[:, 1]
+    direction = np.maximum((change > 0).mean(0), (change < 0).mean(0))
+    return change, np.minimum(direction, sure.max(0))
+
+
+def _table(
+    genes: pd.Index,
+    change: np.ndarray,
+    sure: np.ndarray,
+    names: tuple[str, str],
+    cells: tuple[_Cells, _Cells],
+    delta: float,
+    fdr_target: float,
+    mean_library: float,
+) -> pd.DataFrame:
+    """Genes of one comparison, from draws (S, G) in natural logs and probabilities of direction.
+
+    Draws move even where nothing is known to: a change that may be no effect at all is not one
+    beyond delta either, so that its probability is at most that of an effect in one direction.
+    """
+    change, (mine, other) = change / np.log(2), cells
+    changed = np.minimum((np.abs(change) > delta).mean(0), sure)
+    usable = np.maximum(mine.counts, other.counts) >= FEWEST_COUNTS
+    listed = expected_false_signs(1 - changed, usable) <= fdr_target
+    table = pd.DataFrame(
+        {
+            "proba_de": changed,
+            "proba_not_de": 1 - changed,
+            "bayes_factor": np.log(changed + _EPS) - np.log(1 - changed + _EPS),
+            "scale1": other.share * 2 ** change.mean(0),
+            "scale2": other.share,
+            "pseudocounts": 0.0,
+            "delta": delta,
+            "lfc_mean": change.mean(0),
+            "lfc_median": np.median(change, 0),
+            "lfc_std": change.std(0),
+            "lfc_min": change.min(0),
+            "lfc_max": change.max(0),
+            "raw_mean1": mine.counts / max(mine.n, 1),
+            "raw_mean2": other.counts / max(other.n, 1),
+            "non_zeros_proportion1": mine.seen / max(mine.n, 1),
+            "non_zeros_proportion2": other.seen / max(other.n, 1),
+            "raw_normalized_mean1": mean_library * mine.share,
+            "raw_normalized_mean2": mean_library * other.share,
+            f"is_de_fdr_{fdr_target}": listed,
+            "comparison": f"{names[0]} vs {names[1]}",
+            "group1": names[0],
+            "group2": names[1],
+        },
+        index=pd.Index(genes.astype(str)),
+    )
+    return table.sort_values("bayes_factor", ascending=False, kind="stable")
 
 
 def _detected(fit: FittedScreen, media: str, time: float | None) -> Any:

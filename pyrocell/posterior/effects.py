@@ -37,6 +37,8 @@ __all__ = [
     "columns_of",
     "counts_by_label",
     "draws_against_first",
+    "draws_and_direction",
+    "each_with_direction",
     "effect_draws",
     "expected_false_signs",
     "perturbation_effects",
@@ -181,10 +183,7 @@ def _from_states(
 ) -> Found:
     """Summaries that are exact given each kept state; draws for the interval alone."""
     assert fit.gene_level is not None
-    n_genes = len(fit.screen.genes)
-    step = max(1, _HELD // (n_samples * n_genes))
-    parts = [slice(a, min(a + step, len(asked.blocks))) for a in range(0, len(asked.blocks), step)]
-    for part in progress(parts):
+    for part in progress(_rows_at_once(fit, len(asked.blocks), n_samples)):
         found = fit.gene_level.columns(asked.of_rows(part), n_samples)
         lower, upper = _interval(found.draws, credible_level)
         sure = np.maximum(found.above, found.below)
@@ -198,6 +197,12 @@ def _from_states(
                 "lfsr": np.clip(1 - sure, 0, 1),
             },
         )
+
+
+def _rows_at_once(fit: FittedScreen, n: int, n_samples: int) -> list[slice]:
+    """Parts of n conditions whose draws are held together."""
+    step = max(1, _HELD // (n_samples * len(fit.screen.genes)))
+    return [slice(a, min(a + step, n)) for a in range(0, n, step)]
 
 
 def _from_draws(
@@ -323,11 +328,36 @@ def effect_draws(
     fit: FittedScreen, perturbations: Sequence[str], media: str, time: float | None, n_samples: int
 ) -> np.ndarray:
     """Joint draws of log-fold changes against control, (S, perturbations, G)."""
+    return draws_and_direction(fit, perturbations, media, time, n_samples)[0]
+
+
+def draws_and_direction(
+    fit: FittedScreen, perturbations: Sequence[str], media: str, time: float | None, n_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`effect_draws`, and the `prob_direction` of `perturbation_effects`, (perturbations, G).
+
+    The second is not the share of draws on one side of zero: where the states tell effects from
+    what a perturbation does to most genes, a change that may be the latter has no direction.
+    """
     if (asked := request_of_states(fit, perturbations, media, time)) is not None:
         assert fit.gene_level is not None
-        return fit.gene_level.columns(asked, n_samples).draws
+        found = fit.gene_level.columns(asked, n_samples)
+        return found.draws, np.maximum(found.above, found.below)
     parts = fit.parts(len(perturbations))
-    return stacked(effects(fit, perturbations, media, time, n_samples, parts), n_samples)
+    draws = stacked(effects(fit, perturbations, media, time, n_samples, parts), n_samples)
+    return draws, np.maximum((draws > 0).mean(0), (draws < 0).mean(0))
+
+
+def each_with_direction(
+    fit: FittedScreen, perturbations: Sequence[str], media: str, time: float | None, n_samples: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`draws_and_direction` of one perturbation after the other, (S, G) and (G,).
+
+    They are asked for in the groups in which `perturbation_effects` asks, for the same draws.
+    """
+    for part in _rows_at_once(fit, len(perturbations), n_samples):
+        draws, sure = draws_and_direction(fit, perturbations[part], media, time, n_samples)
+        yield from ((draws[:, i], sure[i]) for i in range(draws.shape[1]))
 
 
 def _normalise(fit: FittedScreen, values: dict[str, Tensor], shift: Tensor) -> Tensor:

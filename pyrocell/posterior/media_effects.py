@@ -21,7 +21,7 @@ from pyrocell.posterior.effects import columns_of, counts_by_label, draws_agains
 from pyrocell.posterior.fitted_screen import FittedScreen
 from pyrocell.posterior.gene_level.prior import CALLED
 
-__all__ = ["media_effects"]
+__all__ = ["media_draws", "media_effects"]
 
 
 def media_effects(
@@ -66,24 +66,16 @@ def _from_states(
     fit: FittedScreen, medium: str, time: float | None, credible_level: float
 ) -> dict[str, np.ndarray] | None:
     """Summaries of a response that was measured; None where it was not."""
-    kept, screen = fit.gene_level, fit.screen
-    if time is not None and not screen.times:
-        return None  # the draws will say what is wrong with it
-    if kept is None or "response_summary" not in kept.tensors:
+    if (context := _context(fit, medium, time)) is None:
         return None
-    node = 0
-    if screen.times:
-        near = np.flatnonzero(np.isclose(screen.times, np.nan if time is None else time))
-        node = int(near[0]) if len(near) else -1
-    contexts = kept.context(screen.media_index(medium), node)
-    if contexts is None:
-        return None
-    mean, square = kept.array("response_summary")[contexts].astype(float)
+    kept = fit.gene_level
+    assert kept is not None
+    mean, square = kept.array("response_summary")[context].astype(float)
     sd = np.sqrt(np.maximum(square - mean**2, 0.0))
     # batch noise is drawn apart from responses and hides which are zero, and there is no second
     # response to learn from how many are: an effect is what is beyond so many standard deviations
     sure = ndtr(np.abs(mean) / np.maximum(sd, 1e-6) - CALLED)
-    ends = summarise(kept.array("level")[:, contexts], credible_level)
+    ends = summarise(kept.array("level")[:, context], credible_level)
     return {
         "mean": mean,
         "sd": sd,
@@ -93,13 +85,46 @@ def _from_states(
     }
 
 
+def _context(fit: FittedScreen, medium: str, time: float | None) -> int | None:
+    """Number of a measured response among the kept states; None where they have none."""
+    kept, screen = fit.gene_level, fit.screen
+    if time is not None and not screen.times:
+        return None  # the draws will say what is wrong with it
+    if kept is None or "response_summary" not in kept.tensors:
+        return None
+    node = 0
+    if screen.times:
+        near = np.flatnonzero(np.isclose(screen.times, np.nan if time is None else time))
+        node = int(near[0]) if len(near) else -1
+    return kept.context(screen.media_index(medium), node)
+
+
+def media_draws(
+    fit: FittedScreen, medium: str, time: float | None, n_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of what a medium does, (S, G), and `prob_direction` of `media_effects`, (G,).
+
+    Kept states are a draw each, however many are asked for.
+    """
+    found = _from_states(fit, medium, time, 0.9)
+    if found is not None:
+        assert fit.gene_level is not None
+        return fit.gene_level.array("level")[:, _context(fit, medium, time)], 1 - found["lfsr"]
+    frame = _frame(fit, medium, time)
+    draws = draws_against_first(fit, frame, n_samples)[:, 0]
+    return draws, np.maximum((draws > 0).mean(0), (draws < 0).mean(0))
+
+
+def _frame(fit: FittedScreen, medium: str, time: float | None) -> pd.DataFrame:
+    """Control cells in the baseline medium and in another."""
+    media = [fit.screen.baseline_media, medium]
+    return pd.DataFrame({"perturbation": fit.screen.control, "media": media, "time": time})
+
+
 def _from_draws(
     fit: FittedScreen, medium: str, time: float | None, n_samples: int, credible_level: float
 ) -> dict[str, np.ndarray]:
     """Summaries of joint draws."""
-    screen = fit.screen
-    frame = pd.DataFrame(
-        {"perturbation": screen.control, "media": [screen.baseline_media, medium], "time": time}
-    )
-    found = summarise(draws_against_first(fit, frame, n_samples)[:, 0], credible_level)
+    draws = draws_against_first(fit, _frame(fit, medium, time), n_samples)[:, 0]
+    found = summarise(draws, credible_level)
     return {**found, "lfsr": 1 - found["prob_direction"]}

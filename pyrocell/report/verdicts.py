@@ -272,8 +272,8 @@ def _shuffled(model: PyroCell, table: pd.DataFrame | None) -> Verdict | None:
         return Verdict(
             name, "", "not tested", "",
             "Whether anything is found in these cells when labels mean nothing was not tried.",
-            "model.shuffle_check(), or in the shell --shuffle-check, or `pyrocell check --shuffle` "
-            "before a fit; it takes a part of the time of the fit.",
+            "Try it: model.shuffle_check(), in the shell --shuffle-check, or pyrocell check "
+            "--shuffle before a fit; it takes a part of the time of the fit.",
         )  # fmt: skip
     worst = table.sort_values(["verdict", "excluding_zero"]).iloc[-1]
     good = bool((table["verdict"] == "good").all())

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 
+from pyrocell._compat import EpochBar
 from pyrocell._core.threading import few_threads
 from pyrocell.data.loader import CellDataset, CellLoader, batch_loader
 from pyrocell.distributions.counts import compiled_likelihood
@@ -294,7 +295,7 @@ def train(
     epochs = max_epochs or config.epochs(len(train_positions), processes.total)
     steps = epochs * len(loaders[0])
     plan = ElboPlan(model, guide, len(train_positions), steps, config, visits)
-    callbacks: list[pl.Callback] = [TQDMProgressBar(refresh_rate=10)] if progress_bar else []
+    callbacks: list[pl.Callback] = [EpochBar()] if progress_bar else []
     best = BestEpoch(config.kl_warmup * steps)
     if len(validation_positions):
         callbacks.append(best)

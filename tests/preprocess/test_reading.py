@@ -86,7 +86,7 @@ def test_other_features_are_left_out_and_said(lanes, tmp_path):
         out["matrix/features/feature_type"][...] = kinds
         out["matrix/features/target_gene_name"] = np.array([b"X"] * len(kinds))
     adata = read_10x(file)
-    assert adata.n_vars == 58 and "2 features of Antibody Capture" in steps(adata)["rule"][0]
+    assert adata.n_vars == 58 and "2 features of Antibody Capture" in steps(adata)["rule"].iloc[0]
     assert set(adata.uns["guides"]["target_gene_name"]) == {"X"}
 
 

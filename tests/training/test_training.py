@@ -102,6 +102,7 @@ def test_a_progress_bar_shows_the_validation_elbo(model, capfd):
     model.train(max_epochs=2)
     out = "".join(capfd.readouterr())
     assert "validation_elbo" in out and "litlogger" not in out
+    assert "Epoch 2/2" in out and "DataLoader" not in out  # one bar of epochs, as scvi-tools has it
 
 
 def test_the_cpu_can_be_asked_for(model):
