@@ -48,7 +48,10 @@ def note(script: str, part: str | None, commit: str, date: str) -> str:
     made = f"Figures of `{script}.py` as recorded at commit {commit}, {date}"
     if not parts:
         return f"*{made}; {CHANGED}.*"
-    again = origin([f"{script}.py"], [found["from"] for found in parts.values()])
+    sources = [found["from"] for found in parts.values()]
+    again = origin([f"{script}.py"], sources)
+    if {source["commit"] for source in sources} == {commit}:
+        return again
     return f"*{made}. Measured again since, in `benchmarks/results/{script}.json`:* {again}"
 
 

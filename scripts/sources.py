@@ -48,8 +48,12 @@ def of_record(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unchanged(sources: Iterable[dict[str, Any]]) -> bool:
-    """Whether the rooms that all of these depend on have the code that was measured."""
-    return all(_now(tuple(s["code"]["rooms"])) == s["code"]["hash"] for s in sources)
+    """Whether the rooms that all of these depend on have the code that was measured.
+
+    A source without a hash of its rooms counts as changed.
+    """
+    codes = [source.get("code") for source in sources]
+    return all(isinstance(c, dict) and _now(tuple(c["rooms"])) == c["hash"] for c in codes)
 
 
 @cache

@@ -117,6 +117,8 @@ def test_a_note_never_gives_the_commit_of_a_rerun_to_figures_written_by_hand(mon
     assert "as recorded at commit abc, 2026-01-01. Measured again since" in once
     assert "commit def, 2026-02-02, m; the code has changed since." in once
     assert render.rendered(once) == once
+    source["commit"] = "abc"
+    assert "`benchmarks/a.py`; commit abc, 2026-02-02, m;" in render.rendered(text)
 
 
 def test_a_run_with_other_options_leaves_figures_of_record_alone(monkeypatch, tmp_path, capsys):
