@@ -1170,9 +1170,9 @@ class PyroCell(BaseModelClass):
         names = self.screen.perturbations if perturbations is None else perturbations
         columns = positions_of(self.screen.genes, genes)
         some = chosen_cells(len(self._cells), cells)
-        sites, names, groups = (
-            [x] if isinstance(x, str) else x and list(x) for x in (sites, names, groups)
-        )
+        sites = [sites] if isinstance(sites, str) else sites and list(sites)
+        names = [names] if isinstance(names, str) else list(names)
+        groups = [groups] if isinstance(groups, str) else list(groups)
         wanted = Wanted(n, sites, names, columns, tuple(groups), some, memory_budget)
         return to_arviz(
             self.fitted, wanted, self.posterior_samples, self.adata_manager.covariate_names
