@@ -61,10 +61,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 figures: $(VENV)/.installed
-	$(BIN)/python scripts/render_effects.py
-	$(BIN)/python scripts/render_screens.py
-	$(BIN)/python scripts/render_record.py
-	$(BIN)/python scripts/render_api.py
+	$(BIN)/python scripts/render_figures.py
 
 docs: $(VENV)/.documented
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

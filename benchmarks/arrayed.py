@@ -24,13 +24,14 @@ import time
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from common import quiet, report
+from common import part_of, quiet, write_results
 from scipy.special import softmax
 from scipy.stats import ttest_ind
 
 from pyrocell.arrayed.edge_effects import edge_effects, well_levels
 from pyrocell.arrayed.plates import parse_wells, position_features, well_names
 
+ROOMS = ("arrayed", "contrasts", "noise")  # that the figures depend on
 GENES, CELLS, REPLICATES, PERTURBATIONS = 100, 20, 5, 60
 WELL_SD, EFFECT_RMS, SIZE, THETA, LIBRARY = 0.1, 0.3, 0.2, 5.0, 1500.0
 WELLS = well_names(384)
@@ -133,21 +134,27 @@ def main() -> None:
     null = table["kind"].str.startswith("null")
     real = table[~null]
     shape = np.where(real["kind"] == "ring", real["right_shape"], ~real["right_shape"])
-    report(
+    write_results(
         "arrayed",
-        plates_each=args.plates,
-        found=real["found"].mean(),
-        within_20_percent=real["within_20%"].mean(),
-        worst_size_error=(real["size"] / SIZE - 1).abs().max(),
-        covered_90=real["covered"].mean(),
-        right_shape=shape.mean(),
-        null_plates=int(null.sum()),
-        false_on_null=table.loc[null, "found"].mean(),
-        largest_null_posterior=table.loc[null, "posterior"].max(),
-        anchor_called=real["anchor_called"].mean(),
-        anchor_false_on_null=table.loc[null, "anchor_called"].mean(),
-        anchor_size=real["anchor_size"].mean(),
-        cpu_seconds=time.process_time() - start,
+        {
+            part_of(parser, args): {
+                "plates_each": args.plates,
+                "found": real["found"].mean(),
+                "within_20_percent": real["within_20%"].mean(),
+                "worst_size_error": (real["size"] / SIZE - 1).abs().max(),
+                "covered_90": real["covered"].mean(),
+                "right_shape": shape.mean(),
+                "null_plates": int(null.sum()),
+                "false_on_null": table.loc[null, "found"].mean(),
+                "largest_null_posterior": table.loc[null, "posterior"].max(),
+                "anchor_called": real["anchor_called"].mean(),
+                "anchor_false_on_null": table.loc[null, "anchor_called"].mean(),
+                "anchor_size": real["anchor_size"].mean(),
+                "cpu_seconds": time.process_time() - start,
+            }
+        },
+        range(args.seed, args.seed + len(table)),
+        rooms=ROOMS,
     )
 
 

@@ -16,7 +16,7 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from common import covered, quiet, report, run_all
+from common import covered, part_of, quiet, run_all, write_results
 from sklearn.metrics import roc_auc_score
 
 import pyrocell
@@ -126,7 +126,11 @@ def main() -> None:
     means = rows.drop(columns=["seed", "posterior", "holds"]).groupby("kind").mean()
     print(means.round(3).T.to_string())
     print("knowing nothing: AUROC .5, Brier .25; prior median of the scale .02")
-    report("assumed_factor", **means.to_dict("index"))
+    write_results(
+        "assumed_factor",
+        {part_of(parser, options): means.to_dict("index")},
+        range(FIRST_SEED, FIRST_SEED + options.seeds),
+    )
 
 
 if __name__ == "__main__":

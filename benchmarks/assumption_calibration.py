@@ -16,12 +16,14 @@ import argparse
 import numpy as np
 import pandas as pd
 from anchors import anchors
-from common import quiet, report, run_all
+from code_state import FIT
+from common import part_of, quiet, run_all, write_results
 from mechanistic import screens
 
 import pyrocell
 from pyrocell.metrics import auroc, brier, expected_calibration_error
 
+ROOMS = (*FIT, "metrics")  # that the figures depend on
 REGION = 0.05
 OWN = {  # layout: cells of a condition, and seed
     "silent": [(20, 331), (100, 333), (100, 334), (500, 336)],
@@ -194,7 +196,12 @@ def main() -> None:
         wide = {k: v for k, v in rows.items() if isinstance(v, dict)}
         print(pd.DataFrame(wide).T.round(3).to_string())
         print({k: round(v, 3) for k, v in rows.items() if not isinstance(v, dict)})
-    report("assumption_calibration", region=REGION, **figures)
+    write_results(
+        "assumption_calibration",
+        {part_of(parser, args): {"region": REGION, **figures}},
+        sorted({job[3] for job in jobs}),
+        rooms=ROOMS,
+    )
 
 
 if __name__ == "__main__":

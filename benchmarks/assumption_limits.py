@@ -14,7 +14,7 @@ import argparse
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
-from common import report, run_all
+from common import part_of, run_all, write_results
 
 import pyrocell
 
@@ -83,10 +83,15 @@ def main() -> None:
     jobs = [(1000 + seed, options.samples) for seed in range(options.seeds)]
     rows = run_all(one_seed, jobs, options.jobs)
     figures = {k: [row[k] for row in rows] for k in rows[0] if k not in ("seed", "seconds")}
-    report(
+    write_results(
         "assumption_limits",
-        **{f"{k}_median": float(np.median(v)) for k, v in figures.items()},
-        **{f"{k}_range": [min(v), max(v)] for k, v in figures.items()},
+        {
+            part_of(parser, options): {
+                **{f"{k}_median": float(np.median(v)) for k, v in figures.items()},
+                **{f"{k}_range": [min(v), max(v)] for k, v in figures.items()},
+            }
+        },
+        [job[0] for job in jobs],
     )
 
 

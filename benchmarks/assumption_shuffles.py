@@ -15,7 +15,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
-from common import quiet, report, run_all, shared
+from common import part_of, quiet, run_all, shared, write_results
 from real_screens import usable
 
 import pyrocell
@@ -124,7 +124,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     found = run_all(judge, [(name,) for name in args.screens], args.jobs)
-    report("assumption_shuffles", **{f.pop("screen"): f for f in found})
+    write_results(
+        "assumption_shuffles",
+        {part_of(parser, args): {f.pop("screen"): f for f in found}},
+        SHUFFLES,
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ import warnings
 import numpy as np
 import pandas as pd
 from batch_recovery import gauge
-from common import covered, quiet, report, run_all, shared
+from code_state import FIT
+from common import covered, quiet, run_all, shared, write_results
 from real_screens import usable
 from scipy.stats import norm
 
@@ -48,6 +49,7 @@ from pyrocell.contrasts.levels import condition_levels
 from pyrocell.posterior.effects import effect_draws
 from pyrocell.transfer import transfer_effects
 
+ROOMS = (*FIT, "transfer")  # that the figures depend on
 # lanes per medium, seed
 LANES = [(1, 401), (3, 402)]
 # batches, sd of η, cells per perturbation, balanced, effects in rank, seed
@@ -375,20 +377,19 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
-    found = []
-    if "lanes" in args.parts:
-        found += run_all(lanes, LANES, args.jobs)
-    if "counts" in args.parts:
-        found += run_all(counts, COUNTS, args.jobs)
-    if "lines" in args.parts:
-        found += run_all(lines, [("own", 411), ("own", 412), ("same", 413)], args.jobs)
-    if "papalexi" in args.parts:
-        found += run_all(papalexi, [(0,)], args.jobs)
-    if "mixed" in args.parts:
-        found += run_all(papalexi, [(31, 0, True), (32, 0, True)], args.jobs)
-    if "development" in args.parts:
-        found += run_all(papalexi, [(11, 1)], args.jobs)
-    report("batch_honesty", results=found)
+    jobs = {
+        "lanes": (lanes, LANES),
+        "counts": (counts, COUNTS),
+        "lines": (lines, [("own", 411), ("own", 412), ("same", 413)]),
+        "papalexi": (papalexi, [(0,)]),
+        "mixed": (papalexi, [(31, 0, True), (32, 0, True)]),
+        "development": (papalexi, [(11, 1)]),
+    }
+    for part in args.parts:
+        function, work = jobs[part]
+        seeds = [job[0] if function is papalexi else job[-1] for job in work]
+        found = run_all(function, work, args.jobs)
+        write_results("batch_honesty", {part: found}, seeds, rooms=ROOMS)
 
 
 if __name__ == "__main__":

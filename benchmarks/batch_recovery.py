@@ -25,7 +25,7 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from common import covered, quiet, report, run_all
+from common import covered, part_of, quiet, run_all, write_results
 from scipy.linalg import block_diag
 from scipy.special import softmax
 
@@ -145,7 +145,7 @@ def known_of_a_batch(fisher: np.ndarray, loading: np.ndarray) -> np.ndarray:
     return np.diag(fisher.sum(0)) - taken
 
 
-def main_content(jobs: int, train_size: float) -> None:
+def main_content(jobs: int, train_size: float, part: str) -> None:
     """Run the screens with content-dependent noise and pool."""
     screens = [(*screen, train_size) for screen in CONTENT_SCREENS]
     results = run_all(recover_content, screens, jobs)
@@ -153,22 +153,32 @@ def main_content(jobs: int, train_size: float) -> None:
     table = pd.DataFrame(results)
     print(table.round(3).to_string())
     ratios = np.sqrt((table.rmse_content**2).mean() / (table.rmse_known**2).mean())
-    report(
-        "batch_recovery_content",
-        train_size=train_size,
-        eta_r=np.corrcoef(pooled[0], pooled[1])[0, 1],
-        eta_r_range=[table.eta_r.min(), table.eta_r.max()],
-        told_r=table.told_r.tolist(),
-        eta_coverage=covered(pooled[2], pooled[3], pooled[1]),
-        eta_coverage_range=[table.eta_coverage.min(), table.eta_coverage.max()],
-        told_coverage=table[["told_coverage_low", "told_coverage_high"]].to_numpy().tolist(),
-        rmse=[np.sqrt((table[f"rmse_{name}"] ** 2).mean()) for name in ("content", "known")],
-        effect_coverage=[table[f"coverage_{name}"].mean() for name in ("content", "known")],
-        rmse_ratio=ratios,
-        rmse_ratio_range=[table.ratio.min(), table.ratio.max()],
-        rmse_pseudobulk=table.rmse_pseudobulk.mean(),
-        rmse_nothing=table.rmse_nothing.mean(),
-        seeds=[screen[-1] for screen in CONTENT_SCREENS],
+    write_results(
+        "batch_recovery",
+        {
+            part: {
+                "train_size": train_size,
+                "eta_r": np.corrcoef(pooled[0], pooled[1])[0, 1],
+                "eta_r_range": [table.eta_r.min(), table.eta_r.max()],
+                "told_r": table.told_r.tolist(),
+                "eta_coverage": covered(pooled[2], pooled[3], pooled[1]),
+                "eta_coverage_range": [table.eta_coverage.min(), table.eta_coverage.max()],
+                "told_coverage": table[["told_coverage_low", "told_coverage_high"]]
+                .to_numpy()
+                .tolist(),
+                "rmse": [
+                    np.sqrt((table[f"rmse_{name}"] ** 2).mean()) for name in ("content", "known")
+                ],
+                "effect_coverage": [
+                    table[f"coverage_{name}"].mean() for name in ("content", "known")
+                ],
+                "rmse_ratio": ratios,
+                "rmse_ratio_range": [table.ratio.min(), table.ratio.max()],
+                "rmse_pseudobulk": table.rmse_pseudobulk.mean(),
+                "rmse_nothing": table.rmse_nothing.mean(),
+            }
+        },
+        [screen[-1] for screen in CONTENT_SCREENS],
     )
 
 
@@ -254,28 +264,33 @@ def main() -> None:
     parser.add_argument("--train-size", type=float, default=0.9, help="share of cells fitted")
     args = parser.parse_args()
     if args.content:
-        main_content(args.jobs, args.train_size)
+        part = part_of(parser, args, "content", ["content"])
+        main_content(args.jobs, args.train_size, part)
         return
     results = run_all(recover, SCREENS, args.jobs)
     pooled = np.concatenate([r.pop("eta") for r in results], axis=1)
     table = pd.DataFrame(results)
     print(table.round(3).to_string())
-    report(
+    write_results(
         "batch_recovery",
-        eta_r=np.corrcoef(pooled[0], pooled[1])[0, 1],
-        eta_coverage=covered(pooled[2], pooled[3], pooled[1]),
-        eta_coverage_range=[table.eta_coverage.min(), table.eta_coverage.max()],
-        eta_r_range=[table.eta_r.min(), table.eta_r.max()],
-        active_coverage=table.active_coverage.mean(),
-        active_coverage_range=[table.active_coverage.min(), table.active_coverage.max()],
-        silent_coverage=table.silent_coverage.mean(),
-        silent_coverage_range=[table.silent_coverage.min(), table.silent_coverage.max()],
-        common_silent_rms=table.common_silent_rms.mean(),
-        common_silent_rms_max=table.common_silent_rms.max(),
-        pseudobulk_common_silent_rms=table.pseudobulk_common_silent_rms.mean(),
-        active_rmse=table.active_rmse.mean(),
-        pseudobulk_rmse=table.pseudobulk_rmse.mean(),
-        seeds=[screen[-1] for screen in SCREENS],
+        {
+            part_of(parser, args): {
+                "eta_r": np.corrcoef(pooled[0], pooled[1])[0, 1],
+                "eta_coverage": covered(pooled[2], pooled[3], pooled[1]),
+                "eta_coverage_range": [table.eta_coverage.min(), table.eta_coverage.max()],
+                "eta_r_range": [table.eta_r.min(), table.eta_r.max()],
+                "active_coverage": table.active_coverage.mean(),
+                "active_coverage_range": [table.active_coverage.min(), table.active_coverage.max()],
+                "silent_coverage": table.silent_coverage.mean(),
+                "silent_coverage_range": [table.silent_coverage.min(), table.silent_coverage.max()],
+                "common_silent_rms": table.common_silent_rms.mean(),
+                "common_silent_rms_max": table.common_silent_rms.max(),
+                "pseudobulk_common_silent_rms": table.pseudobulk_common_silent_rms.mean(),
+                "active_rmse": table.active_rmse.mean(),
+                "pseudobulk_rmse": table.pseudobulk_rmse.mean(),
+            }
+        },
+        [screen[-1] for screen in SCREENS],
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from common import report, run_all
+from common import part_of, run_all, write_results
 
 import pyrocell
 
@@ -168,11 +168,15 @@ def main() -> None:
     table = pd.DataFrame(run_all(evaluate, jobs, args.jobs))
     print(table.round(3).to_string())
     mean = table.groupby("dynamics").mean(numeric_only=True)
-    report(
+    write_results(
         "branching",
-        seeds=args.seeds,
-        true_blocked_b=float(true_shares("BLOCK", TIMES[-1])["B"]),
-        **{name: row.to_dict() for name, row in mean.iterrows()},
+        {
+            part_of(parser, args): {
+                "true_blocked_b": float(true_shares("BLOCK", TIMES[-1])["B"]),
+                **{name: row.to_dict() for name, row in mean.iterrows()},
+            }
+        },
+        args.seeds,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import torch
-from code_state import code_of
+from code_state import FIT, code_of, newest
 from joblib import Parallel, delayed
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -96,11 +97,20 @@ def covered(lower: np.ndarray, upper: np.ndarray, truth: np.ndarray) -> float:
 
 
 RESULTS = Path(__file__).parent / "results"
-_BEGAN = time.time()
+# Options that do not change what a part measures; --parts and --rows choose parts.
+_NO_MATTER = {"jobs", "out", "output", "parts", "rows", "write"}
+_STARTED = time.time()
+_written = time.perf_counter()
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, versions and machine that figures come from."""
+def provenance(rooms: Iterable[str] = FIT) -> dict[str, Any]:
+    """Commit, versions, machine and code that figures come from.
+
+    Parameters
+    ----------
+    rooms
+        Rooms of the package that the figures depend on.
+    """
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -109,49 +119,86 @@ def provenance() -> dict[str, Any]:
 
     packages = ("pyrocell", "torch", "pyro-ppl", "scvi-tools", "numpy", "numba", "anndata")
     changed = git("status", "--porcelain", "--", "pyrocell", "benchmarks/*.py")
+    # Nobody knows which code ran where files were written after the script had begun.
+    code = "changed while it ran" if newest(rooms) > _STARTED else code_of(rooms)
     return {
         "commit": git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "code": code_of(),
+        "code": {"rooms": sorted(rooms), "hash": code},
     }
 
 
+def part_of(
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    part: str = "all",
+    but: Iterable[str] = (),
+) -> str:
+    """Name of a part of the results: its own where options differ from their defaults.
+
+    A quick run with `--seeds 1` is "all: seeds 1", and leaves the figures of a full run as they
+    are. Options in `but`, and those that say how to run rather than what, are left out.
+    """
+    changed = []
+    for name, value in vars(arguments).items():
+        default = parser.get_default(name)
+        if name in _NO_MATTER or name in but or _words(value) == _words(default):
+            continue
+        changed.append(
+            " ".join([name.replace("_", "-"), *([] if value is True else _words(value))])
+        )
+    return f"{part}: {', '.join(changed)}" if changed else part
+
+
+def _words(value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple | range) else [value]
+    return [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+
+
 def write_results(
-    name: str, parts: dict[str, Any], seeds: Iterable[int] = (), path: Path | None = None
+    name: str,
+    parts: dict[str, Any],
+    seeds: Iterable[int] = (),
+    path: Path | None = None,
+    rooms: Iterable[str] = FIT,
 ) -> None:
     """Put the figures of some parts of a benchmark into its results file, beside those there.
 
-    Each part says from which commit, seeds and machine it is.
+    Each part says from which commit, code, seeds and machine it is, and how many seconds of wall
+    time passed since the last call, or since the script began. The figures are also printed, as
+    one line of JSON.
+
+    Parameters
+    ----------
+    name
+        Name of the benchmark, and of its file in `results/`.
+    parts
+        Figures of each part, by the name that `part_of` gives it.
+    seeds
+        Seeds of the screens or fits.
+    path
+        Another file.
+    rooms
+        Rooms of the package that the figures depend on.
     """
+    global _written
+    seconds, _written = time.perf_counter() - _written, time.perf_counter()
     path = path or RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
+    clean = _rounded(json.loads(json.dumps(parts, default=_plain)))
+    print(json.dumps({"benchmark": name, **clean}))
+    made = provenance(rooms) | {"seeds": list(seeds), "seconds": round(seconds, 1)}
     before = json.loads(path.read_text()) if path.exists() else {"benchmark": name}
-    for part, figures in parts.items():
-        clean = _rounded(json.loads(json.dumps(figures, default=_plain)))
-        source = provenance() | {"seeds": list(seeds), "seconds": round(time.time() - _BEGAN)}
-        before[part] = {"from": source, "figures": clean}
+    before |= {part: {"from": made, "figures": figures} for part, figures in clean.items()}
     path.write_text(json.dumps(before, indent=1) + "\n")
     print(f"{path}: {', '.join(parts)}", flush=True)
 
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else float(value)
-
-
-def report(name: str, seeds: Iterable[int] | int = (), **figures: Any) -> None:
-    """Print one line of JSON, and put the figures into the results file.
-
-    A run with other options than the defaults is a part of its own, named after them, so that a
-    quick try never takes the place of the figures of record.
-    """
-    clean = _rounded(json.loads(json.dumps(figures, default=_plain)))
-    counted = isinstance(seeds, int)
-    print(json.dumps({"benchmark": name, "seeds": seeds if counted else list(seeds), **clean}))
-    part = " ".join(sys.argv[1:]) or "default"
-    write_results(name, {part: clean}, range(seeds) if counted else seeds)
 
 
 def _rounded(value: Any) -> Any:

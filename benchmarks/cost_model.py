@@ -36,7 +36,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from common import quiet, report
+from common import quiet, write_results
 from scipy.optimize import nnls
 from throughput import Step
 
@@ -313,14 +313,21 @@ def main() -> None:
     print("\n100,000,000 cells on many nodes;", PLAN)
     print(plan.to_string(index=False, float_format="{:,.3g}".format))
     held = table[~table["fitted"]]
-    report(
+    write_results(
         "cost_model",
-        coefficients=cost,
-        parameters=size,
-        held_out_error={c: held[c].abs().tolist() for c in ("formula", "mean", "parameters")},
-        asked=asked,
-        one_core=alone.to_dict("records"),
-        plan=plan.to_dict("records"),
+        {
+            "all": {
+                "coefficients": cost,
+                "parameters": size,
+                "held_out_error": {
+                    c: held[c].abs().tolist() for c in ("formula", "mean", "parameters")
+                },
+                "asked": asked,
+                "one_core": alone.to_dict("records"),
+                "plan": plan.to_dict("records"),
+            }
+        },
+        [SEED],
     )
 
 

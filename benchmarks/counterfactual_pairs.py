@@ -16,7 +16,7 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from common import covered, quiet, report, run_all
+from common import covered, part_of, quiet, run_all, write_results
 from scipy.special import log_softmax
 
 import pyrocell
@@ -101,7 +101,7 @@ def main() -> None:
     each = np.concatenate([f["table"][:, 2].astype(float) for f in found])
     print(pd.DataFrame(found).drop(columns="table").round(4).to_string(index=False))
     print(f"coverage of single questions: {each.min():.3f} to {each.max():.3f}")
-    report("counterfactual_pairs", seeds=list(args.seeds), **figures)
+    write_results("counterfactual_pairs", {part_of(parser, args): figures}, args.seeds)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import read_h5ad
-from common import quiet, write_results
+from code_state import FIT
+from common import part_of, quiet, write_results
 
 import pyrocell
 from pyrocell import PyroCell, simulate
@@ -50,6 +51,7 @@ from pyrocell.errors import PyrocellError, ScreenWarning
 from pyrocell.report import write as write_report
 from pyrocell.training.checkpoints import read_checkpoint, write_checkpoint
 
+ROOMS = (*FIT, "cli", "report")  # that the figures depend on
 SEED, MEMORY, SECONDS = 401, 8 * 2**30, 60
 SETUP = {"media_key": "media", "categorical_covariate_keys": ["donor"]}
 SMALL = {"n_latent": 2, "n_response": 2, "n_hidden": 8}
@@ -389,7 +391,8 @@ def main() -> None:
         if arguments.only is None and arguments.kills:
             figures += killed(folder, cells, model, arguments.kills)
         if arguments.write:
-            write_results("damaged_files", {"files": figures}, [SEED])
+            part = part_of(parser, arguments, "files")
+            write_results("damaged_files", {part: figures}, [SEED], rooms=ROOMS)
     bad = sum(row.get(o, 0) for row in figures for o in ("other", "foreign", "killed", "hung"))
     bad += sum(row["kills"] - row["old_or_new"] for row in figures if "kills" in row)
     sys.exit(1 if bad else 0)

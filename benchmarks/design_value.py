@@ -25,13 +25,15 @@ import time
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from common import quiet, report
+from code_state import FIT
+from common import part_of, quiet, write_results
 from scipy.stats import spearmanr
 
 import pyrocell
 from pyrocell import design
 from pyrocell.design.questions import target_weights
 
+ROOMS = (*FIT, "design")  # that the figures depend on
 FIRST, SCREENS, DRAWS = 9600, 200, 3
 CONTROL_SEEDS = range(9900, 9920)
 GENES, LIBRARY = 160, 3200.0
@@ -335,12 +337,19 @@ def main() -> None:
     print(placed.round(4).to_string())
     large = large_plan()
     print(pd.DataFrame(large).round(4).to_string())
-    report(
+    write_results(
         "design_value",
-        seeds=[seeds[0], seeds[-1]],
-        **summarise(table),
-        controls_placed={" ".join(map(str, k)): row.to_dict() for k, row in placed.iterrows()},
-        large_plan=large,
+        {
+            part_of(parser, args): {
+                **summarise(table),
+                "controls_placed": {
+                    " ".join(map(str, k)): row.to_dict() for k, row in placed.iterrows()
+                },
+                "large_plan": large,
+            }
+        },
+        seeds,
+        rooms=ROOMS,
     )
 
 

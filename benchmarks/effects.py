@@ -22,7 +22,7 @@ import effect_screens as screens
 import numpy as np
 import pandas as pd
 import torch
-from common import covered, quiet, run_all, shared, write_results
+from common import covered, part_of, quiet, run_all, shared, write_results
 
 import pyrocell
 
@@ -425,8 +425,10 @@ def main() -> None:
     }
     for part in args.parts:
         function, work = jobs[part]
+        only = () if part == "ordinary" else ("kinds", "no_peers")
         found = run_all(function, work, 1 if part == "cost" else args.jobs)
-        write_results("effects", {part: found}, seeds=seeds, path=args.output)
+        name = part_of(parser, args, part, only)
+        write_results("effects", {name: found}, seeds=seeds, path=args.output)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,15 @@ import argparse
 import numpy as np
 import pandas as pd
 import torch
-from common import quiet, report
+from code_state import FIT
+from common import part_of, quiet, write_results
 
 import pyrocell
 from pyrocell import simulate
 from pyrocell.design.error_analysis import TERMS, error_analysis, error_terms
 from pyrocell.guide.encoder import state_shift
 
+ROOMS = (*FIT, "design")  # that the figures depend on
 K, GENES, BATCHES, SD = 12, 60, 6, 0.2
 SETTINGS = {"n_perturbations": K, "n_genes": GENES, "n_batches": BATCHES, "batch_sd": SD}
 SETTINGS["effect_rms"] = 0.2
@@ -211,19 +213,25 @@ def main() -> None:
               [["own", "total", "bound", "own_bound", "same_batch"]] for f in fits]  # fmt: skip
     for table in fits:
         print(f"\nfitted\n{table.round(5).to_string()}")
-    report(
+    write_results(
         "error_analysis",
-        noise_rms=SD * np.sqrt(1 - 1 / BATCHES),
-        one_batch_share={c: one[c].to_dict() for c in one},
-        error_by_batches_with_controls={r: two.loc[r].to_dict() for r in two.index},
-        own_rms=three["own"].to_dict(),
-        own_bound_rms=three["own_bound"].to_dict(),
-        realised_expected_r=np.corrcoef(seen["expected"], seen["realised"])[0, 1],
-        realised_over_expected=seen["realised"].sum() / seen["expected"].sum(),
-        nothing_changes=seen["nothing"].mean(),
-        fitted_terms_inside=[float(x.mean()) for x in inside],
-        fitted_total=[f["mean"]["total"] for f in fits],
-        true_total=[f["true"]["total"] for f in fits],
+        {
+            part_of(parser, args): {
+                "noise_rms": SD * np.sqrt(1 - 1 / BATCHES),
+                "one_batch_share": {c: one[c].to_dict() for c in one},
+                "error_by_batches_with_controls": {r: two.loc[r].to_dict() for r in two.index},
+                "own_rms": three["own"].to_dict(),
+                "own_bound_rms": three["own_bound"].to_dict(),
+                "realised_expected_r": np.corrcoef(seen["expected"], seen["realised"])[0, 1],
+                "realised_over_expected": seen["realised"].sum() / seen["expected"].sum(),
+                "nothing_changes": seen["nothing"].mean(),
+                "fitted_terms_inside": [float(x.mean()) for x in inside],
+                "fitted_total": [f["mean"]["total"] for f in fits],
+                "true_total": [f["true"]["total"] for f in fits],
+            }
+        },
+        [*range(args.screens), *range(7000, 7000 + args.fits)],
+        rooms=ROOMS,
     )
 
 

@@ -22,12 +22,13 @@ matplotlib.use("Agg")
 
 import numpy as np
 import pandas as pd
-from common import report, run_all
+from common import part_of, run_all, write_results
 from hipsc_day5 import DAY, ELEVEN, baselines, level
 from scipy import stats
 
 import pyrocell
 
+ROOMS = ("data", "proof_of_principle", "screen")  # that the figures depend on
 SEEDS = range(100)
 STOP_SEEDS = range(1000, 1020)  # for the choice of the epoch; also used in development
 READING_SEEDS = range(100, 120)
@@ -174,7 +175,7 @@ def draw(runs: dict[str, dict], lines: dict[str, float], path: Path) -> None:
     ax.figure.savefig(path, dpi=150)
 
 
-def figure_4(out: Path, n_jobs: int) -> None:
+def figure_4(out: Path, n_jobs: int, part: str) -> None:
     """Both losses, 100 seeds each."""
     weights = {EQ5: 0.0, EQ9: 1.0}
     plan = [(DAY, "pooled", w, False, SEEDS) for w in weights.values()]
@@ -191,17 +192,19 @@ def figure_4(out: Path, n_jobs: int) -> None:
     print(f"\n{way.to_string()}\n\n{seeds.T.to_string()}\n\nfigure: {out}")
     parts = {"comparison": table, "along": way, "spread": seeds}
     figures = {name: part.to_dict("index") for name, part in parts.items()}
-    report("fig4", seeds=len(SEEDS), stop=stop, anchors=lines, **figures)
+    figures |= {"stop": stop, "anchors": lines}
+    write_results("fig4", {part: figures}, SEEDS, rooms=ROOMS)
 
 
-def other_reading(name: str, n_jobs: int) -> None:
+def other_reading(name: str, n_jobs: int, part: str) -> None:
     """Both losses under another reading of the text, fewer seeds."""
     start, weight, every_day = READINGS[name]
     keys = {EQ5: (DAY, start, 0.0, False), EQ9: (DAY, start, weight, every_day)}
     found = run([(*key, READING_SEEDS) for key in keys.values()], n_jobs)
     table = comparison({loss: found[key] for loss, key in keys.items()}, None)
     print(f"\n{name}: MSE at day 5, pairs are seeds\n{table.to_string()}")
-    report("fig4", reading=name, seeds=len(READING_SEEDS), comparison=table.to_dict("index"))
+    figures = {"comparison": table.to_dict("index")}
+    write_results("fig4", {part: figures}, READING_SEEDS, rooms=ROOMS)
 
 
 def main() -> None:
@@ -213,9 +216,9 @@ def main() -> None:
     args = parser.parse_args()
     pd.set_option("display.float_format", "{:.4g}".format, "display.width", 200)
     if args.reading:
-        other_reading(args.reading, args.jobs)
+        other_reading(args.reading, args.jobs, part_of(parser, args))
     else:
-        figure_4(args.out, args.jobs)
+        figure_4(args.out, args.jobs, part_of(parser, args))
 
 
 if __name__ == "__main__":

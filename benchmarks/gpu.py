@@ -8,7 +8,7 @@ batch size:
     step       one step, in float32, against the bare matrix products of encoder and decoder there
     kernels    share of a step's wall time in which the device computes, by torch's profiler
 
-    python benchmarks/gpu.py                # skipped with a line, and null, where there is no GPU
+    python benchmarks/gpu.py                # skipped with a line where there is no GPU
     python benchmarks/gpu.py --device cpu   # runs the same code, small, to see that it runs
 
 Prints a table per batch size, then one line of JSON.
@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import torch
 from anndata import AnnData
-from common import quiet, report
+from common import part_of, quiet, write_results
 from throughput import NETWORK, Products, Step, build, build_scvi, screen
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -164,7 +164,6 @@ def main() -> None:
     quiet()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu: skipped, this machine has no CUDA device")
-        report("gpu", device=None, rows=None)
         return
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     adata, rows = screen(50, n_genes=options.genes, n_cells_per_condition=options.cells), {}
@@ -172,7 +171,7 @@ def main() -> None:
         print(f"\n{name}, {adata.n_obs} cells of {options.genes} genes, batch {size}")
         found = {"training": training(adata, size, options), "step": step(adata, size, options)}
         rows[size] = found
-    report("gpu", device=name, rows=rows)
+    write_results("gpu", {part_of(parser, options): {"device": name, "rows": rows}}, ())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from common import covered, report, run_all
+from common import covered, part_of, run_all, write_results
 from hipsc_day5 import crps
 from mechanistic_harissa import Harissa
 from networks import draw_network
@@ -261,12 +261,16 @@ def main() -> None:
     figures = summary(pd.DataFrame([row for r in results for row in r["rows"]]))
     crps_less = paired(results, "relaxation", "relaxation, no process noise")
     print("CRPS, with process noise less without:", crps_less)
-    report(
+    write_results(
         "harissa_timecourse",
-        seeds=list(seeds),
-        controls_too=args.controls_too,
-        figures=figures,
-        process_noise=crps_less,
+        {
+            part_of(parser, args): {
+                "controls_too": args.controls_too,
+                "figures": figures,
+                "process_noise": crps_less,
+            }
+        },
+        seeds,
     )
 
 

@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 import scvi
-from common import quiet, report, run_all, shared
+from common import part_of, quiet, run_all, shared, write_results
 
 import pyrocell
 
@@ -65,7 +65,16 @@ def main() -> None:
     args = parser.parse_args()
     quiet()
     jobs = [(name, seed) for name in args.screens for seed in range(args.seeds)]
-    report("heldout_likelihood", particles=PARTICLES, results=run_all(compare, jobs, args.jobs))
+    write_results(
+        "heldout_likelihood",
+        {
+            part_of(parser, args): {
+                "particles": PARTICLES,
+                "results": run_all(compare, jobs, args.jobs),
+            }
+        },
+        range(args.seeds),
+    )
 
 
 if __name__ == "__main__":

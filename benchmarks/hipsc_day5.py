@@ -16,7 +16,7 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from common import covered, report, run_all
+from common import covered, part_of, run_all, write_results
 from scipy.stats import binomtest, wilcoxon
 
 import pyrocell
@@ -146,7 +146,17 @@ def main() -> None:
     tests = paired(left_out) if len(left_out) else {}
     for name, test in tests.items():
         print(name, {k: round(v, 5) for k, v in test.items()})
-    report("hipsc_day5", day=args.day, seeds=args.seeds, splits=splits, paired=tests)
+    write_results(
+        "hipsc_day5",
+        {
+            part_of(parser, args): {
+                "day": args.day,
+                "splits": splits,
+                "paired": tests,
+            }
+        },
+        range(args.seeds),
+    )
 
 
 def one_fit(split: str, held: list[str], seed: int, day: float, dynamics: str) -> dict:

@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from common import quiet, report
+from common import part_of, quiet, write_results
 
 from pyrocell import PyroCell
 from pyrocell.posterior.summaries import passes
@@ -149,7 +149,7 @@ def main() -> None:
         print(
             " ".join(f"{c:>14s}" if isinstance(c, str) else f"{c:14.1f}" for c in cells), flush=True
         )
-    report("inference_scale", rows=rows)
+    write_results("inference_scale", {part_of(parser, options): {"rows": rows}}, [SEED])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from common import report
+from common import part_of, write_results
 from scvi.distributions import ZeroInflatedNegativeBinomial as ScviZINB
 from scvi.distributions._negative_binomial import log_zinb_positive
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from pyrocell.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from pyrocell.distributions.counts import likelihood_path
 
+ROOMS = ("distributions",)  # that the figures depend on
 BASELINE = "scvi ZeroInflatedNegativeBinomial, free gate"
 SAME_FREE = "scvi log_zinb_positive, free gate"
 SAME_CURVE = "scvi log_zinb_positive, dropout curve"
@@ -166,7 +167,18 @@ def main() -> None:
             }
         )
     print(f"first compiled call: {first:.1f} s of wall time\n")
-    report("likelihood_speed", threads=1, compile_seconds=round(first, 1), results=results)
+    write_results(
+        "likelihood_speed",
+        {
+            part_of(parser, options): {
+                "threads": 1,
+                "compile_seconds": round(first, 1),
+                "results": results,
+            }
+        },
+        [0],
+        rooms=ROOMS,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from batch_recovery import gauge, pseudobulk_effects, rms
-from common import covered, quiet, report
+from common import covered, part_of, quiet, write_results
 
 from pyrocell import PyroCell, TrainingConfig, simulate
 from pyrocell.posterior.effects import effect_draws
@@ -115,7 +115,11 @@ def main() -> None:
     print(table.round(4).to_string())
     mean = table.groupby(level="drawn", sort=False).mean()
     print(mean.round(4).to_string())
-    report("many_perturbations", steps=options.steps, seeds=options.seeds, **mean.T.to_dict())
+    write_results(
+        "many_perturbations",
+        {part_of(parser, options): {"steps": options.steps, **mean.T.to_dict()}},
+        options.seeds,
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anchors import anchors
 from anndata import AnnData
-from common import report
+from common import part_of, write_results
 from joblib import Parallel, delayed
 from mechanistic_grnlab import Grnlab
 from mechanistic_harissa import Harissa
@@ -30,6 +30,7 @@ from networks import CASCADE, REGULATORS, draw_network
 
 from pyrocell.metrics import auroc
 
+ROOMS = ("contrasts", "metrics")  # that the figures depend on
 __all__ = ["LAYOUTS", "SIMULATORS", "Layout", "screens"]
 
 SIMULATORS = {"harissa": Harissa, "grnlab": Grnlab}
@@ -211,7 +212,12 @@ def main() -> None:
     for row in found.to_dict("records"):
         name = f"{row['layout']}, {row['assumption']}, {row['media']}"
         figures[row["simulator"]][name] = {k: row[k] for k in ("holds", "fails", "auroc", "errors")}
-    report("mechanistic", seeds=args.seeds, cells=args.cells, **figures)
+    write_results(
+        "mechanistic",
+        {part_of(parser, args): {"cells": args.cells, **figures}},
+        range(args.seeds),
+        rooms=ROOMS,
+    )
 
 
 if __name__ == "__main__":

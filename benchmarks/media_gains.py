@@ -13,7 +13,7 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from common import covered, report, run_all
+from common import covered, run_all, write_results
 
 import pyrocell
 
@@ -85,7 +85,7 @@ def main() -> None:
     means = table.drop(columns="seed").groupby(["controls", "n_response"]).mean()
     print(means.round(3).to_string())
     figures = {f"{c} controls, {r} axes": row.to_dict() for (c, r), row in means.iterrows()}
-    report("media_gains", seeds=list(SEEDS), **figures)
+    write_results("media_gains", {"all": figures}, SEEDS)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from common import covered, quiet, report, run_all
+from code_state import FIT
+from common import covered, quiet, run_all, write_results
 
 import pyrocell
 from pyrocell.transfer import leave_one_laboratory_out
 
+ROOMS = (*FIT, "transfer")  # that the figures depend on
 COMMON = {"n_perturbations": 10, "n_genes": 100, "n_cells_per_condition": 60, "n_controls": 600}
 COMMON |= {"mean_library": 2000.0}
 
@@ -165,11 +167,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["screens", "left_out"])
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
-    results = run_all(predict_new, SCREENS, args.jobs) if "screens" in args.parts else []
-    if "left_out" in args.parts:
-        results += run_all(left_out, LEFT_OUT, args.jobs)
-    print(pd.DataFrame(results).round(3).to_string())
-    report("new_batches", screens=results, seeds=[found["seed"] for found in results])
+    jobs = {"screens": (predict_new, SCREENS), "left_out": (left_out, LEFT_OUT)}
+    for part in args.parts:
+        found = run_all(*jobs[part], args.jobs)
+        print(pd.DataFrame(found).round(3).to_string())
+        write_results("new_batches", {part: found}, [f["seed"] for f in found], rooms=ROOMS)
 
 
 if __name__ == "__main__":

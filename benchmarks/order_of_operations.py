@@ -25,7 +25,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from common import quiet, report, run_all
+from common import part_of, quiet, run_all, write_results
 from order_harissa import BLOCKING, DELAY, REVERSED, TIMES, Arms, simulate
 
 import pyrocell
@@ -213,7 +213,17 @@ def main() -> None:
     results = run_all(network, [(seed, i < 2) for i, seed in enumerate(seeds)], options.jobs)
     figures = summary(pd.DataFrame([row for result in results for row in result["rows"]]))
     memory = {str(result["seed"]): result["memory"] for result in results}
-    report("order_of_operations", networks=list(seeds), memory=memory, **figures)
+    write_results(
+        "order_of_operations",
+        {
+            part_of(parser, options): {
+                "networks": list(seeds),
+                "memory": memory,
+                **figures,
+            }
+        },
+        seeds,
+    )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pyrocell.posterior.streaming_quantiles import RunningSummary, memory_bytes
 from pyrocell.training.checkpoints import read_checkpoint, write_checkpoint
 from pyrocell.training.row_adam import RowAdam, visited_rows
 
+ROOMS = ("posterior", "training")  # that the figures depend on
 SEED = 11
 ROWS, COLUMNS, SEEN = 5_000, 2_000, 512
 OPTIMISERS = {
@@ -235,16 +236,10 @@ def sizes() -> dict[str, str]:
 def main() -> None:
     """Measure, and write what was found."""
     quiet()
-    parts = {
-        "optimiser": optimisers(),
-        "quantiles": quantiles(),
-        "checkpoints": checkpoints(),
-        "launchers": launchers(),
-        "sizes": sizes(),
-    }
-    for name, figures in parts.items():
-        print(name, figures, flush=True)
-    write_results("own_code", parts, seeds=[SEED])
+    for measured in (optimisers, quantiles, checkpoints, launchers, sizes):
+        figures, part = measured(), measured.__name__.replace("optimisers", "optimiser")
+        print(part, figures, flush=True)
+        write_results("own_code", {part: figures}, [SEED], rooms=ROOMS)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from common import quiet, report, shared
+from common import part_of, quiet, shared, write_results
 from scipy.stats import spearmanr
 
 import pyrocell
 from pyrocell.metrics import distribution_distance
 
+ROOMS = ("metrics", "pseudotime")  # that the figures depend on
 HELD = {"HOLDS": 0.8, "LEAKY": 0.4, **{f"INERT_{i}": 0.0 for i in range(4)}}
 EARLY, CHECKPOINT = 0.25, 0.35
 METHODS = ("energy", "mmd", "moments")  # "sinkhorn" takes a hundred times as long
@@ -126,12 +127,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=40, help="simulated screens")
     args = parser.parse_args()
     quiet()
-    figures = {}
     if "retention" in args.parts:
-        figures["retention"] = retention_part(args.seeds)
+        part, seeds = part_of(parser, args, "retention"), range(5000, 5000 + args.seeds)
+        write_results("populations", {part: retention_part(args.seeds)}, seeds, rooms=ROOMS)
     if "distances" in args.parts:
-        figures["distances"] = distance_part()
-    report("populations", **figures)
+        write_results("populations", {"distances": distance_part()}, rooms=ROOMS)
 
 
 if __name__ == "__main__":

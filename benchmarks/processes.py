@@ -35,13 +35,15 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
-from common import machine_speedup, quiet, report
+from code_state import FIT
+from common import machine_speedup, part_of, quiet, write_results
 from hipsc_day5 import DAY, ELEVEN
 
 import pyrocell
 from pyrocell import PyroCell, parallel, simulate
 from pyrocell.training.fit import held_out_elbo
 
+ROOMS = (*FIT, "parallel")  # that the figures depend on
 CPU = {"accelerator": "cpu", "progress_bar": False}
 DRAWS = 50
 PROCESSES = 2
@@ -204,8 +206,10 @@ def main() -> None:
     quiet()
     machine = machine_speedup(PROCESSES)
     print(f"two processes of matrix products against one: {machine:.2f} x")
-    found = {row: ROWS[row](options) for row in options.rows}
-    report("processes", machine_speedup=machine, **found)
+    for row in options.rows:
+        part, figures = part_of(parser, options, row), ROWS[row](options)
+        figures = {"machine_speedup": machine, row: figures}
+        write_results("processes", {part: figures}, range(options.seeds), rooms=ROOMS)
 
 
 ROWS = {"steps": steps, "ddp": ddp, "packing": packing}

@@ -15,7 +15,7 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from common import covered, quiet, report, run_all, shared
+from common import covered, part_of, quiet, run_all, shared, write_results
 
 import pyrocell
 
@@ -222,14 +222,13 @@ def main() -> None:
     parser.add_argument("--shuffles", type=int, default=4)
     args = parser.parse_args()
     quiet()
-    results = {}
     if "papalexi" in args.parts:
-        results["papalexi"] = run_all(papalexi, [(0,)], 1)[0]
+        write_results("real_screens", {"papalexi": run_all(papalexi, [(0,)], 1)[0]}, [0])
     if "norman" in args.parts:
-        results["norman"] = run_all(norman, [(0,)], 1)[0]
+        write_results("real_screens", {"norman": run_all(norman, [(0,)], 1)[0]}, [0])
     if "datlinger" in args.parts:
-        results["datlinger"] = datlinger(args.jobs, args.shuffles)
-    report("real_screens", **results)
+        part = part_of(parser, args, "datlinger")
+        write_results("real_screens", {part: datlinger(args.jobs, args.shuffles)}, [0])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import pyro
 import torch
-from common import quiet, report
+from common import quiet, write_results
 from throughput import SEED, build, parts, screen
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -88,7 +88,7 @@ def main() -> None:
             rows[row] = {"loss": found["loss"], "largest": found[worst], "of": worst}
             rows[row]["median"] = float(np.median(list(found.values())))
             print(row, {k: v if isinstance(v, str) else round(v, 4) for k, v in rows[row].items()})
-    report("reduced_products", rows=rows)
+    write_results("reduced_products", {"all": {"rows": rows}}, [SEED])
 
 
 if __name__ == "__main__":

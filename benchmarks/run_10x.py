@@ -24,10 +24,12 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from common import quiet, write_results
+from code_state import FIT
+from common import part_of, quiet, write_results
 
 from pyrocell import PyroCell, preprocess, simulate
 
+ROOMS = (*FIT, "preprocess")  # that the figures depend on
 SEEDS = (901, 902, 903)
 SCREEN = {"n_perturbations": 20, "n_genes": 200, "n_cells_per_condition": 100, "n_controls": 500}
 SCREEN |= {"n_batches": 2, "on_target": -1.0}
@@ -165,10 +167,8 @@ def main() -> None:
     if "effects" in parts:
         table = pd.DataFrame(parts["effects"])
         figures["effects"] = {"mean": table.mean().to_dict(), "each": table.to_dict("records")}
-    if tuple(arguments.seeds) == SEEDS:
-        write_results("run_10x", figures, arguments.seeds)
-    else:
-        print(figures)
+    named = {part_of(parser, arguments, part): found for part, found in figures.items()}
+    write_results("run_10x", named, arguments.seeds, rooms=ROOMS)
 
 
 if __name__ == "__main__":

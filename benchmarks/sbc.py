@@ -19,7 +19,8 @@ from __future__ import annotations
 import argparse
 
 import pandas as pd
-from common import quiet, report
+from code_state import FIT
+from common import part_of, quiet, write_results
 
 import pyrocell
 from pyrocell.diagnostics.calibration import (
@@ -28,6 +29,7 @@ from pyrocell.diagnostics.calibration import (
     simulation_based_calibration,
 )
 
+ROOMS = (*FIT, "diagnostics")  # that the figures depend on
 SCREEN = {
     "n_perturbations": 20,
     "n_genes": 50,
@@ -101,13 +103,19 @@ def main() -> None:
             }
             for name in nine.index
         }
-    report(
+    write_results(
         "sbc",
-        priors=args.priors,
-        axes=args.axes,
-        replicates=args.replicates,
-        seed=args.seed,
-        **figures,
+        {
+            part_of(parser, args): {
+                "priors": args.priors,
+                "axes": args.axes,
+                "replicates": args.replicates,
+                "seed": args.seed,
+                **figures,
+            }
+        },
+        [args.seed],
+        rooms=ROOMS,
     )
 
 

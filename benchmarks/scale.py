@@ -37,7 +37,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import zarr
-from common import quiet, report
+from common import part_of, quiet, write_results
 
 from pyrocell import PyroCell, TrainingConfig, read_backed, simulate
 from pyrocell.data.loader import batch_loader
@@ -217,7 +217,17 @@ def main() -> None:
                 + ", ".join(f"{k} {v:.2f}" for k, v in found["ratio"].items())
             )
         figures[str(n_cells)] = found
-    report("scale", steps=STEPS, turns=args.turns, cells=figures)
+    write_results(
+        "scale",
+        {
+            part_of(parser, args, but=("worker", "path")): {
+                "steps": STEPS,
+                "turns": args.turns,
+                "cells": figures,
+            }
+        },
+        [SEED],
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import statistics
 
 import numpy as np
 from anndata import AnnData
-from common import covered, quiet, report
+from common import covered, part_of, quiet, write_results
 
 from pyrocell import PyroCell, TrainingConfig, simulate
 from pyrocell.data import loader as batches
@@ -83,7 +83,7 @@ def main() -> None:
     }
     for way, row in table.items():
         print(f"{way:20s} " + " ".join(f"{row[name]:9.4f}" for name in names))
-    report("shuffled_blocks", seeds=args.seeds, **table)
+    write_results("shuffled_blocks", {part_of(parser, args): table}, args.seeds)
 
 
 if __name__ == "__main__":

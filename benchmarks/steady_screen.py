@@ -14,7 +14,7 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from common import covered, quiet, report, run_all
+from common import covered, quiet, run_all, write_results
 from scipy.special import softmax
 from scipy.stats import spearmanr
 
@@ -148,20 +148,29 @@ def main() -> None:
     mean, error = groups.mean(), groups.sem()
     print("simulated, mean over screens:", mean.round(3).to_string(), sep="\n")
     print("standard errors:", error.round(3).to_string(), sep="\n")
-    report(
+    write_results(
         "steady_screen",
-        correlation_with_inverse_n=correlations(table),
-        correlation_by_time=by_pair,
-        above_zero=(table["lower"] > 0).mean(),
-        largest_days_4_to_5=list(largest.index),
-        largest_lower_bound_days_4_to_5=list(surest.index),
-        rank_of_expected={name: int(last["rms"].rank(ascending=False)[name]) for name in EXPECTED},
-        shuffled=shuffles.drop(columns=["seed", "seconds"]).mean().to_dict(),
-        shuffled_alarms_sem=shuffles["alarms"].sem(),
-        simulated={f"{name}, {n}": row.to_dict() for (name, n), row in mean.iterrows()},
-        simulated_sem={f"{name}, {n}": row.to_dict() for (name, n), row in error.iterrows()},
-        shuffle_seeds=list(SHUFFLES),
-        simulation_seeds={str(n): [seeds[0], seeds[-1]] for n, seeds in SCREENS.items()},
+        {
+            "all": {
+                "correlation_with_inverse_n": correlations(table),
+                "correlation_by_time": by_pair,
+                "above_zero": (table["lower"] > 0).mean(),
+                "largest_days_4_to_5": list(largest.index),
+                "largest_lower_bound_days_4_to_5": list(surest.index),
+                "rank_of_expected": {
+                    name: int(last["rms"].rank(ascending=False)[name]) for name in EXPECTED
+                },
+                "shuffled": shuffles.drop(columns=["seed", "seconds"]).mean().to_dict(),
+                "shuffled_alarms_sem": shuffles["alarms"].sem(),
+                "simulated": {f"{name}, {n}": row.to_dict() for (name, n), row in mean.iterrows()},
+                "simulated_sem": {
+                    f"{name}, {n}": row.to_dict() for (name, n), row in error.iterrows()
+                },
+                "shuffle_seeds": list(SHUFFLES),
+                "simulation_seeds": {str(n): [seeds[0], seeds[-1]] for n, seeds in SCREENS.items()},
+            }
+        },
+        [*SHUFFLES, *(s for seeds in SCREENS.values() for s in seeds)],
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pyro
 import torch
-from common import quiet, report
+from common import part_of, quiet, write_results
 from pyro.infer import Trace_ELBO
 from throughput import alternate, build, screen
 from torch import Tensor
@@ -138,7 +138,7 @@ def main() -> None:
             found[change.__name__] = ms
             line = f"{change.__name__:14s} {ms['plain']:9.2f} {ms['now']:9.2f}"
             print(f"{line}   {change.__doc__}", flush=True)
-    report("step_changes", milliseconds=found)
+    write_results("step_changes", {part_of(parser, options): {"milliseconds": found}}, [0])
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
-from common import covered, report
+from common import covered, write_results
 
 from pyrocell.noise.contrasts import contrast_matrix
 from pyrocell.posterior.new_batches import shared_axes
 
+ROOMS = ("noise", "posterior")  # that the figures depend on
 GENES, AXES, SD, CELL_VARIANCE = 200, 2, 0.2, 0.55
 N_NEW, SEEDS = 20, range(501, 521)
 
@@ -57,7 +58,7 @@ def judge(n_batches: int, n_cells: int, share: float, seed: int) -> dict:
     free = contrast_matrix(n_batches, dtype=torch.float64).numpy().T @ (seen * gain)
     sites = {"eta.free": torch.as_tensor(free)}
     width = np.sqrt(np.diag(full))
-    model = SimpleNamespace(eta_scale=lambda _: torch.as_tensor(width))
+    model = SimpleNamespace(noise=SimpleNamespace(scale=lambda _: torch.as_tensor(width)))
     learned = shared_axes(model, sites).numpy()
     correlation = learned.T @ learned
     np.fill_diagonal(correlation, 1.0)
@@ -79,11 +80,20 @@ def main() -> None:
     table.index = [f"{b} batches of {n} cells, {share:.0%}" for b, n, share in table.index]
     print(table.round(3).to_string())
     gain = table["rmse true"] / table["rmse by gene"]
-    report(
+    write_results(
         "stress_axes",
-        rmse_ratio=gain.to_dict(),
-        **{c.replace(" ", "_"): table[c].to_dict() for c in table if c.startswith("programme")},
-        seeds=[SEEDS[0], SEEDS[-1]],
+        {
+            "all": {
+                "rmse_ratio": gain.to_dict(),
+                **{
+                    c.replace(" ", "_"): table[c].to_dict()
+                    for c in table
+                    if c.startswith("programme")
+                },
+            }
+        },
+        SEEDS,
+        rooms=ROOMS,
     )
 
 

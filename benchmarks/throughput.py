@@ -31,7 +31,7 @@ import pyro
 import scvi
 import torch
 from anndata import AnnData
-from common import machine_speedup, quiet, report, shared
+from common import machine_speedup, part_of, quiet, shared, write_results
 
 from pyrocell import PyroCell, TrainingConfig, simulate
 from pyrocell.data.loader import batch_loader
@@ -341,8 +341,9 @@ def main() -> None:
     parser.add_argument("--scvi-epochs", type=int, help="in quality; default: SCVI's own")
     options = parser.parse_args()
     quiet()
-    found = {row: ROWS[row](options) for row in options.rows}
-    report("throughput", n_threads=options.threads, **found)
+    for row in options.rows:
+        part, figures = part_of(parser, options, row), ROWS[row](options)
+        write_results("throughput", {part: figures}, [SEED])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 
 import pandas as pd
-from common import report, run_all
+from common import part_of, run_all, write_results
 from hipsc_day5 import DAY, ELEVEN, held_out_day
 
 import pyrocell
@@ -65,7 +65,17 @@ def main() -> None:
     for split, test in tests.items():
         print(split, {k: round(v, 5) for k, v in test.items()})
     scores = {f"{split}, {noise}": row for (split, noise), row in means.to_dict("index").items()}
-    report("unseen_times", day=args.day, seeds=args.seeds, scores=scores, crps=tests)
+    write_results(
+        "unseen_times",
+        {
+            part_of(parser, args): {
+                "day": args.day,
+                "scores": scores,
+                "crps": tests,
+            }
+        },
+        range(args.seeds),
+    )
 
 
 if __name__ == "__main__":

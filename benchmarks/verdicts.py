@@ -13,12 +13,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from code_state import FIT
 from common import quiet, run_all, shared, write_results
 
 import pyrocell
 from pyrocell.report.tables import collect
 from pyrocell.report.verdicts import verdicts
 
+ROOMS = (*FIT, "report")  # that the figures depend on
 SEEDS = (301, 302)
 GENES = {"n_genes": 300, "n_perturbations": 20}
 KINDS: dict[str, dict[str, Any]] = {
@@ -103,7 +105,7 @@ def main() -> None:
         "seen": {how: [sum(r["seen"][how] == "bad" for r in rows), len(rows)] for how in ways},
         "rows": rows,
     }
-    write_results("verdicts", {"verdicts": figures}, SEEDS)
+    write_results("verdicts", {"verdicts": figures}, SEEDS, rooms=ROOMS)
 
 
 if __name__ == "__main__":

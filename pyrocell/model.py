@@ -1169,11 +1169,11 @@ class PyroCell(BaseModelClass):
             cell is not there.
         """
         names = self.screen.perturbations if perturbations is None else perturbations
-        names = [names] if isinstance(names, str) else list(names)
-        sites = [sites] if isinstance(sites, str) else sites
-        groups = (groups,) if isinstance(groups, str) else groups
         columns = positions_of(self.screen.genes, genes)
         some = chosen_cells(len(self._cells), cells)
+        sites = [sites] if isinstance(sites, str) else sites and list(sites)
+        names = [names] if isinstance(names, str) else list(names)
+        groups = [groups] if isinstance(groups, str) else list(groups)
         wanted = Wanted(n, sites, names, columns, tuple(groups), some, memory_budget)
         return to_arviz(
             self.fitted, wanted, self.posterior_samples, self.adata_manager.covariate_names

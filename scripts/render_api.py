@@ -37,5 +37,10 @@ def rendered(text: str) -> str:
     return _BLOCK.sub(block, text)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Render the page."""
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

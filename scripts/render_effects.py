@@ -6,13 +6,12 @@ python scripts/render_effects.py
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sources
-from sources import table
+from sources import number, of_record, table, with_blocks
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "effects.json"
@@ -39,15 +38,6 @@ MEDIA = {
     "donors": "five donors, effects that vary between them by .3",
 }
 ZERO = "all zero"
-
-
-def number(value: float) -> str:
-    """Three digits at most, no leading zero."""
-    if value is None or np.isnan(value):
-        return ""
-    text = f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}"
-    text = re.sub(r"^(-?)0\.", r"\1.", text)
-    return "0" if re.fullmatch(r"-?\.0+", text) else text
 
 
 def mean(rows: list[dict], *path: str) -> float:
@@ -244,12 +234,9 @@ def block(results: dict) -> str:
 
 def rendered(text: str, results: dict) -> str:
     """A page with its block made anew."""
-    made = {"effects": block, "effects, short": short}
-    for name, make in made.items():
-        between = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
-        new = lambda m, make=make: f"{m[1]}\n{make(results)}\n\n{m[2]}"  # noqa: E731
-        text = re.sub(between, new, text, flags=re.DOTALL)
-    return text
+    results = of_record(results)
+    blocks = {"effects": lambda: block(results), "effects, short": lambda: short(results)}
+    return with_blocks(text, blocks)
 
 
 def main() -> None:

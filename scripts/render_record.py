@@ -1,67 +1,92 @@
-"""Write README's table of further figures and docs/measured.md, which says when each was measured.
+"""Write README's table of further figures, docs/measured.md, and notes on figures in the text.
 
 python scripts/render_record.py
 
-Rows of README's table were measured before results files were kept; they are in
-benchmarks/results/recorded.json, each with the commit it is from.
+A note stands next to figures that were written into a page by hand:
+
+    <!-- source SCRIPT @ COMMIT DATE: begin -->
+    <!-- source SCRIPT @ COMMIT DATE: end -->
+
+with the commit that the figures are of. It says so, and whether the script has been run since. A
+note on other than default options, or on one part, names it: `SCRIPT, PART @ COMMIT DATE`.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-from sources import CHANGED, RESULTS, ROOT, origin, parts_of, table, unchanged
+from readme_rows import ROWS
+from sources import (
+    CHANGED,
+    ROOT,
+    of_record,
+    origin,
+    parts_of,
+    table,
+    unchanged,
+    with_blocks,
+)
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "measured.md"
+_NOTE = re.compile(r"<!-- (source (\w+)(?:, ([^@\n]+))? @ (\w+) (\S+)): begin -->")
 
 
 def recorded() -> str:
-    """Rows that were written down by hand, with their commits."""
-    rows = json.loads((RESULTS / "recorded.json").read_text(encoding="utf-8"))["rows"]
-    cells = [
-        [
-            row["what"],
-            row["pyrocell"],
-            row["anchor"],
-            f"`{row['script']}`" if row["script"] else "",
-            row["commit"],
-        ]
-        for row in rows
-    ]
-    return table(["what", "pyrocell", "anchor", "script", "commit"], cells)
+    """Rows of the README, from results files or as they were written down."""
+    head = ["what", "pyrocell", "anchor", "script", "commit"]
+    rows = table(head, [row.rendered() for row in ROWS])
+    return f"{rows}\n\n† {CHANGED}."
 
 
-def of_record() -> str:
+def note(script: str, part: str | None, commit: str, date: str) -> str:
+    """One line on where figures in the text come from."""
+    parts = parts_of(script)
+    parts = of_record(parts) if part is None else {k: v for k, v in parts.items() if k == part}
+    made = f"Figures of `{script}.py` as recorded at commit {commit}, {date}"
+    if not parts:
+        return f"*{made}; {CHANGED}.*"
+    sources = [found["from"] for found in parts.values()]
+    again = origin([f"{script}.py"], sources)
+    if {source["commit"] for source in sources} == {commit}:
+        return again
+    return f"*{made}. Measured again since, in `benchmarks/results/{script}.json`:* {again}"
+
+
+def notes(text: str) -> dict[str, Callable[[], str]]:
+    """The notes that a page asks for, by the names of their blocks."""
+    return {name: partial(note, *about) for name, *about in _NOTE.findall(text)}
+
+
+def of_scripts() -> str:
     """A line for each script: pages that quote it, and of which commit its figures are."""
     pages = [README, *sorted((ROOT / "docs").glob("*.md"))]
     texts = {p.name: p.read_text(encoding="utf-8") for p in pages if p != PAGE}
-    rows = json.loads((RESULTS / "recorded.json").read_text(encoding="utf-8"))["rows"]
     lines = []
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if "report(" not in text.replace("def report(", "") and "write_results(" not in text:
-            continue
-        if path.name == "common.py":
+        if path.name == "common.py" or "write_results(" not in path.read_text(encoding="utf-8"):
             continue
         quoted = [name for name, page in texts.items() if re.search(rf"\b{path.name}", page)]
-        parts = parts_of(path.stem)
+        parts = of_record(parts_of(path.stem))
         if parts:
             sources = [part["from"] for part in parts.values()]
-            commits = ", ".join(dict.fromkeys(source["commit"] for source in sources))
+            commits = dict.fromkeys(source["commit"] for source in sources)
             date = max(source["date"] for source in sources)
             state = "as it is" if unchanged(sources) else CHANGED
-            lines.append([f"`{path.name}`", ", ".join(quoted), commits, date, state])
         else:
-            old = [row["commit"] for row in rows if row["script"].startswith(path.name)]
-            commits = ", ".join(dict.fromkeys(old)) or "before 63a1b1d"
-            lines.append([f"`{path.name}`", ", ".join(quoted), commits, "", CHANGED])
+            commits = [row.recorded[2] for row in ROWS if row.benchmark == path.stem]
+            for page in texts.values():
+                commits += [at for _, name, _, at, _ in _NOTE.findall(page) if name == path.stem]
+            commits, date, state = dict.fromkeys(commits), "", CHANGED if commits else ""
+        lines.append([f"`{path.name}`", ", ".join(quoted), ", ".join(commits), date, state])
     return table(["script", "quoted in", "commit", "date", "code"], lines)
 
 
 def known_truth() -> str:
     """How often good fits get a red line, and what spoils a fit is seen."""
-    parts = parts_of("verdicts")
+    parts = of_record(parts_of("verdicts"))
     if not parts:
         return ""
     (part,) = parts.values()
@@ -74,12 +99,14 @@ def known_truth() -> str:
 
 def own_code() -> str:
     """Source of the figures on what a library could have done."""
-    return origin(["own_code.py"], [part["from"] for part in parts_of("own_code").values()])
+    return origin(
+        ["own_code.py"], [part["from"] for part in of_record(parts_of("own_code")).values()]
+    )
 
 
 def report_cost() -> str:
     """Seconds and size of the report."""
-    parts = parts_of("report")
+    parts = of_record(parts_of("report"))
     names = {"embedded": "embedded screen", "thp1": "THP-1 screen", "many": "5,000 perturbations"}
     rows = [
         [names[key], f"{part['figures']['seconds']:.0f} s", f"{part['figures']['page_MB']:.1f} MB"]
@@ -93,7 +120,7 @@ def report_cost() -> str:
 
 BLOCKS = {
     "record": recorded,
-    "of record": of_record,
+    "of record": of_scripts,
     "verdicts": known_truth,
     "own code": own_code,
     "report": report_cost,
@@ -102,24 +129,21 @@ BLOCKS = {
 
 def rendered(text: str) -> str:
     """A page with its blocks made anew."""
-    for name, make in BLOCKS.items():
-        between = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
-        if re.search(between, text, flags=re.DOTALL):
-            new = make()
-            put = lambda m, new=new: f"{m[1]}\n{new}\n\n{m[2]}"  # noqa: E731
-            text = re.sub(between, put, text, flags=re.DOTALL)
-    return text
+    return with_blocks(text, BLOCKS | notes(text))
 
 
-def pages() -> list:
-    """Every page that holds a block."""
+def pages() -> list[Path]:
+    """Every page that holds a block, last the one that looks into the others."""
     found = [README, *sorted((ROOT / "docs").glob("*.md"))]
-    return [p for p in found if any(f"<!-- {b}: begin" in p.read_text("utf-8") for b in BLOCKS)]
+    named = [f"<!-- {name}: begin" for name in BLOCKS]
+    texts = {page: page.read_text(encoding="utf-8") for page in found}
+    mine = [p for p, text in texts.items() if _NOTE.search(text) or any(n in text for n in named)]
+    return sorted(mine, key=lambda page: page == PAGE)
 
 
 def main() -> None:
     """Render all pages."""
-    for path in sorted(pages(), key=lambda path: path == PAGE):  # which looks into the others
+    for path in pages():
         path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -6,11 +6,10 @@ python scripts/render_screens.py
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import sources
-from sources import table
+from sources import table, with_blocks
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -66,8 +65,7 @@ def block() -> str:
 
 def rendered(text: str) -> str:
     """The page with its block made anew."""
-    between = r"(<!-- files: begin -->\n).*?(<!-- files: end -->)"
-    return re.sub(between, lambda m: f"{m[1]}\n{block()}\n\n{m[2]}", text, flags=re.DOTALL)
+    return with_blocks(text, {"files": block})
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
@@ -12,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 import pyrocell
@@ -72,23 +74,85 @@ def test_a_figure_says_when_the_code_that_it_measures_has_changed(monkeypatch, t
     sources = script("sources", monkeypatch)
     room = tmp_path / "pyrocell" / "views"
     room.mkdir(parents=True)
-    (room / "rna.py").write_text('"""Words."""\n\nx = 1  # words\n')
-    before = sources.code_of(["views"], tmp_path)
-    (room / "rna.py").write_text('"""Other words."""\n# more\nx = 1  # words\n')
-    assert sources.code_of(["views"], tmp_path) == before
-    (room / "rna.py").write_text('"""Words."""\n\nx = 2  # words\n')
-    assert sources.code_of(["views"], tmp_path) != before
+
+    def code(text: str) -> str:
+        (room / "rna.py").write_text(text)
+        return sources.code_of(["views"], tmp_path)
+
+    before = code('"""Words."""\n\ndef f():\n    """Words."""\n    return 1  # words\n')
+    assert code('"""Other words."""\n# more\ndef f():\n    return (1)\n') == before
+    assert code('"""Words."""\n\ndef f():\n    return 2\n') != before
+    with pytest.raises(FileNotFoundError):
+        sources.code_of(["view"], tmp_path)
     made = {"commit": "abc", "seeds": [1], "date": "2026-01-01", "machine": "m"}
-    line = sources.origin(["a.py"], [made | {"code": "old"}])
+    line = sources.origin(["a.py"], [made | {"code": {"rooms": ["views"], "hash": "old"}}])
     assert line.endswith("the code has changed since.")
-    line = sources.origin(["a.py"], [made | {"code": sources.code_of()}])
-    assert line == "`benchmarks/a.py`, seeds 1; commit abc, 2026-01-01, m."
+    now = {"rooms": ["views"], "hash": sources.code_of(["views"])}
+    line = sources.origin(["a.py"], [made | {"code": now, "seeds": [7, *range(20, 30), 9]}])
+    assert line == "`benchmarks/a.py`, seeds 7, 20 to 29, 9; commit abc, 2026-01-01, m."
+
+
+def test_a_row_shows_the_results_file_once_its_part_is_there(monkeypatch):
+    rows = script("readme_rows", monkeypatch)
+    made = {"commit": "abc", "code": {"rooms": ["views"], "hash": "old"}}
+    found = {"all: screens 1": {"from": made, "figures": {"r": 0.1}}}
+    row = rows.Row("r", "a", ("all",), lambda f: (str(f["r"]), ""), ("9", "8", "def"), "", "then")
+    assert row.rendered(found) == ["r (then)", "9", "8", "`a.py`", "def †"]
+    found["all"] = {"from": made, "figures": {"r": 0.5}}
+    assert row.rendered(found) == ["r", "0.5", "", "`a.py`", "abc †"]
+    made["code"]["hash"] = script("sources", monkeypatch).code_of(["views"])
+    assert row.rendered(found)[-1] == "abc"
+
+
+def test_a_note_never_gives_the_commit_of_a_rerun_to_figures_written_by_hand(monkeypatch):
+    render = script("render_record", monkeypatch)
+    text = "Held .9.\n\n<!-- source a, b: n 1 @ abc 2026-01-01: begin -->\n"
+    text += "<!-- source a, b: n 1 @ abc 2026-01-01: end -->\n"
+    assert "commit abc, 2026-01-01; the code has changed since.*" in render.rendered(text)
+    source = {"commit": "def", "seeds": [], "date": "2026-02-02", "machine": "m"}
+    source["code"] = {"rooms": ["views"], "hash": "old"}
+    part = {"from": source, "figures": {}}
+    monkeypatch.setattr(render, "parts_of", lambda name: {"b": part, "b: n 1": part})
+    once = render.rendered(text)
+    assert "as recorded at commit abc, 2026-01-01. Measured again since" in once
+    assert "commit def, 2026-02-02, m; the code has changed since." in once
+    assert render.rendered(once) == once
+    source["commit"] = "abc"
+    assert "`benchmarks/a.py`; commit abc, 2026-02-02, m;" in render.rendered(text)
+
+
+def test_a_run_with_other_options_leaves_figures_of_record_alone(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    common = importlib.import_module("common")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2))
+    parser.add_argument("--size", type=float, default=0.5)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2)
+
+    def part(*words: str) -> str:
+        return common.part_of(parser, parser.parse_args(words))
+
+    assert part() == part("--seeds", "1", "2", "--jobs", "1") == "all"
+    assert part("--seeds", "1", "--size", "1", "--quick") == "all: seeds 1, size 1, quick"
+    path = tmp_path / "a.json"
+    common.write_results("a", {part(): {"r": np.float64(0.123456)}}, [1, 2], path, ["views"])
+    common.write_results("a", {part("--quick"): {"r": 1.0}}, [1], path)
+    found = json.loads(path.read_text())
+    assert found["all"]["figures"] == {"r": 0.1235} and found["all: quick"]["figures"] == {"r": 1}
+    made = found["all"]["from"]
+    assert made["seeds"] == [1, 2] and made["seconds"] >= 0
+    assert made["code"] == {"rooms": ["views"], "hash": common.code_of(["views"])}
+    assert json.loads(capsys.readouterr().out.splitlines()[0]) == {
+        "benchmark": "a",
+        "all": {"r": 0.1235},
+    }
 
 
 def test_the_api_page_lists_what_is_public(monkeypatch):
     render = script("render_api", monkeypatch)
     text = render.PAGE.read_text(encoding="utf-8")
-    assert render.rendered(text) == text, "run python scripts/render_api.py"
+    assert render.rendered(text) == text, "run make figures"
 
 
 @pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")

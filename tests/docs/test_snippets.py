@@ -1,0 +1,55 @@
+"""Short calls that pages show without their beginning run on a small screen."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import anndata
+import numpy
+import pandas as pd
+import pytest
+import zarr
+
+import pyrocell
+
+DOCS = Path(__file__).parents[2] / "docs"
+# Needs a GPU, a cluster, or many fits; what they call is tested in tests/training and tests/core.
+ELSEWHERE = ("cuda", 'backend="ray"', "compile=True", "devices=2", "poisson", "similar_pert")
+
+
+def blocks(page: str) -> list[str]:
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("page", ["effects", "laboratories", "dynamics", "performance"])
+def test_the_calls_on_a_page_run(page, make_screen, tmp_path, monkeypatch):
+    adata = make_screen(n_perturbations=2, n_batches=4, times=(1.0, 2.0))
+    adata.obs["laboratory"] = adata.obs["batch"].astype(str).map(lambda b: f"lab {b[-1] in '01'}")
+    adata.obs["fate"] = numpy.where(numpy.arange(adata.n_obs) % 2, "A", "B")
+    del adata.uns["truth"]
+    monkeypatch.chdir(tmp_path)
+    train = pyrocell.PyroCell.train
+
+    def short(self, max_epochs=2, **options):
+        train(self, max_epochs=2, **(options | {"progress_bar": False}))
+
+    monkeypatch.setattr(pyrocell.PyroCell, "train", short)
+    adata.write_zarr("screen.zarr")
+    pyrocell.PyroCell.setup_anndata(adata, laboratory_key="laboratory", time_key="time")
+    dynamics = "flow" if page == "dynamics" else "relaxation"
+    model = pyrocell.PyroCell(adata, n_latent=2, n_response=2, dynamics=dynamics)
+    model.train()
+    name = model.screen.perturbations[0]
+    names = {"pyrocell": pyrocell, "adata": adata, "model": model, "zarr": zarr}
+    names |= {"numpy": numpy, "anndata": anndata}
+    names["conditions"] = pd.DataFrame({"perturbation": ["control", name], "time": 2.0})
+    ran = 0
+    for block in blocks(page):
+        if any(word in block for word in ELSEWHERE):
+            continue
+        exec(block.replace('"SOX2"', repr(name)), names)
+        ran += 1
+    assert ran
