@@ -231,5 +231,5 @@ def test_arguments_are_those_declared_for_class_registration_and_shell():
     assert {
         name: p.default for name, p in asked.items() if name not in ("adata", "source_registry")
     } == declared
-    options = main_parser().parse_args(["fit", "cells.h5ad"])
+    options = main_parser(["fit"]).parse_args(["fit", "cells.h5ad"])
     assert {name: getattr(options, name) for name in declared} == declared

@@ -458,7 +458,7 @@ def test_programs_are_axes_with_names_and_answers_are_joint_with_them(build):
     draws, coords, dims = labelled(samples, model.screen, module.model, [])
     assert coords["own_axis"] == ["r1", "r2", "p1", "p2"]
     for site, names in dims.items():
-        for name, size in zip(names, draws[site].shape[2:], strict=True):
+        for name, size in zip(names, draws[site].shape[1:], strict=True):
             assert name not in coords or len(coords[name]) == size, site
     table = effect_draws(model.fitted, ["P1"], "baseline", None, 3)[:, 0]
     for i, values in enumerate(model.posterior.draws(3)):
