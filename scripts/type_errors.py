@@ -23,6 +23,7 @@ PYTHON = (3, 11)
 def found() -> tuple[Counter[str], list[str]]:
     """Errors of each room, and a line for each."""
     command = [sys.executable, "-m", "basedpyright", "--outputjson", "--project", str(ROOT)]
+    command += ["--pythonpath", sys.executable]  # whatever the environment is called
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     try:
         diagnostics = json.loads(run.stdout)["generalDiagnostics"]
