@@ -12,7 +12,6 @@ from pyrocell.errors import ScreenError
 from pyrocell.plotting._style import (
     BLUE,
     COLUMN,
-    GREY,
     LFC,
     ORANGE,
     certain,
@@ -29,6 +28,7 @@ from pyrocell.plotting._style import (
     together,
     where,
 )
+from pyrocell.plotting.comparisons import volcano
 
 __all__ = ["batch_effects", "effect_intervals", "effects", "gains"]
 
@@ -67,8 +67,7 @@ def effects(
     """
     table = one_place(table)
     if perturbation is not None:
-        rows = chosen(table, "perturbation", perturbation)
-        return _one_perturbation(rows, perturbation, n_genes // 4, probability, ax)
+        return volcano(table, perturbation, 1 - probability, n_genes // 4, ax)
     every = table["perturbation"].nunique()
     table = strongest(strongest(table, "perturbation", n_perturbations), "gene", n_genes)
     mean = together(grid(table, "perturbation", "mean"))
@@ -82,36 +81,6 @@ def effects(
     head = f"Effects of {of} perturbations on the {mean.shape[1]} genes they change most"
     signs = f"dot: P(direction) ≥ {probability:g}" + ("; frame: own gene" if framed else "")
     describe(ax, head, "; ".join(filter(None, [where(table), signs])))
-    return ax
-
-
-def _one_perturbation(
-    table: pd.DataFrame, name: str, n_named: int, probability: float, ax: Axes | None
-) -> Axes:
-    ax = new_axes(ax, 5.5, 4)
-    sure = table["prob_direction"] >= probability
-    for rows, color in ((table[~sure], GREY), (table[sure], ORANGE)):
-        ax.scatter(rows["mean"], rows["prob_direction"], s=14, color=color, linewidths=0)
-    named = table.loc[certain(table).nlargest(n_named).index]
-    for side, direction in ((named[named["mean"] >= 0], 1), (named[named["mean"] < 0], -1)):
-        # Names of genes at probability 1 would overlap: they go up a ladder, ordered by effect.
-        side = side.sort_values("mean", ascending=direction < 0)
-        for step, row in enumerate(side.itertuples()):
-            ax.annotate(
-                str(row.gene),
-                (row.mean, row.prob_direction),
-                (row.mean, 1.03 + 0.028 * step),
-                fontsize=7,
-                ha="left" if direction > 0 else "right",
-                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4},
-            )
-    ax.set_ylim(0.48, 1.05 + 0.028 * n_named)
-    ax.axvline(0, color="black", linewidth=0.8)
-    ax.axhline(probability, color=GREY, linewidth=0.8, linestyle=":")
-    ax.set_xlabel(LFC)
-    ax.set_ylabel("probability of direction")
-    ax.set_yticks(np.arange(0.5, 1.01, 0.1))
-    describe(ax, _title(f"Effect of {name} on each of {len(table)} genes", table))
     return ax
 
 

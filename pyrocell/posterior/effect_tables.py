@@ -41,12 +41,9 @@ def effects_adata(effects: pd.DataFrame, fit: FittedScreen) -> AnnData:
     columns = effects.rename(columns={"mean": "lfc"})
     layers = {name: columns[name].to_numpy().reshape(shape) for name in _LAYERS}
     layers = {k: v.astype(np.int64 if k == "count" else np.float32) for k, v in layers.items()}
-    now = fit.screen.conditions
     media, time = effects["media"].iloc[0], effects["time"].iloc[0]
-    here = (now["media"] == media).to_numpy()
-    if fit.screen.times and not pd.isna(time):
-        here = here & np.isclose(now["time"].to_numpy(dtype=float), time)
-    cells = now[here].groupby("perturbation")["n_cells"].sum()
+    measured = fit.screen.conditions[fit.screen.at(media, float(time))]
+    cells = measured.groupby("perturbation")["n_cells"].sum()
     labels = [str(name) for name in names]
     obs = pd.DataFrame({"perturbation": pd.Categorical(labels, labels)}, index=labels)
     obs["n_cells"] = cells.reindex(names).fillna(0).astype(int).to_numpy()
@@ -226,12 +223,9 @@ def _table(
 
 def _detected(fit: FittedScreen, media: str, time: float | None) -> Any:
     """Cells of a label in a medium at a time, and in how many each gene was seen (G,)."""
-    screen, now = fit.screen, fit.screen.conditions
-    here = (now["media"] == media).to_numpy()
-    if screen.times:
-        asked = screen.times[-1] if time is None else time
-        here = here & np.isclose(now["time"].to_numpy(dtype=float), asked)
-    labels = now["perturbation"].to_numpy()
+    screen = fit.screen
+    here = screen.at(media, screen.times[-1] if screen.times and time is None else time)
+    labels = screen.conditions["perturbation"].to_numpy()
 
     def of(label: str) -> tuple[int, np.ndarray]:
         conditions = np.flatnonzero(here & (labels == label))

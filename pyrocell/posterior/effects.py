@@ -304,11 +304,8 @@ def counts_by_label(
 ) -> Callable[[str], np.ndarray]:
     """Counts (G,) of the cells of a label in a medium at a time; zero where none were measured."""
     screen, table = fit.screen, _total_counts(fit)
-    now = screen.conditions
-    here = (now["media"] == str(media).strip()).to_numpy()
-    if screen.times and time is not None:
-        here = here & np.isclose(now["time"].to_numpy(dtype=float), time)
-    rows = now[here].groupby("perturbation").indices
+    here = screen.at(media, time)
+    rows = screen.conditions[here].groupby("perturbation").indices
     places, none = np.flatnonzero(here), np.zeros(0, np.int64)
     return lambda label: table[places[rows.get(label, none)]].sum(0)
 

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import pdist
 
 from pyrocell._compat import SETUP_ARGS
 from pyrocell.data.setup import resembling_columns
+from pyrocell.plotting._style import together
 from pyrocell.report import sentences
-from pyrocell.report.knockouts import last_places, measured_effects, part_of
+from pyrocell.report.perturbations import last_places, measured_effects, part_of
 from pyrocell.report.quality import convergence
 
 if TYPE_CHECKING:
@@ -243,7 +242,8 @@ def _heat(screen: Any, effects: pd.DataFrame) -> dict[str, Any]:
     strength = (shown**2).sum(1)
     rows = np.argsort(-strength, kind="stable")[:_MOST_ROWS]
     columns = np.argsort(-(shown[rows] ** 2).sum(0), kind="stable")[:_MOST_COLUMNS]
-    rows, columns = rows[_order(mean[rows])], columns[_order(mean[np.ix_(rows, columns)].T)]
+    block = together(pd.DataFrame(mean[np.ix_(rows, columns)], index=rows, columns=columns))
+    rows, columns = block.index.to_numpy(), block.columns.to_numpy()
     genes = [str(g) for g in screen.genes]
     own = dict(zip(screen.perturbations, screen.target))
     cells = [
@@ -277,14 +277,6 @@ def _heat(screen: Any, effects: pd.DataFrame) -> dict[str, Any]:
         "of_rows": len(names),
         "of_columns": n_genes,
     }
-
-
-def _order(values: np.ndarray) -> np.ndarray:
-    """Rows in the order of an average-linkage tree."""
-    if len(values) < 3:
-        return np.arange(len(values))
-    distances = pdist(values)
-    return leaves_list(linkage(distances, "average", optimal_ordering=len(values) <= 200))
 
 
 def _genes(effects: pd.DataFrame) -> list[list[Any]]:

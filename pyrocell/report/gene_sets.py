@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pyrocell.errors import PyrocellError
-from pyrocell.report.knockouts import LISTED
+from pyrocell.report.perturbations import LISTED
 
 __all__ = ["enrichment", "read_sets"]
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyrocell.training.best_epoch import KEPT
 
-__all__ = ["KEPT_BEST", "Convergence", "convergence", "share_inside", "strongest"]
+__all__ = ["KEPT_BEST", "Convergence", "convergence", "strongest"]
 
 _LAST = 0.25  # share of training whose slope is judged
 _MIN_CHECKS = 4  # values in that share
@@ -85,11 +85,6 @@ def convergence(history: pd.DataFrame) -> Convergence:
     if abs(rise) > max(2 * error, _SMALL * whole):
         verdict = "still rising" if rise > 0 else "falling"
     return Convergence(float(curve.iloc[-1]), rise, error, held_out, verdict)
-
-
-def share_inside(check: pd.DataFrame) -> pd.Series:
-    """Share of genes whose observed statistic lies in the predictive band, by statistic."""
-    return check.groupby("statistic", sort=False)["inside"].mean()
 
 
 def strongest(effects: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pyrocell.assumptions.spec import ASSUMPTIONS
-from pyrocell.report.knockouts import LISTED
+from pyrocell.report.perturbations import LISTED
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell

@@ -12,7 +12,7 @@ import pandas as pd
 from pyrocell._core.messages import join_names
 from pyrocell.errors import PyrocellError
 from pyrocell.posterior.effect_checks import disagreements, effect_checks
-from pyrocell.report.knockouts import labels_of, measured_effects, perturbation_table
+from pyrocell.report.perturbations import labels_of, measured_effects, perturbation_table
 from pyrocell.report.verdicts import verdicts
 from pyrocell.screen.screen import Screen
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pyrocell.posterior.effect_checks import FEW_TO_JUDGE, disagreements
-from pyrocell.report.knockouts import measured_effects
+from pyrocell.report.perturbations import measured_effects
 from pyrocell.report.quality import KEPT_BEST, convergence
 
 if TYPE_CHECKING:
@@ -196,11 +196,11 @@ def _predictive(check: pd.DataFrame | None) -> list[Verdict]:
 def _against_counts(model: PyroCell, tables: dict[str, pd.DataFrame]) -> Verdict | None:
     """Effects of each condition beside what its counts alone allow."""
     name = "effects against the counts alone"
-    effects = measured_effects(model.screen, tables)
-    if effects is None:
-        return None
     found = tables.get("disagreement")
     if found is None:
+        effects = measured_effects(model.screen, tables)
+        if effects is None:
+            return None
         found = disagreements(model.perturbation_effects, effects)
     judged = found[found["n_genes"] >= FEW_TO_JUDGE]
     if not len(judged):

@@ -22,7 +22,7 @@ from pyrocell.report.content import content
 from pyrocell.report.figures import FIGURES, write_figures
 from pyrocell.report.gene_sets import enrichment, read_sets
 from pyrocell.report.html import render
-from pyrocell.report.knockouts import last_places, part_of
+from pyrocell.report.perturbations import last_places, part_of
 from pyrocell.report.summary import summary_text
 from pyrocell.report.tables import FORMATS, TABLES, check_format, collect, write_tables
 from pyrocell.report.verdicts import overall

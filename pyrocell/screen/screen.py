@@ -242,6 +242,13 @@ class Screen:
         """(C,) bool: conditions without perturbation."""
         return np.diff(self.membership.indptr) == 0
 
+    def at(self, media: str, time: float | None) -> np.ndarray:
+        """(C,) bool: conditions in a medium, and at a time unless that is None."""
+        here = (self.conditions["media"] == str(media).strip()).to_numpy()
+        if self.times and time is not None and not np.isnan(time):
+            here = here & np.isclose(self.conditions["time"].to_numpy(dtype=float), time)
+        return here
+
     @cached_property
     def perturbed_at(self) -> np.ndarray:
         """(C,) float32 time at which cells were perturbed; 0 where none was registered."""

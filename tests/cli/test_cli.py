@@ -16,7 +16,7 @@ from pyrocell.cli.main import main
 from pyrocell.cli.options import _say_columns
 from pyrocell.errors import PyrocellError
 from pyrocell.report import convergence, write
-from pyrocell.report.quality import share_inside, strongest
+from pyrocell.report.quality import strongest
 from pyrocell.report.summary import summary_text
 from pyrocell.report.tables import collect
 
@@ -259,8 +259,6 @@ def test_strongest_effects_are_those_farthest_from_zero_with_certainty():
         {"gene": ["wide", "down", "weak"], "lower": [-1.0, -2.0, 0.1], "upper": [9.0, -1.0, 0.3]}
     )
     assert strongest(table, 2)["gene"].tolist() == ["down", "weak"]
-    check = pd.DataFrame({"statistic": ["mean", "mean", "variance"], "inside": [True, False, True]})
-    assert share_inside(check).to_dict() == {"mean": 0.5, "variance": 1.0}
 
 
 def test_columns_that_are_used_and_those_that_look_like_it_are_said(tiny_adata, capsys):

@@ -21,9 +21,8 @@ import pyrocell
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
-@pytest.mark.parametrize("page", ["README.md", "docs/model.md", "docs/report.md", "docs/run.md"])
-def test_the_code_on_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
+def run(page: str, tmp_path, monkeypatch, but: str | None = None) -> tuple[list[str], dict]:
+    """Run the Python of a page on a fortieth of the embedded screen; its blocks and names."""
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     adata, train = pyrocell.datasets.hipsc_timecourse()[::40], pyrocell.PyroCell.train
@@ -34,10 +33,16 @@ def test_the_code_on_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks:
-        if "media_gains" in block:
-            continue  # the embedded screen has one medium
-        exec(block, names)
+        if but is None or but not in block:
+            exec(block, names)
     plt.close("all")
+    return blocks, names
+
+
+@pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
+@pytest.mark.parametrize("page", ["README.md", "docs/model.md", "docs/report.md", "docs/run.md"])
+def test_the_code_on_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
+    run(page, tmp_path, monkeypatch, but="media_gains")  # the embedded screen has one medium
     assert (tmp_path / "fitted").is_dir() or (tmp_path / "results" / "report.html").is_file()
 
 
@@ -157,37 +162,15 @@ def test_the_api_page_lists_what_is_public(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
 def test_the_code_of_the_quick_starts_runs_as_it_stands(tmp_path, monkeypatch):
-    text = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    adata, train = pyrocell.datasets.hipsc_timecourse()[::40], pyrocell.PyroCell.train
-    monkeypatch.setattr(pyrocell.datasets, "hipsc_timecourse", adata.copy)
-    monkeypatch.setattr(
-        pyrocell.PyroCell, "train", lambda self: train(self, max_epochs=2, progress_bar=False)
-    )
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for block in blocks:
-        exec(block, names)
-    plt.close("all")
+    blocks, names = run("docs/start.md", tmp_path, monkeypatch)
     assert len(blocks) == 2 and (tmp_path / "fitted").is_dir()
-    assert names["adata"].obsm["X_pyrocell"].shape[0] == adata.n_obs
+    assert names["adata"].obsm["X_pyrocell"].shape[0] == names["adata"].n_obs
     assert {"p", "q"} <= set(names["alone"])
 
 
 @pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning", "ignore::UserWarning")
 def test_the_code_for_users_of_scanpy_and_arviz_runs_as_it_stands(tmp_path, monkeypatch):
-    text = (ROOT / "docs" / "scverse.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    adata, train = pyrocell.datasets.hipsc_timecourse()[::40], pyrocell.PyroCell.train
-    monkeypatch.setattr(pyrocell.datasets, "hipsc_timecourse", adata.copy)
-    monkeypatch.setattr(
-        pyrocell.PyroCell, "train", lambda self: train(self, max_epochs=2, progress_bar=False)
-    )
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for block in blocks:
-        exec(block, names)
-    plt.close("all")
+    blocks, names = run("docs/scverse.md", tmp_path, monkeypatch)
     assert len(blocks) == 5 and names["effects"].shape == (23, 103)
     assert names["draws"].shape == (25, 100, 1)
 

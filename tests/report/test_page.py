@@ -19,7 +19,7 @@ from pyrocell.report import write
 from pyrocell.report.content import content
 from pyrocell.report.gene_sets import enrichment, read_sets
 from pyrocell.report.html import render
-from pyrocell.report.knockouts import _differs, measured_effects, perturbation_table
+from pyrocell.report.perturbations import _differs, measured_effects, perturbation_table
 from pyrocell.report.sentences import assumption_sections, changed_genes
 from pyrocell.report.tables import collect
 
@@ -68,9 +68,9 @@ window.addEventListener("error", (e) => problems.push(e.message));
   const wait = (ms) => new Promise((r) => setTimeout(r, ms));
   for (let i = 0; i < 600 && !document.body.dataset.ready; i++) await wait(50);
   const $ = (q) => document.querySelector(q), all = (q) => [...document.querySelectorAll(q)];
-  const first = () => all("#knockout-table tbody tr").map((r) => r.cells[0].textContent);
+  const first = () => all("#perturbation-table tbody tr").map((r) => r.cells[0].textContent);
   const found = { ready: document.body.dataset.ready, title: $("h1").textContent, names: first() };
-  const head = $("#knockout-table th");
+  const head = $("#perturbation-table th");
   head.click(); await wait(200); found.sorted = first();
   head.click(); await wait(200); found.reversed = first();
   const search = $("#gene-table input"), genes = "#gene-table tbody tr";
@@ -79,7 +79,7 @@ window.addEventListener("error", (e) => problems.push(e.message));
   for (const kind of ["input", "keyup"]) search.dispatchEvent(new Event(kind));
   await wait(400);
   found.genes = all(genes).map((r) => r.textContent);
-  const row = all("#knockout-table tbody tr")[1], chosen = row.cells[0].textContent;
+  const row = all("#perturbation-table tbody tr")[1], chosen = row.cells[0].textContent;
   row.cells[0].click(); await wait(800);
   found.clicked = chosen; found.chosen = $("#choose").value;
   found.line = $("#one-line").textContent;

@@ -102,7 +102,7 @@
   const left = (p) => Math.min(9, ...C.media.slice(1).map((m) => p["gain " + m] ?? 9));
   const has = (key) => P.some((p) => p[key] !== null && p[key] !== undefined && p[key] !== "");
   if (!E) {
-    for (const id of ["knockouts", "one", "pattern", "genes"]) hide(id);
+    for (const id of ["perturbations", "one", "pattern", "genes"]) hide(id);
   } else {
     const columns = [["perturbation", "perturbation"], ["n_cells", "cells", whole]];
     if (has("own_log2fc")) columns.push(["own_percent", "own transcript, %", (x) => (x === null ? "" : signed0(x))], ["own_log2fc", "own, log2", signed]);
@@ -117,14 +117,14 @@
     if (has("steady")) columns.push(["steady", "P(steady)", (x) => digits(x, 2)]);
     if (has("n_guides")) columns.push(["n_guides", "guides", whole]);
     columns.push(["n_batches", "batches", whole], ["flags", "be careful"]);
-    const found = table("knockout-table", columns.map(([, title, form]) => column(title, form)),
+    const found = table("perturbation-table", columns.map(([, title, form]) => column(title, form)),
       P.slice().sort((a, b) => total(b) - total(a) || left(a) - left(b)).map((p) => columns.map(([key]) => (p[key] === undefined ? null : p[key]))),
       { rowId: (row) => "k" + P.findIndex((p) => p.perturbation === row[0]) });
-    $("#knockout-table tbody").on("click", "tr", function () {
+    $("#perturbation-table tbody").on("click", "tr", function () {
       const row = found.row(this).data();
       if (row) { $id("choose").value = row[0]; show(); $id("one").scrollIntoView(); }
     });
-    $id("knockouts-note").textContent += " Up and down: genes in a list with 10% wrong signs expected" +
+    $id("perturbations-note").textContent += " Up and down: genes in a list with 10% wrong signs expected" +
       (C.media.length > 1 ? ", in " + C.media[0] : "") + "; P: posterior probability; empty: the layout cannot tell, or it was not measured.";
     for (const p of P) $id("choose").append(el("option", p.perturbation, { value: p.perturbation }));
     for (const place of E.places) $id("choose-media").append(el("option", place.media, { value: place.media }));
@@ -152,7 +152,7 @@
     const name = $id("choose").value, media = $id("choose-media").value;
     const place = E.places.find((p) => p.media === media) || E.places[0];
     const p = P.find((q) => q.perturbation === name) || {};
-    for (const row of document.querySelectorAll("#knockout-table tr.chosen")) row.classList.remove("chosen");
+    for (const row of document.querySelectorAll("#perturbation-table tr.chosen")) row.classList.remove("chosen");
     const mine = document.getElementById("k" + P.indexOf(p));
     if (mine) mine.classList.add("chosen");
     const rows = rowsOf(name, place);
