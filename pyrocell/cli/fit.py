@@ -132,7 +132,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def _fit(arguments: argparse.Namespace) -> None:
     from pyrocell.report import check_target
 
-    check_target(arguments.output, arguments.force, arguments.tables)
+    check_target(arguments.output, arguments.force, arguments.tables, arguments.gene_sets)
     adata, _ = read_screen(arguments)
     fit_and_report(adata, arguments)
 

@@ -162,7 +162,7 @@ def _run(arguments: argparse.Namespace) -> None:
             f'--control "{arguments.control}" is a label of --assigned; name control guides by '
             "--control-guides"
         )
-    check_target(arguments.output, arguments.force, arguments.tables)
+    check_target(arguments.output, arguments.force, arguments.tables, arguments.gene_sets)
     say(f"reading {arguments.file}")
     adata = _read(arguments)
     calls = None

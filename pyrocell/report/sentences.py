@@ -119,15 +119,20 @@ def assumption_sections(found: pd.DataFrame) -> list[dict[str, Any]]:
                 if which.any():
                     names = _places(tested[which])
                     lines.append(f"{word} for {len(names):,} of {len(tested):,}: {some(names)}.")
-        reasons: dict[tuple[str, str], list[str]] = {}
+        reasons: dict[tuple[str, str], list[tuple[str, str]]] = {}
         for row in mine[~mine["testable"]].itertuples():
             # The same reason is said once, whoever it is about.
-            reason = str(row.reason).replace(f"{row.perturbation} ", "… ").split(". Next screen: ")
-            key = reason[0], reason[1] if len(reason) > 1 else ""
-            reasons.setdefault(key, []).append(_place(row.perturbation, row.media, mine))
+            reason, _, remedy = str(row.reason).partition(". Next screen: ")
+            key = reason.removeprefix(f"{row.perturbation} "), remedy
+            who = _place(row.perturbation, row.media, mine), reason
+            reasons.setdefault(key, []).append(who)
         untested = [
-            {"who": some(who), "reason": reason, "remedy": remedy}
-            for (reason, remedy), who in reasons.items()
+            {
+                "who": some([place for place, _ in all_of]),
+                "reason": all_of[0][1] if len(all_of) == 1 else f"each of them {reason}",
+                "remedy": remedy,
+            }
+            for (reason, remedy), all_of in reasons.items()
         ]
         sections.append(
             {

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binom
 
 from pyrocell.posterior.effect_checks import FEW_TO_JUDGE, disagreements
 from pyrocell.report.perturbations import measured_effects
@@ -18,12 +19,14 @@ __all__ = ["LEVELS", "overall", "verdicts"]
 
 LEVELS = ("bad", "look", "good", "not tested")
 _NAMES = 5  # that are written out
+_AGAINST, _SHUFFLED = "effects against the counts alone", "labels shuffled"
 _FEW_CELLS = 20
 _OUTSIDE = 0.05  # share of a perturbation's well-counted genes outside the counts' own 99%
 _MANY = 0.1  # share of conditions of which that may be said
 # Slope of the counts' own effects on those reported: shrinkage makes it 1 or more.
 _SLOPE, _ERRORS = 0.9, 3
 _ENOUGH_INSIDE, _POOR_INSIDE = 0.9, 0.8  # share of genes in the predictive band
+_CHANCE = 0.01  # probability of so many genes outside the band, below which it is not chance
 _INFORMATIVE, _FEWEST_GENES = 1.0, 10  # width of a band over its value, and genes with such a band
 _STATISTICS = {"mean": "mean", "variance": "variance", "zero_fraction": "fraction of zeros"}
 
@@ -72,9 +75,14 @@ def overall(found: pd.DataFrame) -> tuple[str, str]:
         return "bad", f"Do not use these effects before this is mended: {_some(bad)}."
     if look:
         return "look", f"The fit can be believed but for what this touches: {_some(look)}."
-    if (found["level"] == "not tested").any():
-        names = found.loc[found["level"] == "not tested", "check"].tolist()
-        return "good", f"Every check that was made is good. Not tested: {_some(names)}."
+    silent = found.loc[found["level"] == "not tested", "check"].tolist()
+    if {_AGAINST, _SHUFFLED} <= set(silent):
+        return "look", (
+            "Nothing that was done tests the effects: counts are too few to compare them with, and "
+            "labels were not shuffled. Shuffle them before you believe a list."
+        )
+    if silent:
+        return "good", f"Every check that was made is good. Not tested: {_some(silent)}."
     return "good", "The fit can be believed: every check is good."
 
 
@@ -173,8 +181,11 @@ def _predictive(check: pd.DataFrame | None) -> list[Verdict]:
             )  # fmt: skip
             continue
         inside = float(told["inside"].mean())
+        outside = int((~told["inside"]).sum())
+        by_chance = binom.sf(outside - 1, len(told), 1 - _ENOUGH_INSIDE) >= _CHANCE
         level = "good" if inside >= _ENOUGH_INSIDE else "look"
-        if statistic == "mean" and inside < _POOR_INSIDE:  # effects are differences of means
+        # effects are differences of means; of few genes some are outside by chance
+        if statistic == "mean" and inside < _POOR_INSIDE and not by_chance:
             level = "bad"
         reason = (
             f"Of {len(told):,} genes that can tell, {inside:.0%} have their observed "
@@ -195,7 +206,7 @@ def _predictive(check: pd.DataFrame | None) -> list[Verdict]:
 
 def _against_counts(model: PyroCell, tables: dict[str, pd.DataFrame]) -> Verdict | None:
     """Effects of each condition beside what its counts alone allow."""
-    name = "effects against the counts alone"
+    name = _AGAINST
     found = tables.get("disagreement")
     if found is None:
         effects = measured_effects(model.screen, tables)
@@ -265,7 +276,7 @@ def _of_effects(checks: pd.DataFrame) -> list[Verdict]:
 
 def _shuffled(model: PyroCell, table: pd.DataFrame | None) -> Verdict | None:
     """What is found where labels mean nothing."""
-    name = "labels shuffled"
+    name = _SHUFFLED
     if not model.screen.perturbations:
         return None
     if table is None:

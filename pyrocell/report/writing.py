@@ -17,7 +17,7 @@ from anndata.io import write_elem
 
 from pyrocell._compat import obs_table, var_table
 from pyrocell._core.files import together
-from pyrocell.errors import ModelFileError
+from pyrocell.errors import ModelFileError, PyrocellError
 from pyrocell.report.content import content
 from pyrocell.report.figures import FIGURES, write_figures
 from pyrocell.report.gene_sets import enrichment, read_sets
@@ -63,7 +63,12 @@ class Report:
     files: list[Path]
 
 
-def check_target(directory: str | Path, overwrite: bool = False, tables: str = "csv") -> None:
+def check_target(
+    directory: str | Path,
+    overwrite: bool = False,
+    tables: str = "csv",
+    gene_sets: Sequence[str | Path] = (),
+) -> None:
     """Say whether a report can be written there; call it before long work.
 
     Raises
@@ -71,9 +76,10 @@ def check_target(directory: str | Path, overwrite: bool = False, tables: str = "
     ModelFileError
         If the directory is not empty and `overwrite` is false, is a file, or cannot be written to.
     PyrocellError
-        If tables cannot be written in that format.
+        If tables cannot be written in that format, or a file of sets of genes cannot be used.
     """
     check_format(tables)
+    read_sets(gene_sets)
     path = Path(directory)
     if path.exists() and not path.is_dir():
         raise ModelFileError(f"{path} is a file; name a directory")
@@ -147,7 +153,10 @@ def write(
     if sets and "perturbation_effects" in found:
         say("sets of genes")
         place = last_places(found["perturbation_effects"])[-1]
-        found["gene_sets"] = enrichment(part_of(found["perturbation_effects"], place), sets)
+        try:
+            found["gene_sets"] = enrichment(part_of(found["perturbation_effects"], place), sets)
+        except PyrocellError as error:  # of names; the fit is worth its report all the same
+            say(f"sets of genes are left out: {error}")
     with together(path, _names()) as new:
         text = _write_answers(model, found, new, tables, color, umap, say)
         say("page")

@@ -203,6 +203,19 @@ def test_bad_options_are_refused_by_name(capsys):
     assert "--max-epochs" in capsys.readouterr().err
 
 
+def test_sets_of_genes_are_read_before_the_fit(screen_file, tmp_path, capsys):
+    pytest.importorskip("gseapy")
+    sets = tmp_path / "sets.gmt"
+    options = ["-o", str(tmp_path / "out"), *FIT, "--gene-sets", str(sets)]
+    assert main(["fit", str(screen_file), *options]) == 2
+    said = capsys.readouterr().err
+    assert "sets.gmt cannot be read as sets of genes" in said and "fitting" not in said
+    sets.write_text("other\t\t" + "\t".join(f"nobody{i}" for i in range(9)))
+    assert main(["fit", str(screen_file), *options]) == 0
+    assert "sets of genes are left out" in capsys.readouterr().err
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_the_demo_runs_twice_in_the_same_place(tmp_path, capsys, monkeypatch):
     adata = pyrocell.datasets.hipsc_timecourse()[::8]
     monkeypatch.setattr(pyrocell.datasets, "hipsc_timecourse", adata.copy)

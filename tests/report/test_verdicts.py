@@ -135,3 +135,24 @@ def test_few_cells_and_mixed_contrasts_are_named(fitted):
     assert found.loc["cells", "level"] == "look"
     few = fitted.screen.conditions.groupby("perturbation")["n_cells"].sum().drop("control")
     assert few[few < 20].index[0] in found.loc["cells", "reason"]
+
+
+def test_a_fit_whose_effects_nothing_tests_is_not_called_good(tables):
+    found = tables["verdicts"].assign(level="good")
+    assert overall(found)[0] == "good"
+    found.loc[found["check"].isin([AGAINST, "labels shuffled"]), "level"] = "not tested"
+    level_, sentence = overall(found)
+    assert level_ == "look" and "not shuffled" in sentence
+    found.loc[found["check"] == "labels shuffled", "level"] = "good"
+    assert overall(found)[0] == "good"
+
+
+def test_a_few_genes_outside_by_chance_are_no_red_line(model, tables):
+    """12 genes can tell and 3 are outside: so many are in one good fit of 50."""
+    check = tables["predictive_check"]
+    mean = check[check["statistic"] == "mean"]
+    told = mean.assign(lower=0.9 * mean["expected"], upper=1.1 * mean["expected"])
+    few = told.head(12).assign(inside=[True] * 9 + [False] * 3)
+    assert level(judged(model, tables, predictive_check=few), "mean of genes") == "look"
+    many = told.head(40).assign(inside=[True] * 30 + [False] * 10)
+    assert level(judged(model, tables, predictive_check=many), "mean of genes") == "bad"
