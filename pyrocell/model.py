@@ -55,6 +55,12 @@ from pyrocell.posterior.gene_level.fit import (
     fit_gene_level,
     has_gene_level,
 )
+from pyrocell.posterior.guides import (
+    agreement,
+    guide_table,
+    response_probability,
+    response_share,
+)
 from pyrocell.posterior.levels import levels
 from pyrocell.posterior.media_effects import media_effects
 from pyrocell.posterior.module import ScreenModule
@@ -281,8 +287,9 @@ class PyroCell(BaseModelClass):
             Column of `.var` with the names of genes that labels use, by which the gene of each
             perturbation is found; default: `.var_names`, or a column that has more of them.
         guide_key
-            Column with the guide of each cell, kept as `screen.guides` and `screen.cell_guide` for
-            checks of your own; the model does not use it: guides of a perturbation share an effect.
+            Column with the guide of each cell (empty where not known): guides differ in strength,
+            and cells may not have responded, see :meth:`guides`. Kept as `screen.guides` and
+            `screen.cell_guide`.
         laboratory_key
             Column with the laboratory that made each batch: batch noise then has two levels.
         size_factor_key
@@ -374,6 +381,7 @@ class PyroCell(BaseModelClass):
         checkpoint_minutes: float = 10.0,
         resume: bool = True,
         gene_level: bool = True,
+        guides: bool = True,
         **trainer_kwargs: Any,
     ) -> None:
         """Fit the model by stochastic variational inference.
@@ -406,6 +414,9 @@ class PyroCell(BaseModelClass):
         gene_level
             After the gradient phase draw what single genes do from its conditional posterior, from
             all cells. False leaves it to the variational posterior, which is often falsely certain.
+        guides
+            Where guides are registered: a cell may not have responded to its guide, and guides
+            differ in strength (:meth:`guides`). False takes all cells of a label as alike.
         **trainer_kwargs
             Passed to Lightning's Trainer.
 
@@ -444,13 +455,13 @@ class PyroCell(BaseModelClass):
         self.module.gene_level = self.programs_ = None
         self.interrupted_ = self.history_.attrs.pop("interrupted", False)
         if gene_level and not self.interrupted_ and has_gene_level(self.module.model):
-            self._draw_gene_level(seed, progress_bar)
+            self._draw_gene_level(seed, progress_bar, guides)
         self.train_indices_, self.validation_indices_ = split
         self._seed = seed
         self.is_trained_ = True
         self.module.eval()
 
-    def _draw_gene_level(self, seed: int, progress_bar: bool) -> None:
+    def _draw_gene_level(self, seed: int, progress_bar: bool, guides: bool) -> None:
         """The second phase of training; Ctrl-C leaves the posterior of the first."""
         try:
             with few_threads(work_of(self.screen)):
@@ -462,6 +473,7 @@ class PyroCell(BaseModelClass):
                     self._level_counts,
                     seed,
                     partial(progress(progress_bar), desc="gene level"),
+                    guides=guides,
                 )
         except KeyboardInterrupt:
             self.interrupted_ = True
@@ -615,8 +627,74 @@ class PyroCell(BaseModelClass):
             min_cells=min_cells,
             credible_level=credible_level,
             assume=given,
+            guides=[
+                {key: [found for _, found in mine] for key, mine in each.items()}
+                for each in agreement(self.fitted, region, min_count, 1)
+            ],
             progress=progress(progress_bar),
         )
+
+    @limit_threads
+    def guides(self, credible_level: float = 0.9, region: float = 0.05) -> pd.DataFrame:
+        """How far each guide goes, how many of its cells responded, and whether it agrees.
+
+        Needs guides, ``setup_anndata(adata, guide_key=...)``. Effects of the model are then those
+        of a cell that responded to the average guide of its perturbation.
+
+        Parameters
+        ----------
+        credible_level
+            Of the intervals.
+        region
+            Root mean square over genes (natural-log fold change, own gene left out) below which
+            what a guide has of its own counts as nothing.
+
+        Returns
+        -------
+        DataFrame with a row per perturbation and guide: n_cells; efficacy, how far its responding
+        cells go along the effect, in units of the average responding cell of the perturbation, with
+        lower and upper; response_share, of its cells that responded, with response_lower and
+        response_upper; off_target, the root mean square of what it does beside, and agree, the
+        posterior that this is below the region (prior .9 that all guides of a perturbation agree;
+        NaN where it has no other guide with ten cells to be compared with). Where the cells cannot
+        tell, as for a perturbation that does nothing, efficacy and response_share are as wide as
+        their prior.
+
+        Raises
+        ------
+        ScreenError
+            If guides were not registered, or not made part of the model.
+        """
+        return guide_table(self.fitted, credible_level, region)
+
+    @limit_threads
+    def response_probability(self, adata: AnnData | None = None) -> pd.Series:
+        """Probability that each cell responded to its guide, by cell; 0 for controls.
+
+        Parameters
+        ----------
+        adata
+            Cells of the same perturbations and guides; default: those of the fit.
+
+        Raises
+        ------
+        ScreenError
+            If guides were not registered, or if a cell has a guide that the fit did not see.
+        """
+        cells, obs = self._cells_of(adata)
+        other = adata is not None and adata is not self.adata
+        guide = self._guides_of(adata) if other else self.screen.cell_guide
+        found = response_probability(self.fitted, cells, guide)
+        return pd.Series(found, obs.index, name="response_probability")
+
+    def _guides_of(self, adata: AnnData) -> np.ndarray | None:
+        """(n,) guides of other cells as the screen numbers them, -1 where not known."""
+        screen = cast("ScreenManager", self.get_anndata_manager(adata, required=True)).screen
+        if screen.cell_guide is None:
+            return None
+        place = {name: i for i, name in enumerate(self.screen.guides)}
+        number = np.array([*(place.get(name, -1) for name in screen.guides), -1])
+        return number[screen.cell_guide]
 
     @limit_threads
     def assumed_indicators(self, n_samples: int = 200) -> pd.DataFrame:
@@ -869,7 +947,8 @@ class PyroCell(BaseModelClass):
         share of well-counted genes whose posterior mean is outside the 99% interval of
         `shrunken=False`, and the root mean square of what all perturbations do alike.
         """
-        return effect_checks(self.perturbation_effects, self.screen)
+        share = response_share(self.fitted)
+        return effect_checks(self.perturbation_effects, self.screen, share=share)
 
     def shuffle_check(
         self,

@@ -110,6 +110,11 @@ def condition_table(contrasts: Sequence[Weights]) -> tuple[Conditions, Tensor]:
 
 def _contrasts(screen: Screen, row: Comparison) -> list[Weights]:
     """What has to be zero if an assumption holds, one contrast for each time it speaks of."""
+    if row.assumption == "guides_agree":
+        raise ScreenError(
+            "guides_agree cannot be imposed: effects are those of perturbations in any case, and "
+            "guides differ in strength alone; give it as a prior to assumptions(assume=)"
+        )
     measured = LayoutGraph(screen).arm(row.perturbation, row.media)
     arm = [measured[t] for t in sorted(measured)]
     if row.assumption == "memory" or not len(arm):

@@ -83,6 +83,14 @@ ASSUMPTIONS = {
             "M.turnover",
             "both orders of perturbation and medium",
         ),
+        Assumption(
+            "guides_agree",
+            "section 2.2, P acts on a gene whichever guide is used",
+            "the guides of the perturbation do the same, but for how strongly: none has an effect "
+            "of its own beside",
+            "P.guide_efficacy, P.guide_escapers",
+            "two guides of the perturbation, ten cells each, in one medium at one time",
+        ),
     )
 }
 

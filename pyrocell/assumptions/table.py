@@ -10,13 +10,14 @@ All is summed in closed form; where the layout cannot test an assumption the pri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
+from pyrocell.assumptions.guide_agreement import AGREE, Found, one_is_off
 from pyrocell.assumptions.memory import KEPT, both_orders, kept_evidence
 from pyrocell.assumptions.spec import Assume, check_assumed
 from pyrocell.assumptions.testability import Comparison, comparisons
@@ -73,6 +74,7 @@ def assumption_table(
     min_cells: float,
     credible_level: float,
     assume: Sequence[Assume] = (),
+    guides: Sequence[Mapping[tuple[str, str], Sequence[Found]]] = (),
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> pd.DataFrame:
     """Posterior of every assumption; see `PyroCell.assumptions`.
@@ -83,6 +85,9 @@ def assumption_table(
         Levels under draws of the fitted model's batch noise: evidence is averaged over them.
     loading
         (d, G) axes of the cells' resting state.
+    guides
+        For every draw, by perturbation and medium, what was found of each guide
+        (`guide_agreement.OffTarget`).
     """
     rows = comparisons(screen)
     check_assumed(assume, rows)
@@ -99,6 +104,10 @@ def assumption_table(
         found = _judged([rows[i] for i in members], group, region, priors, credible_level)
         for i, answer in zip(members, found, strict=True):
             answers[i].append(answer)
+    for i, row in enumerate(rows) if guides else ():
+        if row.assumption == "guides_agree":
+            found = [each.get((row.perturbation, row.media)) for each in guides]
+            answers[i] = [_agreement(each) for each in found if each]
     table = pd.DataFrame(
         {
             "assumption": [row.assumption for row in rows],
@@ -107,7 +116,10 @@ def assumption_table(
             "testable": [row.testable for row in rows],
             "reason": [row.reason for row in rows],
             "prior": [
-                _blocked_prior(priors) if row.assumption == "no_response" else prior for row in rows
+                {"no_response": _blocked_prior(priors), "guides_agree": AGREE}.get(
+                    row.assumption, prior
+                )
+                for row in rows
             ],
         }
     )
@@ -142,7 +154,7 @@ def _groups(screen: Screen, rows: list[Comparison]) -> list[list[int]]:
     """Testable rows that share their control, and with it the control's error."""
     groups: dict[tuple, list[int]] = {}
     for i, row in enumerate(rows):
-        if row.testable:
+        if row.testable and row.assumption != "guides_agree":
             control = sorted((c, a) for c, a in row.weights.items() if screen.is_control[c])
             own = row.perturbation == screen.control
             groups.setdefault((row.assumption, row.media, own or tuple(control)), []).append(i)
@@ -341,6 +353,23 @@ def _kept(usual: _Group, reverse: _Group, priors: Priors, credible_level: float)
         float(common[inside].sum()),
         *summary(KEPT, common, credible_level),
         int((np.isfinite(usual.variance) & np.isfinite(reverse.variance)).any(0).sum()),
+    )
+
+
+def _agreement(guides: Sequence[Found]) -> _Answer:
+    """P(no guide of a perturbation has more than the region of its own); the farthest off sizes."""
+    told = [each for each in guides if each["n_genes"]]
+    if not told:
+        return _Answer()
+    against = one_is_off([np.asarray(each["against"]) for each in told], AGREE)[0]
+    number = lambda each, name: float(np.asarray(each[name]))  # noqa: E731
+    worst = max(told, key=lambda each: number(each, "size"))
+    return _Answer(
+        -float(log_mean_exp(against)),
+        against,
+        min(number(each, "p_rope") for each in told),
+        *(number(worst, name) for name in ("size", "lower", "upper")),
+        min(int(number(each, "n_genes")) for each in told),
     )
 
 

@@ -11,14 +11,16 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 from pyrocell._core.messages import join_names
 from pyrocell.screen.estimability import Arm, LayoutGraph, arm_name
 from pyrocell.screen.screen import Screen
 
-__all__ = ["ALL_PERTURBATIONS", "Comparison", "comparisons", "testability"]
+__all__ = ["ALL_PERTURBATIONS", "CELLS_OF_A_GUIDE", "Comparison", "comparisons", "testability"]
 
+CELLS_OF_A_GUIDE = 10  # in one condition, at least, to be compared with other guides
 ALL_PERTURBATIONS = "all"  # `perturbation` in the rows of `memory`, which are about a medium
 Weights = dict[int, float]  # condition → weight
 Verdict = tuple[Weights, str]  # contrast, empty if untestable; reason
@@ -92,7 +94,39 @@ def comparisons(screen: Screen) -> list[Comparison]:
     for m in links.media:
         verdict, orders = _memory(links, m)
         found.append(Comparison("memory", ALL_PERTURBATIONS, m, *verdict, orders))
+    if screen.cell_guide is not None and len(screen.cell_condition):
+        known = _cells_of_guides(screen)
+        found += [
+            Comparison("guides_agree", p, m, *_agreement(screen, known, p, m)) for p, m in perturbed
+        ]
     return found
+
+
+def _cells_of_guides(screen: Screen) -> pd.Series:
+    """Cells of every condition and guide, where the guide is known."""
+    cells = pd.DataFrame({"condition": screen.cell_condition, "guide": screen.cell_guide})
+    return cells[cells["guide"] >= 0].groupby(["condition", "guide"]).size()
+
+
+def _agreement(screen: Screen, cells: pd.Series, perturbation: str, medium: str) -> Verdict:
+    """Whether two guides of a perturbation were measured beside each other."""
+    table = screen.conditions
+    medium_here = medium or screen.baseline_media
+    mine = np.flatnonzero((table["perturbation"] == perturbation) & (table["media"] == medium_here))
+    best = 0
+    for c in mine:
+        if c not in cells.index.get_level_values(0):
+            continue
+        enough = cells[c][cells[c] >= CELLS_OF_A_GUIDE]
+        best = max(best, len(enough))
+    if best < 2:
+        seen = "one guide" if best else "no guide"
+        return _untestable(
+            f"{perturbation} has {seen} with {CELLS_OF_A_GUIDE} cells in medium {medium_here}",
+            f"{CELLS_OF_A_GUIDE} cells or more of each of two guides of {perturbation}",
+        )
+    weights = {int(c): 1.0 for c in mine}
+    return weights, f"{best} guides of {perturbation} were measured beside each other"
 
 
 def _untestable(because: str, remedy: str) -> Verdict:

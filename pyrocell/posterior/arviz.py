@@ -22,6 +22,7 @@ from pyrocell.posterior.draws import check_draws
 from pyrocell.posterior.effects import effect_draws
 from pyrocell.posterior.fitted_screen import FittedScreen
 from pyrocell.posterior.streaming_quantiles import memory_bytes
+from pyrocell.screen.guide_pairs import guide_pairs
 from pyrocell.screen.screen import Screen
 
 __all__ = ["Wanted", "chosen_cells", "labelled", "to_arviz"]
@@ -38,6 +39,8 @@ _DIMS = {
     "P.on_target": ("perturbation",),
     "P.residual": ("perturbation", "time", "gene"),
     "P.common": ("gene",),
+    "P.guide_efficacy": ("guide",),
+    "P.guide_escapers": ("guide",),
     "P.interaction": ("arm", "gene"),
     "M.effect": ("media", "axis"),
     "M.gain": ("perturbation", "media"),
@@ -89,6 +92,7 @@ def labelled(
         "laboratory": list(screen.laboratories),
         "driver": [*screen.perturbations, *screen.media],
         "arm": _arms(screen, model),
+        "guide": _guides(screen),
         "axis": [*(f"z{i + 1}" for i in range(model.config.n_latent)), *own_axis],
         "own_axis": own_axis,
         "state_axis": [f"z{i + 1}" for i in range(model.config.n_latent)],
@@ -112,6 +116,15 @@ def _n_programs(samples: dict[str, np.ndarray], model: GenerativeModel) -> int:
     more += [samples[s].shape[-1] - n_axes for s in ("P.effect", "M.effect") if s in samples]
     more += [samples[s].shape[-1] - n_response for s in ("W.drift",) if s in samples]
     return max(more, default=0)
+
+
+def _guides(screen: Screen) -> list[str]:
+    """Names of pairs of perturbation and guide, "A | guide"."""
+    pairs = guide_pairs(screen)
+    if pairs is None:
+        return []
+    names = [*screen.guides, "not known"]
+    return [f"{pairs.labels[k]} | {names[g]}" for k, g in zip(pairs.label, pairs.guide)]
 
 
 def _arms(screen: Screen, model: GenerativeModel) -> list[str]:

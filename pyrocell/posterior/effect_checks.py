@@ -25,6 +25,7 @@ __all__ = [
     "disagreement",
     "disagreements",
     "effect_checks",
+    "of_all_cells",
     "shuffle_table",
     "shuffled",
     "shuffled_cells",
@@ -79,8 +80,25 @@ def disagreement(effects: pd.DataFrame, counts_alone: pd.DataFrame) -> float:
     return float(both["outside"].mean()) if len(both) else np.nan
 
 
-def disagreements(ask: Ask, effects: pd.DataFrame) -> pd.DataFrame:
+def of_all_cells(effects: pd.DataFrame, share: pd.Series | None) -> pd.DataFrame:
+    """Effects of cells that responded as means over all cells of their label.
+
+    Parameters
+    ----------
+    share
+        Of the cells of each label that responded; None: all.
+    """
+    if share is None:
+        return effects
+    part = effects["perturbation"].map(share).astype(float).fillna(1.0)
+    mean = np.log1p(part * np.expm1(effects["mean"].astype(float)))
+    return effects.assign(mean=mean)
+
+
+def disagreements(ask: Ask, effects: pd.DataFrame, share: pd.Series | None = None) -> pd.DataFrame:
     """What the counts alone say of each condition of a table of effects, wherever they can.
+
+    `share` of the cells of each label responded (all by default): the counts are those of all.
 
     Returns
     -------
@@ -90,6 +108,7 @@ def disagreements(ask: Ask, effects: pd.DataFrame) -> pd.DataFrame:
     of another perturbation have less.
     """
     found = []
+    effects = of_all_cells(effects, share)
     places = effects.groupby(["media", "time"], sort=False, dropna=False)
     for (media, time), mine in places:
         when = None if np.isnan(float(cast("Any", time))) else time
@@ -137,14 +156,22 @@ def common_by_chance(effects: pd.DataFrame) -> float:
     return float(1.2533 * np.sqrt((spread**2).mean() / n))
 
 
-def effect_checks(ask: Ask, screen: Screen, effects: pd.DataFrame | None = None) -> pd.DataFrame:
-    """See :meth:`pyrocell.PyroCell.effect_checks`; `effects` of a report, if there are any."""
+def effect_checks(
+    ask: Ask,
+    screen: Screen,
+    effects: pd.DataFrame | None = None,
+    share: pd.Series | None = None,
+) -> pd.DataFrame:
+    """See :meth:`pyrocell.PyroCell.effect_checks`; `effects` of a report, if there are any.
+
+    `share` of the cells of each label responded; all by default.
+    """
     baseline, columns, rows = screen.baseline_media, ["check", "value", "verdict", "reason"], []
     if not screen.perturbations:
         return pd.DataFrame(rows, columns=columns)
     if effects is None:
         effects = ask(n_samples=50)
-    here = effects[effects["media"] == baseline]
+    here = of_all_cells(effects[effects["media"] == baseline], share)
     try:
         alone = ask(shrunken=False, time=None if not screen.times else here["time"].iloc[0])
         outside = disagreement(here, alone)

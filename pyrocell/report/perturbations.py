@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control, norm
 
+from pyrocell.posterior.guides import response_share
 from pyrocell.screen.screen import Screen
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def perturbation_table(model: PyroCell, tables: dict[str, pd.DataFrame]) -> pd.D
     `changed <medium>` for every further medium, `silent` (posterior that the perturbation does
     nothing at baseline), `gain <medium>`, with `gain_lower`, `gain_upper` and the verdict
     `response <medium>`, `steady` (posterior that it had arrived relative to control), `n_guides`,
-    and `flags`, a sentence. NaN or empty where the screen cannot tell.
+    `response_share` (of its cells that responded), `guides_agree` (posterior that its guides do the
+    same), and `flags`, a sentence. NaN or empty where the screen cannot tell.
     """
     screen = model.screen
     effects = measured_effects(screen, tables)
@@ -98,6 +100,9 @@ def perturbation_table(model: PyroCell, tables: dict[str, pd.DataFrame]) -> pd.D
         _gain(out, tables.get("media_gains"), found, medium)
     out["steady"] = _posterior(found, "steady_vs_control", names)
     out["n_guides"] = _guides(screen, names)
+    share = response_share(model.fitted)
+    out["response_share"] = np.nan if share is None else share.reindex(names)
+    out["guides_agree"] = _posterior(found, "guides_agree", names)
     out["flags"] = [_flags(row, screen) for _, row in out.iterrows()]
     return out.reset_index(drop=True)
 

@@ -12,6 +12,7 @@ import pandas as pd
 from pyrocell._core.messages import join_names
 from pyrocell.errors import PyrocellError
 from pyrocell.posterior.effect_checks import disagreements, effect_checks
+from pyrocell.posterior.guides import response_share
 from pyrocell.report.perturbations import labels_of, measured_effects, perturbation_table
 from pyrocell.report.verdicts import verdicts
 from pyrocell.screen.screen import Screen
@@ -102,6 +103,10 @@ def collect(
     if screen.media and screen.perturbations:
         say("gains on the response to media")
         tables["media_gains"] = model.media_gains(n_samples=n_samples)
+    share = response_share(model.fitted)
+    if share is not None:
+        say("guides")
+        tables["guides"] = model.guides()
     say("assumptions")
     tables["assumptions"] = model.assumptions()
     if screen.perturbations:
@@ -110,11 +115,11 @@ def collect(
     n_cells = max(_FEWEST, min(_MOST, _SIMULATED // len(screen.genes)))
     tables["predictive_check"] = model.posterior_predictive_check(n_cells=n_cells)
     tables["effect_checks"] = effect_checks(
-        model.perturbation_effects, model.screen, tables.get("perturbation_effects")
+        model.perturbation_effects, model.screen, tables.get("perturbation_effects"), share
     )
     measured = measured_effects(screen, tables)
     if measured is not None:
-        tables["disagreement"] = disagreements(model.perturbation_effects, measured)
+        tables["disagreement"] = disagreements(model.perturbation_effects, measured, share)
     if model.shuffle_check_ is not None:
         tables["shuffle_check"] = model.shuffle_check_
     tables["conditions"] = screen.conditions

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from pyrocell.posterior.effect_checks import FEW_TO_JUDGE, disagreements
+from pyrocell.posterior.guides import response_share
 from pyrocell.report.perturbations import measured_effects
 from pyrocell.report.quality import KEPT_BEST, convergence
 
@@ -212,7 +213,8 @@ def _against_counts(model: PyroCell, tables: dict[str, pd.DataFrame]) -> Verdict
         effects = measured_effects(model.screen, tables)
         if effects is None:
             return None
-        found = disagreements(model.perturbation_effects, effects)
+        share = response_share(model.fitted)
+        found = disagreements(model.perturbation_effects, effects, share)
     judged = found[found["n_genes"] >= FEW_TO_JUDGE]
     if not len(judged):
         return Verdict(

@@ -35,7 +35,9 @@ from pyrocell.posterior.gene_level.prior import REST, walk_root
 from pyrocell.posterior.gene_level.sampler import Contexts, GainPrior, Sampler
 from pyrocell.posterior.gene_level.states import GeneLevel, Layout
 from pyrocell.posterior.populations import resting_cells, resting_states
+from pyrocell.posterior.strength.responders import Responders
 from pyrocell.priors import Priors
+from pyrocell.screen.guide_pairs import guide_pairs
 from pyrocell.screen.screen import Screen
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 _BURN_IN, _STATES, _FEWER_STATES = 32, 32, 16
+_GUIDES_BURN_IN = 48  # where who responded is drawn too
 _CHAINS, _SMALL = 4, 2**17  # where there are so few levels, chains that each find their programs
 _SHORT_SWEEPS, _SHORT_BURN_IN = 48, 20
 _LARGE = 2**20  # levels from which fewer states are kept
@@ -220,6 +223,7 @@ def fit_gene_level(
     seed: int = 0,
     bar: Callable[..., Iterable] = iter,
     programs: bool | int = True,
+    guides: bool = True,
 ) -> tuple[GeneLevel, Programs]:
     """Draw the gene-level sites of a model whose other parameters are fitted.
 
@@ -235,6 +239,8 @@ def fit_gene_level(
         Shows progress over sweeps.
     programs
         Whether to try programs shared by perturbations; a number fixes how many there are.
+    guides
+        Whether cells may not have responded to their guide, where guides are registered.
     """
     posterior = Posterior(model, guide, seed)
     values = {name: value.detach() for name, value in posterior.mean().items()}
@@ -256,12 +262,21 @@ def fit_gene_level(
     ]
     n_states = _STATES if n_levels <= _LARGE else _FEWER_STATES
     states, per_chain = [], n_states // len(chains)
+    pairs = guide_pairs(screen) if guides else None
+    responders, burn_in = None, _BURN_IN
+    if pairs is not None:
+        shares = model.config.composition
+        responders = Responders(counts, data, group, pairs, loading, shares)
+        burn_in = _GUIDES_BURN_IN
     for chain in chains:
-        each = list(chain.run(_BURN_IN + 2 * per_chain, _BURN_IN, bar))
-        states += each[::2]
+        sweeps = burn_in + 2 * per_chain
+        states += list(chain.run(sweeps, burn_in, bar, responders=responders))[::2]
     extra = _at_nodes(model, screen, values) | _calibration(model, guide, data, values, seed)
     extra["rest"] = np.array(REST)
     extra |= _batches(screen, noise_levels) | _widths(counts, values, noise_levels, screen)
+    if responders is not None:
+        states, of_guides = responders.of_states(states)
+        extra |= of_guides
     kept = GeneLevel.of(chains, states, extra)
     kept.join(layout, arms_of(model, screen))
     return kept, found

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -125,6 +126,8 @@ class State:
         (G,) u, what all perturbations do.
     kept
         (coefficients, G) of the blocks that are kept, see `Blocks.stored_coefficients`.
+    imputation
+        Number of the draw of who responded, where guides are part of the model.
     """
 
     seed: int
@@ -140,6 +143,19 @@ class State:
     spike: np.ndarray
     common: np.ndarray
     kept: np.ndarray
+    imputation: int = 0
+
+
+class Responders(Protocol):
+    """Draws who responded between sweeps; see `pyrocell.posterior.strength`."""
+
+    def due(self, sweep: int, burn_in: int) -> bool:
+        """Whether to draw anew before a sweep."""
+        ...
+
+    def renew(self, sampler: Sampler) -> int:
+        """Draw, hand the sampler the counts (`Sampler.adopt`), and give the draw's number."""
+        ...
 
 
 class Sampler:
@@ -264,7 +280,7 @@ class Sampler:
         self.spike = np.ones(len(blocks))
         self.spike_weights = np.full(len(SPIKES), 1 / len(SPIKES))
         programs = zeros(self.n_perturbations if self.rank else 0, n_genes)
-        self._summed_up = False
+        self._summed_up, self.imputation = False, 0
         self._responses = np.zeros((n_contexts, 2, n_genes)), np.zeros(n_contexts)
         self._summed = [0, zeros(int(blocks.coefficient_start[-1]), n_genes), programs]
         self.design = self._design()
@@ -287,9 +303,12 @@ class Sampler:
         burn_in: int,
         bar: Callable[..., Iterable] = iter,
         learn_spikes: bool = True,
+        responders: Responders | None = None,
     ) -> Iterator[State]:
         """Sweep, and yield the state of every sweep after the first `burn_in`."""
         for sweep in bar(range(sweeps)):
+            if responders is not None and responders.due(sweep, burn_in):
+                self.imputation = responders.renew(self)
             self._draw_noise()
             if sweep % _THETA_EVERY == 0:
                 self._draw_overdispersion()
@@ -318,6 +337,14 @@ class Sampler:
                         self._draw_loading(axis)
                         self._draw_activity(axis)
 
+    def adopt(self, counts: LevelCounts) -> None:
+        """Go on with the counts of other cells of the same conditions."""
+        self.counts = counts
+        self._set_spread()
+        moved = counts.share @ (self.eta - counts.eta)
+        self.log_depth = (np.log(counts.depth) + self.rate + moved).astype(np.float32)
+        self.depth = np.exp(self.log_depth)
+
     def _state(self, sweep: int) -> State:
         return State(
             seed=self.seed * 1_000_003 + sweep,
@@ -333,6 +360,7 @@ class Sampler:
             spike=self.spike.copy(),
             common=np.zeros(0, np.float32),
             kept=np.zeros((0, self.n_genes), np.float32),
+            imputation=self.imputation,
         )
 
     def _sum_up(self) -> None:

@@ -82,7 +82,22 @@ class _Draw:
         if chosen is None:
             chosen = np.arange(model.n_perturbations)
         values |= self._effects(values, np.asarray(chosen, dtype=np.int64))
-        return values
+        return values | self._guides()
+
+    def _guides(self) -> dict[str, Tensor]:
+        """Strength of guides and their escapers, of the draw of who responded."""
+        found = self.kept.tensors.get("guide_efficacy")
+        if found is None:
+            return {}
+        out = {}
+        for name in ("efficacy", "escapers"):
+            draws = self.kept.tensors[f"guide_{name}"].to(self.model.loading)  # (M, D, pairs)
+            out[f"P.guide_{name}"] = draws.mean((0, 1))
+            if self.draw is not None:
+                state = self.draw % len(self.kept)
+                turn = (self.draw // len(self.kept)) % draws.shape[1]
+                out[f"P.guide_{name}"] = draws[int(self.kept.imputation[state]), turn]
+        return out
 
     def _part(self, name: str) -> Tensor:
         states = getattr(self.kept, name)

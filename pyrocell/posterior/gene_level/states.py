@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,7 +29,9 @@ __all__ = ["Columns", "GeneLevel", "Layout", "Request"]
 
 _AT_ONCE = 128  # genes of a task
 _STATE = [f.name for f in fields(State)]
+IMPUTED = ("total", "depth", "within", "between", "per_cell", "share")  # of those who responded
 _COUNTS = ("total", "depth", "within", "between", "per_cell", "share", "eta", "rate", "raw")
+_USUAL_GAIN = 0.3  # off 1, two standard deviations of gains that leave a response untouched
 _FRESH = 7_919  # seeds of draws that the sampler did not make
 
 
@@ -109,8 +112,12 @@ class GeneLevel:
     """
 
     def __init__(self, tensors: dict[str, Tensor]):
-        if "spike" not in tensors:  # of a file from before its width was learned
-            tensors = tensors | {"spike": torch.ones(tensors["log_weights"].shape[:2])}
+        # of files from before the spike's width was learned, and before guides were part of it
+        missing = {
+            "spike": torch.ones(tensors["log_weights"].shape[:2]),
+            "imputation": torch.zeros(len(tensors["seed"]), dtype=torch.int64),
+        }
+        tensors = missing | tensors
         self.tensors = tensors
         self.layout: Layout | None = None
         self.arms: list[tuple[int, tuple[int, ...], int]] = []
@@ -212,17 +219,45 @@ class GeneLevel:
         stored = np.flatnonzero(self._layout.blocks.stored[blocks])
         for s in range(len(self)):
             center, least = self._center(s, asked, growth)
-            center *= begun
+            lost, usual = self._lost(s, asked)
+            center = begun * center + np.where(usual, 0.0, lost)
             mine = range(s, n_samples, len(self))
             turns = max(1, len(mine))
-            found, _ = self._draw(s, blocks, factors, center, least, summed, turns)
+            one = np.zeros_like(summed)
+            found, _ = self._draw(s, blocks, factors, center, least, one, turns)
+            # a gain near 1 is no effect of its own, but moves the mean all the same
+            rest = np.where(usual, lost, 0.0)
+            one[:, 1] += rest * (2 * one[:, 0] + rest)
+            one[:, 0] += rest
+            summed += one
             for row in stored:  # joint with what meets them in a condition: drawn before
                 found[:, row] = self._shown(s, blocks[row], asked, growth)
             if len(mine):
-                draws[s :: len(self)] = np.float32(begun) * found + center.astype(np.float32)
+                draws[s :: len(self)] = np.float32(begun) * found + np.float32(center + rest)
         mean, square, above, below = np.swapaxes(summed, 0, 1) / len(self)
         sd = np.sqrt(np.maximum(square - mean**2, 0.0))
         return Columns(begun * mean, begun * sd, begun * above, begun * below, draws)
+
+    def _lost(self, s: int, asked: Request) -> tuple[np.ndarray, np.ndarray]:
+        """What a condition lacks of its medium's response, (n, G): (gain − 1) × response.
+
+        And (n, 1) whether its gain is one that most perturbations have, near 1.
+        """
+        response = self._response(s, asked)
+        gain, n = self.part("gain", s), len(asked.members)
+        if response is None:
+            return np.zeros((n, self.counts_total.shape[1])), np.ones((n, 1), bool)
+        left = np.array([gain[list(mine), asked.medium].prod() for mine in asked.members])[:, None]
+        return (left - 1) * response, np.abs(left - 1) < _USUAL_GAIN
+
+    def _response(self, s: int, asked: Request) -> np.ndarray | None:
+        """(G,) what the medium does to cells without perturbation, at the time or the nearest."""
+        contexts = self._layout.contexts
+        there = np.flatnonzero((contexts.medium == asked.medium) & contexts.is_response)
+        if asked.medium < 0 or not len(there):
+            return None
+        nearest = there[np.abs(contexts.node[there] - asked.node).argmin()]
+        return self.part("level", s)[nearest].astype(float)
 
     def _center(self, s: int, asked: Request, growth: float) -> tuple[np.ndarray, np.ndarray]:
         """What is known of effects before the blocks asked for are drawn, (n, G).
@@ -384,7 +419,7 @@ class GeneLevel:
         """Levels of conditions without the effects of chosen blocks; total, depth, spread."""
         layout = self._layout
         part = lambda name: self.part(name, draw).astype(float)  # noqa: E731
-        counts = lambda name: self.array(f"counts_{name}")  # noqa: E731
+        counts = partial(self._counts, draw=draw)
         gain = gain_of_conditions(layout.contexts, layout.genotype.tocsr(), part("gain"))[rows]
         q = layout.contexts.of_condition[rows]
         level = part("level")
@@ -406,6 +441,12 @@ class GeneLevel:
         spread = np.maximum(whole - shared, LEAST_OWN * whole)
         single = lambda a: np.ascontiguousarray(a, np.float32)  # noqa: E731
         return single(x), single(counts("total")[rows]), single(depth), single(spread)
+
+    def _counts(self, name: str, draw: int) -> np.ndarray:
+        """A part of the likelihood of levels, from the cells that responded where that is known."""
+        if (found := self.tensors.get(f"imputed_{name}")) is not None:
+            return found[int(self.part("imputation", draw))].cpu().numpy()
+        return self.array(f"counts_{name}")
 
     def _add_stored(self, x: np.ndarray, draw: int, rows: np.ndarray, without: np.ndarray) -> None:
         """Add effects of kept blocks to their rows, but for those about to be drawn."""

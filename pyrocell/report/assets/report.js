@@ -37,6 +37,7 @@
   const digits = (x, n) => (x === null || x === undefined ? "" : Number(x).toFixed(n));
   const signed = (x) => (x === null || x === undefined ? "" : (x > 0 ? "+" : "") + Number(x).toFixed(2));
   const rate = (x) => (x === null || x === undefined ? "" : x < 0.001 ? "< .001" : Number(x).toPrecision(2));
+  const share = (x) => (x === null || x === undefined ? "" : (100 * Number(x)).toFixed(0));
   const whole = (x) => (x === null || x === undefined ? "" : Number(x).toLocaleString("en"));
   const asText = $.fn.dataTable.render.text();
 
@@ -116,6 +117,8 @@
     }
     if (has("steady")) columns.push(["steady", "P(steady)", (x) => digits(x, 2)]);
     if (has("n_guides")) columns.push(["n_guides", "guides", whole]);
+    if (has("response_share")) columns.push(["response_share", "responded, %", share]);
+    if (has("guides_agree")) columns.push(["guides_agree", "guides agree, %", share]);
     columns.push(["n_batches", "batches", whole], ["flags", "be careful"]);
     const found = table("perturbation-table", columns.map(([, title, form]) => column(title, form)),
       P.slice().sort((a, b) => total(b) - total(a) || left(a) - left(b)).map((p) => columns.map(([key]) => (p[key] === undefined ? null : p[key]))),
