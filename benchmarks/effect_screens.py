@@ -126,7 +126,11 @@ def screen(
         truth[p] = np.log(mean / np.exp(base))
     genes = [f"g{g:04d}" for g in range(n_genes)]
     names = [f"b{b}" for b in batch]
-    more = {"guide": [f"{x}_{g}" for x, g in zip(label, guide)]}
+    more = {
+        "guide": [f"{x}_{g}" for x, g in zip(label, guide)],
+        "efficacy": np.where(label >= 0, efficacy[label, guide], 0.0),
+        "responded": strength > 0,
+    }
     return as_adata(counts, label, names, effects, truth, genes, **more)
 
 
