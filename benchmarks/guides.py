@@ -4,12 +4,12 @@ python benchmarks/guides.py [--parts simulated plain real] [--jobs 1]
 
 `simulated`: guides of efficacy 1, .9, .6, .3 and a fifth of the cells that did not respond, 100
 cells a guide. Efficacies in units of the perturbation's average responding cell; perturbations
-whose effects have a root mean square of .1 or more. Cells called beside Mixscape of pertpy, if it is
-installed, and beside the anchor without a model: the projection of a cell's log-normalised
+whose effects have a root mean square of .1 or more. Cells called beside Mixscape of pertpy, if it
+is installed, and beside the anchor without a model: the projection of a cell's log-normalised
 counts, less the controls' mean, on the mean difference of its label. `plain`: no escapers, equal
-guides: is anything lost. `real`: THP-1 cells with guides of IFNGR1, IFNGR2, JAK2 and STAT1; half of
-the genes of the interferon response are left out of every fit, and tell afterwards who responded.
-And the guides of each perturbation shuffled among its cells.
+guides: is anything lost. `real`: THP-1 cells with guides of IFNGR1, IFNGR2, JAK2 and STAT1; half
+of the genes of the interferon response are left out of every fit, and tell afterwards who
+responded. And the guides of each perturbation shuffled among its cells.
 """
 
 from __future__ import annotations
