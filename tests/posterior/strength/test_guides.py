@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyrocell import Assume, PyroCell
-from pyrocell.errors import ScreenError
+from pyrocell import Assume, PyroCell, pl
+from pyrocell.errors import ScreenError, UnknownLabelError
 
 
 def test_strength_of_guides_and_share_of_responders_are_found(guides_model):
@@ -129,3 +129,13 @@ def test_a_guide_with_an_effect_of_its_own_is_named(guides_adata):
     model.train(max_epochs=15, progress_bar=False)
     table = model.assumptions().set_index(["assumption", "perturbation"])["posterior"]
     assert table["guides_agree", "A"] < 0.2 < 0.5 < table["guides_agree", "B"]
+
+
+def test_guides_are_drawn_beside_the_others_of_their_perturbation(guides_model):
+    table = guides_model.guides()
+    for share in (False, True):
+        ax = pl.guides(table, share=share)
+        assert [t.get_text() for t in ax.get_yticklabels()] == table["guide"].tolist()
+    assert len(pl.guides(table, n=4).get_yticklabels()) == 4
+    with pytest.raises(UnknownLabelError, match="Z"):
+        pl.guides(table, "Z")
