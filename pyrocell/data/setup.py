@@ -66,7 +66,9 @@ class ScreenSetup:
     gene_symbol_key: str | None = _argument(
         None, "column of .var with the names of genes that the labels use; found if not given"
     )
-    guide_key: str | None = _argument(None, "guide of each cell; guides differ in strength, cells may not have responded")
+    guide_key: str | None = _argument(
+        None, "guide of each cell; guides differ in strength, cells may not have responded"
+    )
     laboratory_key: str | None = _argument(None, "laboratory that made each batch")
     size_factor_key: str | None = _argument(
         None, "depth of each cell; its total counts if not given"
