@@ -29,6 +29,10 @@ from PIL import Image
 import pyrocell
 from pyrocell import PyroCell, arrayed, design, pl, pseudotime, simulate
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from effect_screens import screen
+
 DOCS = Path(__file__).parents[1] / "docs"
 FOLDER, PAGE = DOCS / "figures" / "pl", DOCS / "figures.md"
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
@@ -47,6 +51,7 @@ NAMES = {
     "forecasts": "table",
     "curves": "histories",
     "predicted": "predicted",
+    "guided": "model",
 }  # on the page, of the functions of this script
 DPI = 80
 COLOURS = 128  # of a PNG: the figures are flat, and files stay small
@@ -62,6 +67,7 @@ CHAPTERS = {
         "similarity",
         "time_course",
         "gains",
+        "guides",
     ),
     "Conditions that were not measured": ("prediction",),
     "Batches and wells": (
@@ -132,6 +138,16 @@ def confounded() -> PyroCell:
     PyroCell.setup_anndata(adata, media_key="media")
     model = PyroCell(adata, n_latent=4, n_response=4, n_hidden=32)
     model.train(max_epochs=20, progress_bar=False)
+    return model
+
+
+@cache
+def guided() -> PyroCell:
+    """A simulated screen with guides of unequal efficacy; a fifth of the cells escape."""
+    adata = screen(6, n_perturbations=7, n=200, n_genes=150, guides=True, escape=0.2, silent=0.3)
+    PyroCell.setup_anndata(adata, guide_key="guide")
+    model = PyroCell(adata, n_latent=4, n_response=4, n_hidden=32)
+    model.train(max_epochs=30, progress_bar=False)
     return model
 
 
@@ -261,6 +277,8 @@ FIGURES: dict[str, Callable[[], object]] = {
     "similarity": lambda: pl.similarity(hipsc_effects()),
     "time_course": lambda: pl.time_course(hipsc_course(), "NANOG"),
     "gains": lambda: pl.gains(stimulus().media_gains(n_samples=100)),
+    "guides": lambda: pl.guides(guided().guides()),
+    "guides-share": lambda: pl.guides(guided().guides(), share=True),
     "prediction": lambda: pl.prediction(predicted()[[4, 13, 22]]),
     "prediction-time": lambda: pl.prediction(predicted(), "NANOG", over_time=True),
     "batch_effects": lambda: pl.batch_effects(stimulus().batch_effects(n_samples=100)),

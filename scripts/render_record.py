@@ -17,11 +17,13 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from readme_rows import ROWS
 from sources import (
     CHANGED,
     ROOT,
+    number,
     of_record,
     origin,
     parts_of,
@@ -118,7 +120,60 @@ def report_cost() -> str:
     )
 
 
+def guides() -> str:
+    """Strength of guides, cells that escaped, and what that does to effects."""
+    parts = of_record(parts_of("guides"))
+    if not parts:
+        return ""
+    sources = [part["from"] for part in parts.values()]
+    rows = []
+
+    def line(what: str, part: str, read: Callable[[dict[str, Any]], float | None]) -> None:
+        each = [read(row) for row in parts[part]["figures"]] if part in parts else []
+        if each and all(value is not None for value in each):
+            rows.append([what, ", ".join(number(value) for value in each)])
+
+    own, alike = "effects with guides", "effects, labels alike"
+    some = "simulated"
+    line("efficacy: correlation with the truth", some, lambda r: r["efficacy r"])
+    line("efficacy: 90% intervals hold", some, lambda r: r["efficacy inside"])
+    line("share of escapers: mean absolute error", some, lambda r: r["escapers, mean error"])
+    line("share of escapers: 90% intervals hold", some, lambda r: r["escapers inside"])
+    line("P(responded): calibration error", some, lambda r: r["calibration error"])
+    for name, key in (
+        ("pyrocell", "auroc"),
+        ("Mixscape", "auroc, mixscape"),
+        ("projection", "auroc, projection"),
+    ):
+        line(f"cells that responded, AUROC: {name}", some, lambda r, key=key: r[key])
+    line("effects of responding cells, RMSE: with guides", some, lambda r: r[own]["rmse"])
+    line("the same, all cells of a label alike", some, lambda r: r[alike]["rmse"])
+    line("90% intervals hold: with guides", some, lambda r: r[own]["inside"])
+    line("false in a list at 10%: with guides", some, lambda r: r[own]["false at 10%"])
+    line(
+        "guides of silent perturbations: intervals hold 1",
+        some,
+        lambda r: r["silent: efficacy of 1 inside"],
+    )
+    line(
+        "no escapers, equal guides: RMSE over that of labels alike",
+        "plain",
+        lambda r: r["rmse ratio"],
+    )
+    line("the same: share of cells that responded", "plain", lambda r: r["response share, mean"])
+    for name in ("pyrocell", "mixscape", "projection"):
+        if all(name in row["auroc"] for row in parts.get("real", {"figures": []})["figures"]):
+            what = f"THP-1, who responded by genes that no fit saw, AUROC: {name}"
+            line(what, "real", lambda r, name=name: r["auroc"][name]["mean"])
+    shuffled = "THP-1, guides shuffled within perturbations: "
+    line(f"{shuffled}efficacy of 1 inside", "real", lambda r: r["shuffled"]["efficacy of 1 inside"])
+    line(f"{shuffled}`guides_agree`, mean", "real", lambda r: r["shuffled"]["guides_agree, mean"])
+    line(f"{shuffled}`guides_agree`, least", "real", lambda r: r["shuffled"]["guides_agree, least"])
+    return f"{table(['figure, by seed', ''], rows)}\n\n{origin(['guides.py'], sources)}"
+
+
 BLOCKS = {
+    "guides": guides,
     "record": recorded,
     "of record": of_scripts,
     "verdicts": known_truth,
