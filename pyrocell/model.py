@@ -682,8 +682,8 @@ class PyroCell(BaseModelClass):
             If guides were not registered, or if a cell has a guide that the fit did not see.
         """
         cells, obs = self._cells_of(adata)
-        other = adata is not None and adata is not self.adata
-        guide = self._guides_of(adata) if other else self.screen.cell_guide
+        own = adata is None or adata is self.adata
+        guide = self.screen.cell_guide if own else self._guides_of(cast("AnnData", adata))
         found = response_probability(self.fitted, cells, guide)
         return pd.Series(found, obs.index, name="response_probability")
 

@@ -96,7 +96,9 @@ def guide_contrasts(screen: Screen, groups: GuideGroups) -> list[GuideContrast]:
     )
     table = table[(table["guide"] >= 0) & (table["n"] >= CELLS_OF_A_GUIDE)]
     names = screen.conditions.loc[table["condition"], ["perturbation", "media"]]
-    table = table.assign(**{c: names[c].to_numpy() for c in names})
+    table = table.assign(
+        perturbation=names["perturbation"].to_numpy(), media=names["media"].to_numpy()
+    )
     out = []
     for (perturbation, medium), mine in table.groupby(["perturbation", "media"], sort=False):
         for guide in dict.fromkeys(mine["guide"]):

@@ -368,7 +368,9 @@ def _agreement(guides: Sequence[Found]) -> _Answer:
         -float(log_mean_exp(against)),
         against,
         min(number(each, "p_rope") for each in told),
-        *(number(worst, name) for name in ("size", "lower", "upper")),
+        number(worst, "size"),
+        number(worst, "lower"),
+        number(worst, "upper"),
         min(int(number(each, "n_genes")) for each in told),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -146,7 +148,7 @@ def _effects(fit: FittedScreen, conditions: set[int]) -> np.ndarray:
     out = np.zeros((len(screen.conditions), len(screen.genes)))
     table = screen.conditions.loc[sorted(conditions)]
     for (media, time), mine in table.groupby(["media", "time"], dropna=False):
-        when = None if pd.isna(time) else float(str(time))
+        when = None if np.isnan(float(cast("Any", time))) else float(cast("Any", time))
         draws = effect_draws(fit, mine["perturbation"].tolist(), str(media), when, _DRAWS)
         out[mine.index] = draws.mean(0)
     return out

@@ -72,6 +72,7 @@ def log_evidence(
         (n,) rows of `path.level` and of `path.eta`.
     """
     counts = sp.csr_matrix(counts)
+    assert counts.indptr is not None and counts.indices is not None
     order = np.argsort(condition, kind="stable")  # one table of a condition after the other
     out = np.zeros((counts.shape[0], len(STRENGTHS)))
     edges = range(0, len(order), _CELLS)
