@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["next_perturbations"]
 
-_SHARE = 0.6  # of the variance of effects that knowledge is taken to explain without a model
+_SHARE = 0.9  # of the variance of effects that knowledge is taken to explain without a model
 _NOISE = 0.3  # error of a perturbation yet to be measured, in units of the variance of effects
 _MEAN = 5.0  # prior variance of what all perturbations do alike
 
