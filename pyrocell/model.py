@@ -244,6 +244,9 @@ class PyroCell(BaseModelClass):
         media_time_key: str | None = None,
         gene_symbol_key: str | None = None,
         guide_key: str | None = None,
+        guide_matrix_key: str | None = None,
+        guide_targets: Any = None,
+        guide_threshold: float | None = None,
         laboratory_key: str | None = None,
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
@@ -283,6 +286,16 @@ class PyroCell(BaseModelClass):
         guide_key
             Column with the guide of each cell, kept as `screen.guides` and `screen.cell_guide` for
             checks of your own; the model does not use it: guides of a perturbation share an effect.
+        guide_matrix_key, guide_targets, guide_threshold
+            Of cells with several guides, in the place of `perturbation_key`: the entry of `.obsm`
+            with a matrix of cells by guides, sparse, an array or a table, such as
+            :func:`pyrocell.preprocess.guide_matrix` makes; what each guide targets, as a table with
+            columns guide and gene, a dictionary, or the name of such an entry of `.uns` (default:
+            the column target or gene of ``.uns[guide_matrix_key]``), with the label of the control
+            for guides that target nothing; and the least value with which a cell has a guide, where
+            the matrix holds other values than 0 and 1. Names of guides are the columns of a table,
+            or ``.uns[guide_matrix_key]``. What was done to a cell is then the set of its targets; a
+            cell whose guides target nothing is a control, and one without a guide is refused.
         laboratory_key
             Column with the laboratory that made each batch: batch noise then has two levels.
         size_factor_key
@@ -445,6 +458,13 @@ class PyroCell(BaseModelClass):
         self.interrupted_ = self.history_.attrs.pop("interrupted", False)
         if gene_level and not self.interrupted_ and has_gene_level(self.module.model):
             self._draw_gene_level(seed, progress_bar)
+        elif gene_level and not self.interrupted_ and self.screen.many_sets:
+            warn(
+                "cells have many guides each, and several media or times, or another option under "
+                "which effects on single genes are not drawn from the counts: they keep the "
+                "variational posterior, whose intervals are too narrow; fit one medium and time "
+                "by itself for intervals that hold"
+            )
         self.train_indices_, self.validation_indices_ = split
         self._seed = seed
         self.is_trained_ = True
@@ -459,7 +479,7 @@ class PyroCell(BaseModelClass):
                     self.module.guide,
                     self.screen,
                     self._cells,
-                    self._level_counts,
+                    None if self.screen.many_sets else self._level_counts,
                     seed,
                     partial(progress(progress_bar), desc="gene level"),
                 )
