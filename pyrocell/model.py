@@ -32,6 +32,7 @@ from pyrocell.errors import ModelFileError, ScreenError, warn
 from pyrocell.generative.config import ModelConfig, check_options
 from pyrocell.generative.population_objective import DistributionObjective
 from pyrocell.operators import Protocol
+from pyrocell.posterior.additive_alone import unshrunken_sums
 from pyrocell.posterior.arviz import Wanted, chosen_cells, to_arviz
 from pyrocell.posterior.batch_effects import batch_effects
 from pyrocell.posterior.cells import cells_by, latent, normalised, normalised_draws, positions_of
@@ -623,9 +624,10 @@ class PyroCell(BaseModelClass):
         controls' response for `no_response`) with lower and upper, n_genes.
         """
         given = [*(Assume(**a) for a in self.module.config.assume), *assume]
+        fit = self.fitted.without_sums
         return assumption_table(
-            self.screen,
-            levels(self.fitted, n_samples),
+            fit.screen,
+            levels(fit, n_samples),
             self.fitted.axes_of_state(),
             self.module.priors,
             region=region,
@@ -714,9 +716,11 @@ class PyroCell(BaseModelClass):
         in the list that ends at this row (take fdr <= .1 for a list at 10%); log2fc, the mean in
         doublings; prob_direction, 1 − lfsr;
         count and count_control, counts of the gene in both groups of cells, and few_counts where
-        both are below 5, which is never listed. `shrunken=False`: p (two-sided) and q (Benjamini
-        and Hochberg) in the place of lfsr and fdr. On counts without size factors the change is
-        against the genes that a perturbation does not touch (shrunken) or against all (not).
+        both are below 5, which is never listed; where cells have many guides these are the cells
+        that carry the perturbation, whatever else they carry, and all cells. `shrunken=False`: p
+        (two-sided) and q (Benjamini and Hochberg) in the place of lfsr and fdr. On counts without
+        size factors the change is against the genes that a perturbation does not touch (shrunken)
+        or against all (not).
         With `path`, an xarray.Dataset (perturbation, gene) of the same, read when asked for.
 
         Raises
@@ -735,6 +739,10 @@ class PyroCell(BaseModelClass):
                     "path= is for summaries of draws; shrunken=False makes none, leave it out"
                 )
             asked = None if perturbations is None else names
+            if self.screen.many_sets:
+                self._check_conditions()
+                where = media, time, credible_level
+                return unshrunken_sums(self.screen, self._cells, asked, *where)
             return unshrunken_effects(
                 self.screen,
                 self._level_counts,
@@ -942,11 +950,15 @@ class PyroCell(BaseModelClass):
         self.shuffle_check_ = table
         return table
 
+    def _check_conditions(self) -> None:
+        """Raise ScreenError unless the cells' conditions are those of the model."""
+        if self._cells.conditions is not None:
+            raise ScreenError("the cells have conditions that this model was not built for")
+
     @property
     def _level_counts(self) -> LevelCounts:
         """The counts of all conditions as a likelihood of their levels; needs no training."""
-        if self._cells.conditions is not None:
-            raise ScreenError("the cells have conditions that this model was not built for")
+        self._check_conditions()
         if self._counts is None:
             self._counts = counts_of_screen(self.screen, self._cells, self.module.priors)
         return self._counts

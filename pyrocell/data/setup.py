@@ -74,7 +74,7 @@ class ScreenSetup:
         "of perturbations",
         "NAME",
     )
-    guide_targets: Any = _argument(
+    guide_targets: Any = _argument(  # noqa: RUF009
         None,
         "target of each guide: a table .csv or .tsv with columns guide and gene, or an entry of "
         ".uns",
@@ -118,7 +118,7 @@ class ScreenSetup:
                 _check_name(argument.name, getattr(self, argument.name))
 
     def _check_matrix(self) -> None:
-        """Leave the column of labels out, whose place the matrix takes; refuse what goes with it."""
+        """Leave out the column whose place the matrix takes; refuse what goes with it."""
         object.__setattr__(self, "perturbation_key", None)
         for name in ("perturbation_type_key", "guide_key"):
             if getattr(self, name) is not None:

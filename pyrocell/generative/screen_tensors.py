@@ -62,9 +62,7 @@ class ScreenTensors(nn.Module):
         exposure, perturbed = as_float(screen.exposure), ~torch.as_tensor(screen.is_control)
         several = (as_float(np.diff(screen.membership.indptr)) + exposure.sum(1)) > 1
         several &= ~torch.as_tensor(screen.additive)  # what has no arm has nothing to share with
-        self.n_arms, interaction = number_arms(
-            screen.membership, screen.exposure, screen.additive
-        )
+        self.n_arms, interaction = number_arms(screen.membership, screen.exposure, screen.additive)
         interaction = torch.as_tensor(interaction)
         self.n_interactions = 0
         if self.config.interactions and self.config.gene_residual and self.n_arms:

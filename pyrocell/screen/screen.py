@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,8 +23,8 @@ from pyrocell.screen.aliasing import (
 from pyrocell.screen.events import EVENTS, encode_events
 from pyrocell.screen.parse import group_cells, read_labels
 from pyrocell.screen.requests import encode_noise, encode_treatments
-from pyrocell.screen.sets import additive_conditions
 from pyrocell.screen.serialization import screen_fields, screen_to_dict
+from pyrocell.screen.sets import additive_conditions
 from pyrocell.screen.vocabulary import Vocabulary
 
 __all__ = ["Screen"]
@@ -263,8 +263,29 @@ class Screen:
 
     @cached_property
     def many_sets(self) -> bool:
-        """Whether nearly every cell may have a set of perturbations of its own: some are additive."""
+        """Whether there are additive conditions: nearly every cell may have a set of its own."""
         return bool(self.additive.any())
+
+    @cached_property
+    def without_sums(self) -> Screen:
+        """The screen without additive conditions and their cells: what has a level of its own."""
+        if not self.many_sets:
+            return self
+        kept = np.flatnonzero(~self.additive)
+        number = np.cumsum(~self.additive) - 1
+        cells = ~self.additive[self.cell_condition]
+        return replace(
+            self,
+            conditions=self.conditions.iloc[kept].reset_index(drop=True),
+            membership=sp.csr_array(self.membership[kept]),
+            exposure=self.exposure[kept],
+            duration=self.duration[kept],
+            time_index=self.time_index[kept],
+            layout=self.layout.iloc[kept].reset_index(drop=True),
+            cell_condition=number[self.cell_condition[cells]],
+            cell_batch=self.cell_batch[cells],
+            cell_guide=None if self.cell_guide is None else self.cell_guide[cells],
+        )
 
     def carriers(self, label: str) -> np.ndarray:
         """(C,) bool: conditions whose cells stand for a label, in all media and at all times.

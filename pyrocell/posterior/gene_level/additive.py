@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import Tensor
 
 from pyrocell._core.random import stream
 from pyrocell.data.backed import count_blocks
@@ -134,7 +133,9 @@ def fit_additive(
     bar
         Shows progress over sweeps.
     """
-    cells = additive_counts(data.counts, data.log_size, screen, _sets_with_interaction(model, screen))
+    cells = additive_counts(
+        data.counts, data.log_size, screen, _sets_with_interaction(model, screen)
+    )
     sampler = AdditiveSampler(
         cells, model.config.composition, stream("gene level", seed, 0) % 2**31
     )
@@ -244,9 +245,12 @@ class AdditiveLevel(GeneLevel):
             width = REST * np.sqrt((self.array("spike")[:, list(members)] ** 2).sum(1))
             least = CALLED * width[:, None]
             mine = sums[:, i]
-            out[:, i] = mine.mean(0), (mine**2).mean(0), (mine > least).mean(0), (
-                mine < -least
-            ).mean(0)
+            out[:, i] = (
+                mine.mean(0),
+                (mine**2).mean(0),
+                (mine > least).mean(0),
+                (mine < -least).mean(0),
+            )
         mean, square, above, below = out
         sd = np.sqrt(np.maximum(square - mean**2, 0.0))
         draws = sums[np.arange(n_samples) % len(self)]
@@ -262,4 +266,3 @@ class AdditiveLevel(GeneLevel):
             return np.zeros(shape)
         squares = self.array("summary")[1][np.array(measured) - 1]
         return np.broadcast_to(np.sqrt(squares.mean(0)), shape)
-

@@ -15,7 +15,7 @@ import numpy as np
 
 from pyrocell.distributions.kernels.fastmath import jit
 
-__all__ = ["draw_genes"]
+__all__ = ["draw_genes", "fit_genes"]
 
 _NEWTON = 12
 _NEAR = 1e-4
@@ -217,3 +217,60 @@ def draw_genes(
                     table[1, k, g] += p * (middle[j] * middle[j] + spread[j])
                     table[2, k, g] += p * _above((middle[j] - least[k]) / sd)
                     table[3, k, g] += p * _above((-least[k] - middle[j]) / sd)
+
+
+@quick
+def fit_genes(
+    first, last, passes, log_size, group, start, cells, cell_start, drivers, indptr, rows, counts,
+    level, effect, total, depth, inverse, factor,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Fit levels and effects of some genes without a prior, in place; arguments as in `draw_genes`.
+
+    A level or an effect after the other takes the value at which the counts of its cells, half a
+    count added, are those expected. `total` and `depth` (n, G) get T and D without the effect.
+    """
+    n_cells, n_groups, n = log_size.size, level.shape[0], start.size - 1
+    weight, mean = np.empty(n_cells), np.empty(n_cells)
+    of_group, deep = np.empty(n_groups), np.empty(n_groups)
+    for g in range(first, last):
+        for _ in range(passes):
+            for i in range(n_cells):
+                mean[i] = log_size[i] + level[group[i], g]
+            for k in range(n):
+                if effect[k, g] != 0.0:
+                    for j in range(start[k], start[k + 1]):
+                        mean[cells[j]] += effect[k, g]
+            for i in range(n_cells):
+                mu = math.exp(mean[i])
+                weight[i] = 1.0 / (factor[g] + mu * inverse[g])
+                mean[i] = weight[i] * mu
+            of_group[:], deep[:] = 0.0, 0.0
+            for k in range(n):
+                total[k, g] = 0.0
+            for j in range(indptr[g], indptr[g + 1]):
+                i = rows[j]
+                y = weight[i] * counts[j]
+                of_group[group[i]] += y
+                for q in range(cell_start[i], cell_start[i + 1]):
+                    total[drivers[q], g] += y
+            for i in range(n_cells):
+                deep[group[i]] += mean[i]
+            for b in range(n_groups):
+                change = math.log((of_group[b] + 0.5) / (deep[b] + 1e-12))
+                change = min(max(change, -_FARTHEST), _FARTHEST)
+                level[b, g] += change
+                deep[b] = math.exp(change)
+            for i in range(n_cells):
+                mean[i] *= deep[group[i]]
+            for k in range(n):
+                found = 0.0
+                for j in range(start[k], start[k + 1]):
+                    found += mean[cells[j]]
+                found = max(found, 1e-12)
+                change = math.log((total[k, g] + 0.5) / found)
+                change = min(max(change, -_FARTHEST), _FARTHEST)
+                depth[k, g] = found * math.exp(-effect[k, g])
+                effect[k, g] += change
+                grown = math.exp(change)
+                for j in range(start[k], start[k + 1]):
+                    mean[cells[j]] *= grown

@@ -77,7 +77,11 @@ class AdditiveCounts:
 
 @dataclass(frozen=True, eq=False)
 class AdditiveState:
-    """One joint draw: `effect` (n, G), `offset` (n,), `level` (B, G), `centre` (G,), `spike` (n,)."""
+    """One joint draw.
+
+    `effect` (n, G), `offset` (n,), `level` (B, G), `centre` (G,), and `spike` (n,), the widths of
+    spikes in units of `prior.REST`.
+    """
 
     seed: int
     effect: np.ndarray
