@@ -24,7 +24,7 @@ _MOST = 5  # reasons that are written out
 # each level (condition and gene) in the phase after; GiB of Python and its libraries, bytes of a
 # count and of a level.
 _STEP, _STEP_GENE, _LEVEL = 0.012, 2.7e-5, 4.5e-5
-_CARRIED = 4e-7  # of a guide of a cell and a gene, all sweeps together
+_CARRIED = 5e-7  # of a guide of a cell and a gene, all sweeps together
 _PROGRAM, _COUNT, _LEVEL_BYTES = 0.8, 24, 120
 
 

@@ -112,13 +112,24 @@ def _check_control(
 
 
 def _check_sets(
-    code: np.ndarray, genotypes: Sequence[frozenset], control: str, column: str
+    sets: GuideSets,
+    code: np.ndarray,
+    genotypes: Sequence[frozenset],
+    control: str,
+    column: str,
 ) -> None:
     """Raise unless there are perturbed cells, and controls where these have to be there.
 
     Where cells have many guides each, the level of unperturbed cells follows from cells that lack
     one target after the other; with few sets of targets it does not.
     """
+    targets = list(dict.fromkeys(map(str, sets.targets)))
+    suggested = "" if control in targets else control_suggestion(control, targets)
+    if "did you mean" in suggested or "begin with it" in suggested:
+        raise UnknownLabelError(
+            f'{column}: guides have {len(targets)} targets but none equals control="{control}"'
+            f"{suggested}"
+        )
     cells = np.bincount(code, minlength=len(genotypes))
     size = np.array([len(genotype) for genotype in genotypes])
     if not size.any():
@@ -253,7 +264,7 @@ def read_labels(
     n = len(code)
     column = columns.get("perturbation", "perturbation")
     if like is None and isinstance(perturbation, GuideSets):
-        _check_sets(code, sets, control, column)
+        _check_sets(perturbation, code, sets, control, column)
     elif like is None and given:
         n_control = int(np.isin(code, [i for i, s in enumerate(sets) if not s]).sum())
         _check_control(perturbation, n_control, n - n_control, control, column)

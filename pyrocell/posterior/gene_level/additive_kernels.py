@@ -20,7 +20,7 @@ __all__ = ["draw_genes", "fit_genes"]
 _NEWTON = 12
 _NEAR = 1e-4
 _FARTHEST = 3.0  # of a step, natural logs
-_WIDER = 1.15  # proposals against the normal at the mode, whose tails counts near zero exceed
+_FREEDOM = 5.0  # of proposals: the tails of a normal at the mode are too light where counts are few
 
 quick = jit("nsz", "contract", "arcp", "reassoc")
 
@@ -187,8 +187,7 @@ def draw_genes(
                 if u <= 0.0:
                     new = j
                     break
-            z = np.random.normal()
-            e = at[new] + _WIDER * math.sqrt(variance[new]) * z
+            e = at[new] + math.sqrt(variance[new]) * np.random.standard_t(_FREEDOM)
             # accept or stay: the proposal is near the posterior, and does not depend on the state
             ratio = 0.0
             for side in range(2):
@@ -197,9 +196,9 @@ def draw_genes(
                 own = own_log_weights[j] if target[k] == g else log_weights[k, j]
                 target_log = t * value - depth * math.exp(value) + own
                 target_log += 0.5 * math.log(tau) - 0.5 * tau * value * value
-                off = (value - at[j]) / _WIDER
-                proposal = math.log(log[j] + 1e-300) - 0.5 * off * off / variance[j]
-                proposal -= 0.5 * math.log(variance[j])
+                off = (value - at[j]) * (value - at[j]) / variance[j]
+                proposal = math.log(log[j] + 1e-300) - 0.5 * math.log(variance[j])
+                proposal -= 0.5 * (_FREEDOM + 1.0) * math.log(1.0 + off / _FREEDOM)
                 ratio += (target_log - proposal) * (1.0 if side == 0 else -1.0)
             if not (ratio > -700.0 and math.log(np.random.random()) < ratio):
                 new, e = int(c), old
