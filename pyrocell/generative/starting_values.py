@@ -53,7 +53,7 @@ def starting_values(
         Seed of the axes that the counts leave free.
     """
     size = np.exp(sums.log_size).astype(np.float64)
-    totals = sums.condition  # (C, G), sparse where sets of perturbations are many
+    totals: Any = sums.condition  # (C, G), sparse where sets of perturbations are many
     sizes = np.bincount(screen.cell_condition, size, totals.shape[0])
     n_cells, summed = len(size), totals.sum(0)
     pooled = summed + 1e-3

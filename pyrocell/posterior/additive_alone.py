@@ -113,7 +113,7 @@ def _raw_counts(
     chosen = np.zeros(len(data), bool)
     chosen[cells] = True
     member = sp.csr_array(screen.membership.astype(float))
-    out = np.zeros((member.shape[1], len(screen.genes)))
+    out = np.zeros((len(screen.perturbations), len(screen.genes)))
     everything = np.zeros(len(screen.genes))
     for part, block in count_blocks(data.counts):
         mine = chosen[part]

@@ -326,7 +326,7 @@ def _counts_of_carriers(
         return lambda label: np.zeros(len(screen.genes))
     member = screen.membership.multiply(here[:, None])
     rows = sp.csr_array(sp.hstack([member, here.astype(float)[:, None]], format="csr"))
-    table = np.zeros((rows.shape[1], len(screen.genes)))
+    table = np.zeros((1 + len(screen.perturbations), len(screen.genes)))
     for part, block in count_blocks(fit.data.counts):
         table += (rows[fit.data.condition[part]].T @ sp.csr_array(block)).toarray()
 

@@ -126,7 +126,7 @@ def _read(model: PyroCell) -> dict[str, Any]:
     if screen.many_sets:
         labels = labels_of(screen)
     cells = cells_by_label(screen, labels).astype(int)
-    cells = cells.loc[cells.sum(1).sort_values(ascending=False).index]
+    cells = cells.iloc[np.argsort(-cells.to_numpy().sum(1), kind="stable")]
     return {
         "n_cells": screen.n_cells,
         "n_genes": len(screen.genes),

@@ -81,9 +81,9 @@ def perturbation_table(model: PyroCell, tables: dict[str, pd.DataFrame]) -> pd.D
     assert effects is not None
     names = list(dict.fromkeys(effects["perturbation"]))
     out = pd.DataFrame({"perturbation": names}).set_index("perturbation", drop=False)
-    cells = cells_by_label(screen, names)
+    cells = cells_by_label(screen, names).to_numpy()
     out["n_cells"] = cells.sum(1).astype(int)
-    out["n_batches"] = (cells > 0).sum(1).astype(int)
+    out["n_batches"] = (cells > 0).sum(1)
     first, *others = last_places(effects)
     at = {place: part_of(effects, place) for place in (first, *others)}
     own = _own(screen, at[first]).reindex(names)

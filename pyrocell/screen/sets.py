@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,7 @@ class GuideSets:
 
     def __len__(self) -> int:
         """Number of cells."""
-        return self.carried.shape[0]
+        return len(self.carried.indptr) - 1
 
 
 def genotypes_of_sets(
@@ -94,9 +95,10 @@ def _distinct_rows(carried: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
     Sets are told apart by sums of random numbers of 64 bits, two of them: that two sets of a
     million have the same is less likely than 1e-26.
     """
-    words = np.random.default_rng(0).integers(0, 2**64, (2, carried.shape[1]), dtype=np.uint64)
-    owner = np.repeat(np.arange(carried.shape[0]), np.diff(carried.indptr))
-    sums = np.zeros((carried.shape[0], 2), np.uint64)
+    n, n_columns = cast("tuple[int, int]", carried.shape)
+    words = np.random.default_rng(0).integers(0, 2**64, (2, n_columns), dtype=np.uint64)
+    owner = np.repeat(np.arange(n), np.diff(carried.indptr))
+    sums = np.zeros((n, 2), np.uint64)
     for j, word in enumerate(words):
         np.add.at(sums[:, j], owner, word[carried.indices])
     _, first, code = np.unique(sums, axis=0, return_index=True, return_inverse=True)

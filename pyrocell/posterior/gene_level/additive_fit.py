@@ -47,7 +47,7 @@ class AdditiveFit:
 
 def fit_without_prior(data: AdditiveCounts) -> AdditiveFit:
     """Fit all genes; overdispersion is learned at the levels of batches, then at the effects."""
-    n, n_genes = data.carried.shape[1], data.counts.shape[1]
+    n, n_genes = data.shape
     size = np.exp(data.log_size)
     rate = np.maximum(np.asarray(data.counts.sum(0)).ravel(), 0.5) / size.sum()
     level = np.tile(np.log(rate), (data.n_batches, 1))
@@ -87,4 +87,4 @@ def _inflation(data: AdditiveCounts, size: np.ndarray) -> np.ndarray:
     moments[np.diag_indices_from(moments)] += _RIDGE * own + 1e-9
     inverse = np.diag(np.linalg.inv(moments))
     out = np.where(present, own * inverse, 1.0)
-    return np.maximum(out, 1.0)[: data.carried.shape[1]]
+    return np.maximum(out, 1.0)[: data.shape[0]]

@@ -74,6 +74,11 @@ class AdditiveCounts:
     n_perturbations: int
     n_batches: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Drivers and genes."""
+        return len(self.target), len(self.counts.indptr) - 1
+
 
 @dataclass(frozen=True, eq=False)
 class AdditiveState:
@@ -107,7 +112,7 @@ class AdditiveSampler:
     def __init__(self, data: AdditiveCounts, offsets: bool = True, seed: int = 0):
         self.data, self.offsets, self.seed = data, offsets, seed
         self.rng = np.random.default_rng(seed)
-        n, n_genes = data.carried.shape[1], data.counts.shape[1]
+        n, n_genes = data.shape
         self.n, self.n_genes = n, n_genes
         self.by_driver = sp.csc_array(data.carried)
         size = np.exp(data.log_size)
@@ -133,7 +138,8 @@ class AdditiveSampler:
         member = sp.csr_array(
             (np.ones(len(size)), (data.batch, np.arange(len(size)))), shape=(n_batches, len(size))
         )
-        counted, deep = (member @ data.counts).toarray(), member @ size
+        counted = sp.csr_array(member @ data.counts).toarray()
+        deep = np.bincount(data.batch, size, n_batches)
         few = 20.0  # counts at the rate of all cells
         self.level = np.log((counted + few) / (deep[:, None] + few / self.rate))
         self.centre = self.level.mean(0)
