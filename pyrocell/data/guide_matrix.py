@@ -135,7 +135,7 @@ def _targets(
             said, given = f'adata.uns["{key}"]', plain_targets(known)
     if not isinstance(given, Mapping):
         raise UnknownLabelError(
-            "guide_targets is needed: a table with columns guide and gene, or a dictionary, with "
+            "guide_targets= is needed: a table with columns guide and gene, or a dictionary, with "
             "the label of the control for guides that target nothing; "
             "pyrocell.preprocess.guide_targets reads targets from names"
         )

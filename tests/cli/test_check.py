@@ -155,10 +155,10 @@ def test_guides_of_cells_are_read_from_a_matrix_and_a_table(tmp_path, capsys):
     out, said = capsys.readouterr()
     assert "26 perturbations" in out
     assert "columns used: batch (batch_key), guides (guide_matrix_key)" in said
-    assert main(typed) == 1
+    assert main(typed) == 2
     assert "--guide-targets is needed" in capsys.readouterr().err
     adata.obsm["guides"] = 3 * adata.obsm["guides"]
     adata.write_h5ad(tmp_path / "crowd.h5ad")
     typed += ["--guide-targets", str(tmp_path / "guides.csv")]
-    assert main(typed) == 1
+    assert main(typed) == 2
     assert main([*typed, "--guide-threshold", "2"]) == 0
