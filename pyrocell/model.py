@@ -33,6 +33,7 @@ from pyrocell.generative.config import ModelConfig, check_options
 from pyrocell.generative.population_objective import DistributionObjective
 from pyrocell.knowledge import Knowledge
 from pyrocell.operators import Protocol
+from pyrocell.posterior.additive_alone import unshrunken_sums
 from pyrocell.posterior.arviz import Wanted, chosen_cells, to_arviz
 from pyrocell.posterior.batch_effects import batch_effects
 from pyrocell.posterior.cells import cells_by, latent, normalised, normalised_draws, positions_of
@@ -258,6 +259,9 @@ class PyroCell(BaseModelClass):
         media_time_key: str | None = None,
         gene_symbol_key: str | None = None,
         guide_key: str | None = None,
+        guide_matrix_key: str | None = None,
+        guide_targets: Any = None,
+        guide_threshold: float | None = None,
         laboratory_key: str | None = None,
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
@@ -298,6 +302,16 @@ class PyroCell(BaseModelClass):
             Column with the guide of each cell (empty where not known): guides differ in strength,
             and cells may not have responded, see :meth:`guides`. Kept as `screen.guides` and
             `screen.cell_guide`.
+        guide_matrix_key, guide_targets, guide_threshold
+            Of cells with several guides, in the place of `perturbation_key`: the entry of `.obsm`
+            with a matrix of cells by guides, sparse, an array or a table, such as
+            :func:`pyrocell.preprocess.guide_matrix` makes; what each guide targets, as a table with
+            columns guide and gene, a dictionary, or the name of such an entry of `.uns` (default:
+            the column target or gene of ``.uns[guide_matrix_key]``), with the label of the control
+            for guides that target nothing; and the least value with which a cell has a guide, where
+            the matrix holds other values than 0 and 1. Names of guides are the columns of a table,
+            or ``.uns[guide_matrix_key]``. What was done to a cell is then the set of its targets; a
+            cell whose guides target nothing is a control, and one without a guide is refused.
         laboratory_key
             Column with the laboratory that made each batch: batch noise then has two levels.
         size_factor_key
@@ -464,6 +478,13 @@ class PyroCell(BaseModelClass):
         self.interrupted_ = self.history_.attrs.pop("interrupted", False)
         if gene_level and not self.interrupted_ and has_gene_level(self.module.model):
             self._draw_gene_level(seed, progress_bar, guides)
+        elif gene_level and not self.interrupted_ and self.screen.many_sets:
+            warn(
+                "cells have many guides each, and several media or times, or another option under "
+                "which effects on single genes are not drawn from the counts: they keep the "
+                "variational posterior, whose intervals are too narrow; fit one medium and time "
+                "by itself for intervals that hold"
+            )
         self.train_indices_, self.validation_indices_ = split
         self._seed = seed
         self.is_trained_ = True
@@ -478,7 +499,7 @@ class PyroCell(BaseModelClass):
                     self.module.guide,
                     self.screen,
                     self._cells,
-                    self._level_counts,
+                    None if self.screen.many_sets else self._level_counts,
                     seed,
                     partial(progress(progress_bar), desc="gene level"),
                     guides=guides,
@@ -623,9 +644,10 @@ class PyroCell(BaseModelClass):
         controls' response for `no_response`) with lower and upper, n_genes.
         """
         given = [*(Assume(**a) for a in self.module.config.assume), *assume]
+        fit = self.fitted.without_sums
         return assumption_table(
-            self.screen,
-            levels(self.fitted, n_samples),
+            fit.screen,
+            levels(fit, n_samples),
             self.fitted.axes_of_state(),
             self.module.priors,
             region=region,
@@ -787,9 +809,11 @@ class PyroCell(BaseModelClass):
         in the list that ends at this row (take fdr <= .1 for a list at 10%); log2fc, the mean in
         doublings; prob_direction, 1 − lfsr;
         count and count_control, counts of the gene in both groups of cells, and few_counts where
-        both are below 5, which is never listed. `shrunken=False`: p (two-sided) and q (Benjamini
-        and Hochberg) in the place of lfsr and fdr. On counts without size factors the change is
-        against the genes that a perturbation does not touch (shrunken) or against all (not).
+        both are below 5, which is never listed; where cells have many guides these are the cells
+        that carry the perturbation, whatever else they carry, and all cells. `shrunken=False`: p
+        (two-sided) and q (Benjamini and Hochberg) in the place of lfsr and fdr. On counts without
+        size factors the change is against the genes that a perturbation does not touch (shrunken)
+        or against all (not).
         With `path`, an xarray.Dataset (perturbation, gene) of the same, read when asked for.
 
         Raises
@@ -820,6 +844,10 @@ class PyroCell(BaseModelClass):
                     "path= is for summaries of draws; shrunken=False makes none, leave it out"
                 )
             asked = None if perturbations is None else names
+            if self.screen.many_sets:
+                self._check_conditions()
+                where = media, time, credible_level
+                return unshrunken_sums(self.screen, self._cells, asked, *where)
             return unshrunken_effects(
                 self.screen,
                 self._level_counts,
@@ -1105,11 +1133,15 @@ class PyroCell(BaseModelClass):
         self.shuffle_check_ = table
         return table
 
+    def _check_conditions(self) -> None:
+        """Raise ScreenError unless the cells' conditions are those of the model."""
+        if self._cells.conditions is not None:
+            raise ScreenError("the cells have conditions that this model was not built for")
+
     @property
     def _level_counts(self) -> LevelCounts:
         """The counts of all conditions as a likelihood of their levels; needs no training."""
-        if self._cells.conditions is not None:
-            raise ScreenError("the cells have conditions that this model was not built for")
+        self._check_conditions()
         if self._counts is None:
             self._counts = counts_of_screen(self.screen, self._cells, self.module.priors)
         return self._counts

@@ -144,7 +144,7 @@ def assumption_table(
         table[name] = [np.mean([getattr(a, name) for a in f]) if f else np.nan for f in answers]
     table.insert(7, "p_rope", table.pop("p_rope"))
     table.insert(8, "log_bayes_factor", np.where(table.testable, log_factor, 0.0))
-    error = table.posterior * (1 - table.posterior) * spread / np.sqrt(len(draws))
+    error = table.posterior * (1 - table.posterior) * spread / np.sqrt(max(1, len(draws)))
     table.insert(9, "mcse", error)
     table["n_genes"] = [found[0].n_genes if found else 0 for found in answers]
     return table

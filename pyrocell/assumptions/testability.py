@@ -66,11 +66,12 @@ def testability(screen: Screen) -> pd.DataFrame:
     DataFrame with assumption, perturbation, media, testable, reason. Assumptions: `necessary`
     (section 2.3.1), `steady` and `steady_vs_control` (2.3.2), `silent_at_baseline` (App. A),
     `no_response` (a perturbation blocks a medium), `memory` (a response outlives the loss of its
-    pathway; one row per medium, perturbation "all").
+    pathway; one row per medium, perturbation "all"). Sets of perturbations with too few cells for a
+    level of their own (see `Screen.additive`) are left out.
     """
     rows = [
         (row.assumption, row.perturbation, row.media, row.testable, row.reason)
-        for row in comparisons(screen)
+        for row in comparisons(screen.without_sums)
     ]
     columns = ["assumption", "perturbation", "media", "testable", "reason"]
     return pd.DataFrame(rows, columns=columns).astype({"testable": bool})
@@ -154,6 +155,12 @@ def _never(links: LayoutGraph, perturbation: str, medium: str, remedy: str) -> V
         )
     else:
         sets = dict.fromkeys(p for p, _ in links.arms if perturbation in p.split("+"))
+        if not sets:
+            because = (
+                f"{perturbation} was measured only together with others, in sets of too few cells "
+                "to have a level of their own"
+            )
+            return _untestable(because, remedy)
         because = f"{perturbation} was measured only in combinations ({join_names(sets)})"
     return _untestable(because, remedy)
 

@@ -135,7 +135,8 @@ def _as_options(text: str) -> str:
     """Arguments in a message, such as batch_key="lane", as the options that were typed."""
 
     def option(found: re.Match[str]) -> str:
-        name = found[1].replace("_", "-").removesuffix("s")
+        name = found[1].removesuffix("s") if found[1].endswith("_keys") else found[1]
+        name = name.replace("_", "-")
         return f"--{name}" + {"None": " ''", '"': ' "', "": ""}[found[2]]
 
     from pyrocell.data.setup import COLUMNS  # loads pandas

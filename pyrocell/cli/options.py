@@ -29,11 +29,14 @@ __all__ = [
 def add_column(group: argparse._ArgumentGroup, column: Field) -> None:
     """Add the option of an argument of `setup_anndata`; those that take several are repeated."""
     said = column.metadata
-    option = "--" + column.name.removesuffix("s").replace("_", "-")
+    several = column.name.endswith("_keys")
+    option = "--" + (column.name.removesuffix("s") if several else column.name).replace("_", "-")
     shown = said["help"] if column.default is None else f"{said['help']} (%(default)s)"
     more: dict[str, Any]
-    if column.name.endswith("_keys"):
+    if several:
         more = {"action": "append", "metavar": said["metavar"]}
+    elif "type" in said:
+        more = {"metavar": said["metavar"], "type": said["type"]}
     elif "choices" in said:
         more = {"choices": said["choices"]}
     elif "None" not in str(column.type):
@@ -78,11 +81,14 @@ def add_screen(parser: argparse.ArgumentParser) -> None:
 
 def read_screen(arguments: argparse.Namespace) -> tuple[AnnData, Screen]:
     """Read, say which columns are used, and register."""
-    from pyrocell.cli.reading import read_cells
+    from pyrocell.cli.reading import read_cells, read_table
 
     say(f"reading {arguments.file}")
     adata = read_cells(arguments.file, arguments.labels)
     setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
+    targets = setup["guide_targets"]
+    if targets is not None and Path(targets).suffix in (".csv", ".tsv", ".txt", ".tab"):
+        setup["guide_targets"] = read_table(Path(targets))
     return adata, register(adata, setup)
 
 
@@ -99,6 +105,8 @@ def register(adata: AnnData, setup: dict[str, Any]) -> Screen:
 def _say_columns(adata: AnnData, setup: dict[str, Any]) -> None:
     """Say which columns are used, and which others look as if they belonged to the screen."""
     keys = {name: value for name, value in setup.items() if name.endswith(("_key", "_keys"))}
+    if keys.get("guide_matrix_key") is not None:  # it takes the place of the column
+        keys.pop("perturbation_key", None)
     named = {name: [key] if isinstance(key, str) else list(key or ()) for name, key in keys.items()}
     used = [f"{key} ({name.removesuffix('s')})" for name, each in named.items() for key in each]
     say(f"columns used: {', '.join(used)}")

@@ -17,7 +17,7 @@ from pyrocell.data.backed import check_chunks
 from pyrocell.data.hdf5_probe import check_hdf5
 from pyrocell.errors import PyrocellError, ScreenWarning
 
-__all__ = ["add_labels", "read_cells"]
+__all__ = ["add_labels", "read_cells", "read_table"]
 
 _TAB = (".tsv", ".txt", ".tab")
 
@@ -126,6 +126,14 @@ def _read_loom(file: Path) -> AnnData:
             ".h5ad where it is"
         )
     return anndata.io.read_loom(file)
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A table of text, .csv or with tabs .tsv, or PyrocellError."""
+    try:
+        return pd.read_csv(file, sep="\t" if file.suffix in _TAB else ",", dtype=str)
+    except Exception as error:
+        raise PyrocellError(f"{file} cannot be read as a table: {error}") from error
 
 
 def add_labels(adata: AnnData, file: Path) -> None:

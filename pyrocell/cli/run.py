@@ -21,6 +21,11 @@ if TYPE_CHECKING:  # loaded when a command runs, so that its help is quick
 
 __all__ = ["add_options"]
 
+# arguments of `setup_anndata` that follow from the calls of guides
+_OF_LABELS = (
+    *("perturbation_key", "layer", "guide_key"),
+    *("guide_matrix_key", "guide_targets", "guide_threshold"),
+)
 _DESCRIPTION = """\
 Read what Cell Ranger counted, call the guides of each cell, filter cells and genes, choose genes,
 fit, and write the report of `pyrocell fit`. Every step says its rule and what it left out; each can
@@ -67,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     screen.add_argument("--labels", metavar="TABLE", type=Path, help=table.format("cells", "cell"))
     for column in COLUMNS:
-        if column.name not in ("perturbation_key", "layer", "guide_key"):
+        if column.name not in _OF_LABELS:
             add_column(screen, column)
     add_model(parser)
     parser.set_defaults(command=_run)

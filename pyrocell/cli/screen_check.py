@@ -24,6 +24,7 @@ _MOST = 5  # reasons that are written out
 # each level (condition and gene) in the phase after; GiB of Python and its libraries, bytes of a
 # count and of a level.
 _STEP, _STEP_GENE, _LEVEL = 0.012, 2.7e-5, 4.5e-5
+_CARRIED = 5e-7  # of a guide of a cell and a gene, all sweeps together
 _PROGRAM, _COUNT, _LEVEL_BYTES = 0.8, 24, 120
 
 
@@ -79,8 +80,11 @@ def _cost(counts: Any, screen: Screen) -> str:
     config = TrainingConfig()
     n_cells, n_genes = round(0.9 * screen.n_cells), len(screen.genes)
     steps = config.epochs(n_cells) * max(1, n_cells // config.minibatch(n_cells))
-    levels = len(screen.conditions) * n_genes
+    levels = 0 if screen.many_sets else len(screen.conditions) * n_genes
     seconds = steps * (_STEP + _STEP_GENE * n_genes) + _LEVEL * levels
+    if screen.many_sets:  # effects are drawn from the cells themselves
+        carried = int(np.diff(screen.membership.indptr)[screen.cell_condition].sum())
+        seconds += _CARRIED * n_genes * (screen.n_cells + carried)
     stored = getattr(counts, "nnz", None)
     bytes_ = _COUNT * (stored if stored is not None else counts.shape[0] * counts.shape[1])
     memory = _PROGRAM + (bytes_ + _LEVEL_BYTES * levels) / 2**30

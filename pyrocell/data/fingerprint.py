@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from pyrocell._compat import obs_table
+from pyrocell.data.guide_matrix import matrix_checksum
 from pyrocell.errors import ScreenError
 
 __all__ = ["Fingerprint"]
@@ -32,22 +33,34 @@ class Fingerprint(NamedTuple):
     counts
         Of a weighted sum over genes of each cell's counts, whose weights differ by gene; None for
         counts in a file, which are read when they are needed.
+    matrix_key, matrix
+        Entry of `.obsm` with the guides of cells, and a checksum of it; None where there is none.
     """
 
     shape: tuple[int, int]
     genes: int
     columns: Mapping[str, int]
     counts: int | None
+    matrix_key: str | None = None
+    matrix: int | None = None
 
     @classmethod
-    def of(cls, adata: AnnData, matrix: Any, columns: Sequence[str]) -> Fingerprint:
-        """Of an AnnData as it is now; `matrix` None leaves its counts out."""
+    def of(
+        cls, adata: AnnData, matrix: Any, columns: Sequence[str], guides: str | None = None
+    ) -> Fingerprint:
+        """Of an AnnData as it is now; `matrix` None leaves its counts out.
+
+        `guides` names the entry of `.obsm` with the guides of cells.
+        """
         counts = None
         if matrix is not None:
             counts = zlib.crc32(_weighted_sums(matrix).tobytes())
         obs = obs_table(adata)
         found = {name: _checksum(obs[name]) for name in columns if name in obs}
-        return cls(adata.shape, _checksum(adata.var_names), found, counts)
+        of_guides = None
+        if guides is not None and guides in adata.obsm:
+            of_guides = zlib.crc32(matrix_checksum(adata.obsm[guides]).tobytes())
+        return cls(adata.shape, _checksum(adata.var_names), found, counts, guides, of_guides)
 
     def check(self, now: Fingerprint) -> None:
         """Raise ScreenError, saying what, if anything has changed since."""
@@ -62,6 +75,8 @@ class Fingerprint(NamedTuple):
             what = "has other names of genes, or in another order"
         elif changed:
             what = f'has other values in the column "{changed[0]}"'
+        elif now.matrix != self.matrix:
+            what = f'has other guides in .obsm["{self.matrix_key}"]'
         elif self.counts is not None and now.counts != self.counts:
             what = "has other counts, or its cells in another order"
         if what is not None:

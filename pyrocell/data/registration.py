@@ -30,6 +30,7 @@ from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.data.backed import BackedCounts, is_stored
 from pyrocell.data.covariates import with_covariates
 from pyrocell.data.fingerprint import Fingerprint
+from pyrocell.data.guide_matrix import read_guide_sets
 from pyrocell.data.own_genes import own_columns, warn_of_guides
 from pyrocell.data.setup import ScreenSetup
 from pyrocell.data.statistics import CountStatistics, count_sums
@@ -49,6 +50,7 @@ from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.screen.label_reading import control_label, read_perturbations, warn_of_labels
 from pyrocell.screen.labels import check_text, encode_labels
 from pyrocell.screen.screen import Screen
+from pyrocell.screen.sets import GuideSets
 
 __all__ = ["CellTensors", "ScreenManager", "cell_tensors", "register"]
 
@@ -135,7 +137,8 @@ class ScreenManager(AnnDataManager):
             layer = self.registry[SETUP_ARGS]["layer"]
             counts = count_matrix(adata, layer)
             check_sparse(counts, layer)
-        self.fingerprint.check(Fingerprint.of(adata, counts, list(self.fingerprint.columns)))
+        columns, matrix = list(self.fingerprint.columns), self.fingerprint.matrix_key
+        self.fingerprint.check(Fingerprint.of(adata, counts, columns, matrix))
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
@@ -168,7 +171,8 @@ class ScreenManager(AnnDataManager):
         self.screen, self.source = screen, source
         counts = count_matrix(adata, args["layer"], stored=True)
         in_memory = None if is_stored(counts) else counts
-        self.fingerprint = Fingerprint.of(adata, in_memory, _columns_read(args))
+        matrix = args.get("guide_matrix_key")
+        self.fingerprint = Fingerprint.of(adata, in_memory, _columns_read(args), matrix)
         self.registry[_REGISTRY_ENTRY] = {
             "screen": screen.to_dict() if source is None else source["screen"],
             "covariates": levels,
@@ -177,7 +181,8 @@ class ScreenManager(AnnDataManager):
 
 def _columns_read(args: Mapping[str, Any]) -> list[str]:
     """Columns of `.obs` that a setup names."""
-    keys = [v for k, v in args.items() if k.endswith("_key") and k != "gene_symbol_key"]
+    elsewhere = ("gene_symbol_key", "guide_matrix_key")
+    keys = [v for k, v in args.items() if k.endswith("_key") and k not in elsewhere]
     for several in (args["categorical_covariate_keys"], args["continuous_covariate_keys"]):
         keys.extend(several or ())
     return [key for key in keys if key is not None]
@@ -323,10 +328,15 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
         found = key is not None
         values[role] = _column(adata, key, argument) if found else None
     _check_size_factor(adata, args["size_factor_key"])
+    if args.get("guide_matrix_key") is not None:
+        values["perturbation"] = read_guide_sets(adata, args, all_occur=like is None)
+        columns["perturbation"] = f'guide_matrix_key="{args["guide_matrix_key"]}"'
     labels, separator = values["perturbation"], args.get("combination_separator", "+")
     where = columns["perturbation"]
     control = control_label(args["control"])
-    if labels is not None:
+    if isinstance(labels, GuideSets):
+        labels = None  # whose targets were read with them
+    elif labels is not None:
         values["perturbation"] = read_perturbations(
             labels, args["control"], separator, where, all_occur=like is None
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pyrocell.data.guide_targets import plain_targets
 from pyrocell.errors import ScreenError
 from pyrocell.screen.labels import PERTURBATION_TYPES
 
@@ -69,6 +70,24 @@ class ScreenSetup:
     guide_key: str | None = _argument(
         None, "guide of each cell; guides differ in strength, cells may not have responded"
     )
+    guide_matrix_key: str | None = _argument(
+        None,
+        "entry of .obsm, cells by guides, of cells with several guides; in the place of a column "
+        "of perturbations",
+        "NAME",
+    )
+    guide_targets: Any = _argument(  # noqa: RUF009
+        None,
+        "target of each guide: a table .csv or .tsv with columns guide and gene, or an entry of "
+        ".uns",
+        "TABLE",
+    )
+    guide_threshold: float | None = _argument(
+        None,
+        "least value of the matrix with which a cell has a guide; needed for counts",
+        "X",
+        type=float,
+    )
     laboratory_key: str | None = _argument(None, "laboratory that made each batch")
     size_factor_key: str | None = _argument(
         None, "depth of each cell; its total counts if not given"
@@ -93,16 +112,36 @@ class ScreenSetup:
             if keys is not None:
                 keys = [keys] if isinstance(keys, str) else list(keys)
             object.__setattr__(self, name, keys)
+        object.__setattr__(self, "guide_targets", plain_targets(self.guide_targets))
+        if self.guide_matrix_key is not None:
+            self._check_matrix()
         for argument in fields(self):
             if argument.name.endswith(("_key", "_keys")) or argument.name == "layer":
                 _check_name(argument.name, getattr(self, argument.name))
+
+    def _check_matrix(self) -> None:
+        """Leave out the column whose place the matrix takes; refuse what goes with it."""
+        object.__setattr__(self, "perturbation_key", None)
+        for name in ("perturbation_type_key", "guide_key"):
+            if getattr(self, name) is not None:
+                raise ScreenError(
+                    f"{name} is of cells with one guide each and cannot be read beside "
+                    "guide_matrix_key; "
+                    + (
+                        "say perturbation_type=, or targets such as GENE (CRISPRa)"
+                        if name == "perturbation_type_key"
+                        else "leave it out"
+                    )
+                )
 
 
 def _check_name(argument: str, value: Any) -> None:
     """Raise ScreenError unless an argument is a name, several where it takes them, or None."""
     for name in value if argument.endswith("_keys") and value is not None else [value]:
         if name is not None and not isinstance(name, str | int):
-            what = "a layer" if argument == "layer" else "a column of adata.obs"
+            what = {"layer": "a layer", "guide_matrix_key": "an entry of adata.obsm"}.get(
+                argument, "a column of adata.obs"
+            )
             raise ScreenError(
                 f"{argument} is given a {type(name).__name__}; give the name of {what}, or None"
             )

@@ -28,7 +28,8 @@ class CountStatistics:
     total
         (N,) counts of each cell.
     condition, batch
-        (C, G) and (B, G) counts of each condition and batch.
+        (C, G) and (B, G) counts of each condition and batch; the first is sparse (CSR) where sets
+        of perturbations are many, and conditions nearly as many as cells.
     scaled, scaled_squares
         (G,) sums of counts over depth, and of their squares.
     rows, sample
@@ -37,7 +38,7 @@ class CountStatistics:
 
     log_size: np.ndarray
     total: np.ndarray
-    condition: np.ndarray
+    condition: np.ndarray | sp.csr_array
     batch: np.ndarray
     scaled: np.ndarray
     scaled_squares: np.ndarray
@@ -67,7 +68,8 @@ def count_sums(
     n, n_genes = counts.shape
     total, given = np.zeros(n), log_size
     log_size = np.zeros(n, np.float32) if given is None else np.asarray(given, np.float32)
-    condition = np.zeros((len(screen.conditions), n_genes))
+    shape = (len(screen.conditions), n_genes)
+    condition = sp.csr_array(shape) if screen.many_sets else np.zeros(shape)
     batch = np.zeros((len(screen.batches), n_genes))
     scaled, squares = np.zeros((2, n_genes))
     rows = np.sort(np.random.default_rng(0).permutation(n)[:_SAMPLED])
@@ -78,7 +80,10 @@ def count_sums(
         total[part] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
         if given is None:  # an empty cell is refused once all of them are known
             log_size[part] = np.log(np.maximum(total[part], 1.0))
-        add_by_group(condition, screen.cell_condition[part], block)
+        if isinstance(condition, np.ndarray):
+            add_by_group(condition, screen.cell_condition[part], block)
+        else:
+            condition = condition + _summed(screen.cell_condition[part], block, shape[0])
         add_by_group(batch, screen.cell_batch[part], block)
         one = sp.diags(1 / np.exp(log_size[part]).astype(np.float64))
         relative = sp.csr_matrix(one @ block)
@@ -91,7 +96,12 @@ def count_sums(
 
 def add_by_group(out: np.ndarray, group: np.ndarray, values: sp.csr_matrix) -> None:
     """Add the rows of values (n, G) to those rows of `out` (M, G) that their groups (n,) say."""
-    n = len(group)
-    member = sp.csr_matrix((np.ones(n), (group, np.arange(n))), shape=(len(out), n))
-    part = sp.coo_matrix(member @ values)
+    part = _summed(group, values, len(out)).tocoo()
     out[part.row, part.col] += part.data
+
+
+def _summed(group: np.ndarray, values: sp.csr_matrix, n_groups: int) -> sp.csr_array:
+    """Sums of the rows of values (n, G) by their groups (n,), (n_groups, G)."""
+    n = len(group)
+    member = sp.csr_array((np.ones(n), (group, np.arange(n))), shape=(n_groups, n))
+    return sp.csr_array(member @ sp.csr_array(values))

@@ -22,6 +22,8 @@ __all__ = [
     "number_arms",
 ]
 
+_FEW_SLOTS = 4  # drivers of a condition, up to which their nodes are looked up one by one
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -84,21 +86,33 @@ def gather_nodes(weight: Tensor, walk: Tensor, time_index: Tensor) -> Tensor:
         if not (look and bool((amount == 1).all())):
             nodes = amount[:, None] * nodes
         return walk.new_zeros(len(weight), walk.shape[-1]).index_copy_(0, where, nodes)
+    if slots > _FEW_SLOTS:  # a sparse product: cells with many guides share few nodes
+        where, driver = (weight != 0).nonzero(as_tuple=True)
+        start = torch.searchsorted(where, torch.arange(len(weight), device=where.device))
+        row = driver * walk.shape[1] + time_index[where]
+        return torch.nn.functional.embedding_bag(
+            row, walk.flatten(0, 1), start, mode="sum", per_sample_weights=weight[where, driver]
+        )
     top, driver = (weight != 0).to(weight.dtype).topk(slots, 1)
     amount = weight.gather(1, driver) * top
     nodes = walk[driver, time_index[:, None]]  # (C, slots, G)
     return (amount[..., None] * nodes).sum(1)
 
 
-def number_arms(membership: sp.csr_array, exposure: np.ndarray) -> tuple[int, np.ndarray]:
+def number_arms(
+    membership: sp.csr_array, exposure: np.ndarray, additive: np.ndarray | None = None
+) -> tuple[int, np.ndarray]:
     """Number of arms with several drivers, and which of them each condition is, or -1, (C,).
 
-    An arm is a set of perturbations in certain media, at whatever times.
+    An arm is a set of perturbations in certain media, at whatever times; `additive` conditions
+    (C,) have none.
     """
     membership = sp.csr_array(membership)
     arms: dict[tuple, int] = {}
     rows = np.full(len(exposure), -1, np.int64)
-    for c, media in enumerate(exposure):
+    sums = np.zeros(len(exposure), bool) if additive is None else additive
+    for c in np.flatnonzero(~sums).tolist():
+        media = exposure[c]
         genes = membership.indices[membership.indptr[c] : membership.indptr[c + 1]]
         drivers = (*np.sort(genes).tolist(), *(-1 - np.flatnonzero(media)).tolist())
         if len(drivers) > 1:

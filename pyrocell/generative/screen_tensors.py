@@ -54,18 +54,20 @@ class ScreenTensors(nn.Module):
         self.n_perturbations, self.n_media = len(screen.perturbations), len(screen.media)
         self.n_axes = config.n_latent + config.n_response
         self.n_times = max(1, len(screen.times))
+        self.many_sets = screen.many_sets
         self._register(screen)
 
     def _register(self, screen: Screen) -> None:
         as_float = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
         exposure, perturbed = as_float(screen.exposure), ~torch.as_tensor(screen.is_control)
         several = (as_float(np.diff(screen.membership.indptr)) + exposure.sum(1)) > 1
-        self.n_arms, interaction = number_arms(screen.membership, screen.exposure)
+        several &= ~torch.as_tensor(screen.additive)  # what has no arm has nothing to share with
+        self.n_arms, interaction = number_arms(screen.membership, screen.exposure, screen.additive)
         interaction = torch.as_tensor(interaction)
         self.n_interactions = 0
-        if self.config.interactions and self.config.gene_residual:
+        if self.config.interactions and self.config.gene_residual and self.n_arms:
             self.n_interactions = self.n_arms
-            first = [int((interaction == a).nonzero()[0]) for a in range(self.n_arms)]
+            first = np.unique(interaction.numpy(), return_index=True)[1][-self.n_arms :]
             drivers = torch.cat([as_float(screen.membership[first].toarray()), exposure[first]], 1)
             self.register_buffer("several_drivers", drivers, persistent=False)
         times = as_float(screen.times)

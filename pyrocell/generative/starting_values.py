@@ -6,9 +6,10 @@ controls' mean and at the pseudobulk responses removes the cause.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import svds
 from torch import Tensor
@@ -52,19 +53,22 @@ def starting_values(
         Seed of the axes that the counts leave free.
     """
     size = np.exp(sums.log_size).astype(np.float64)
-    totals = sums.condition  # (C, G)
-    sizes = np.bincount(screen.cell_condition, size, len(totals))
+    totals: Any = sums.condition  # (C, G), sparse where sets of perturbations are many
+    sizes = np.bincount(screen.cell_condition, size, totals.shape[0])
     n_cells, summed = len(size), totals.sum(0)
     pooled = summed + 1e-3
     rate = pooled / size.sum()  # (G,)
     control = screen.is_control & (screen.exposure.sum(1) == 0)
     if not control.any():
         control = screen.is_control
+    if not control.any():  # cells with many guides each: all of them are near rest
+        control = np.ones(len(control), bool)
     control_total, control_size = totals[control].sum(0), sizes[control].sum()
     baseline = _log_level(control_total[None], np.array([control_size]), rate)[0]
     relative_variance = _relative_variance(sums, n_cells)
-    n_control = int(np.isin(screen.cell_condition, np.flatnonzero(control)).sum())
-    effects, media = _responses(totals, sizes, rate, screen)
+    n_control = int(control[screen.cell_condition].sum())
+    found = _responses_of_sums if screen.many_sets else _responses
+    effects, media = found(totals, sizes, rate, screen)
     loading = _resting_axes(sums, size, screen, config.n_latent, seed)
     response, effect, media_effect = _own_axes(effects, media, config.n_response, seed)
     along = _along_resting_axes(loading, media - media_effect @ response, pooled)
@@ -100,6 +104,37 @@ def _log_dispersion(relative: np.ndarray, rate: np.ndarray, size: np.ndarray) ->
     return -np.log(np.clip(excess, 0.02, 20.0))
 
 
+def _contrast(a: np.ndarray, b: np.ndarray, size: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """Shrunken log-fold change of counts a (G,) against b (G,) at depths (2,)."""
+    level = _log_level(np.stack([a, b]), size, rate)
+    change, noise = level[0] - level[1], 1 / (a + 1) + 1 / (b + 1)
+    signal = max(float(np.median(np.maximum(change**2 - noise, 0))), 1e-4)
+    return change * signal / (signal + noise)
+
+
+def _responses_of_sums(
+    totals: Any, sizes: np.ndarray, rate: np.ndarray, screen: Screen
+) -> tuple[np.ndarray, np.ndarray]:
+    """What cells with a perturbation, or in a medium, have beside those without it.
+
+    Of cells with many guides each, whose others are about the same on both sides.
+    """
+
+    def of(present: Any) -> np.ndarray:
+        """Changes (n, G) where `present` (C, n) says so."""
+        summed = present.T @ totals
+        with_it = summed.toarray() if sp.issparse(summed) else np.asarray(summed)
+        deep = np.asarray(present.T @ sizes)
+        whole, depth = np.asarray(totals.sum(0)).ravel(), sizes.sum()
+        rows = [
+            _contrast(a, whole - a, np.array([s, depth - s]), rate)
+            for a, s in zip(with_it, deep, strict=True)
+        ]
+        return np.array(rows).reshape(len(deep), len(rate))
+
+    return of(screen.membership.astype(float)), of(sp.csr_array(screen.exposure.astype(float)))
+
+
 def _responses(
     totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray, screen: Screen
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -107,10 +142,7 @@ def _responses(
     exposure, none = screen.exposure, screen.is_control
 
     def contrast_of(a: np.ndarray, b: np.ndarray, size: np.ndarray) -> np.ndarray:
-        level = _log_level(np.stack([a, b]), size, rate)
-        change, noise = level[0] - level[1], 1 / (a + 1) + 1 / (b + 1)
-        signal = max(float(np.median(np.maximum(change**2 - noise, 0))), 1e-4)
-        return change * signal / (signal + noise)
+        return _contrast(a, b, size, rate)
 
     def pooled(rows: np.ndarray) -> tuple[np.ndarray, float]:
         return totals[rows].sum(0), sizes[rows].sum()

@@ -292,6 +292,8 @@ class Guide(GuideParameters):
         last gives back what the parts took (generalised least squares, z integrated out).
         """
         model, out = self.model, {}
+        if not model.n_media and not model.n_interactions:
+            return out
         rows = model.conditions.select(model.several)
         if model.n_media:
             values = values | {"M.gain": centre["M.gain"]}

@@ -74,7 +74,14 @@ def layout(screen: Screen | PyroCell, ax: Axes | None = None) -> Axes:
 
 
 def _cells(screen: Screen) -> pd.DataFrame:
-    """Cells, perturbations × batches with medium and time; NaN where there are none."""
+    """Cells, perturbations × batches with medium and time; NaN where there are none.
+
+    Where sets of perturbations are many: cells that carry each, in whatever medium and time.
+    """
+    if screen.many_sets:
+        carried = screen.membership.T @ screen.layout.to_numpy(dtype=float)
+        found = pd.DataFrame(carried, list(screen.perturbations), list(screen.batches))
+        return found.where(found > 0)
     table = screen.conditions
     layout = screen.layout.set_axis(table.index).stack().rename("n").reset_index(level=1)
     layout.columns = ["batch", "n"]
@@ -96,6 +103,8 @@ def _text(value: object) -> str:
 
 
 def _arms(screen: Screen) -> str:
+    if screen.many_sets:
+        return ", a cell in the rows of all it carries"
     shown = ["medium"] * (screen.conditions["media"].nunique() > 1)
     shown += ["time"] * (screen.conditions["time"].nunique(dropna=False) > 1)
     return "".join(f", {name}" for name in shown)

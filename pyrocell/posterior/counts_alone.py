@@ -15,7 +15,7 @@ from pyrocell.posterior.draws import check_level
 from pyrocell.posterior.gene_level.counts import LevelCounts
 from pyrocell.screen.screen import Screen
 
-__all__ = ["FEWEST_COUNTS", "long_table", "unshrunken_effects"]
+__all__ = ["FEWEST_COUNTS", "adjusted", "long_table", "unshrunken_effects"]
 
 FEWEST_COUNTS = 5  # below it in both groups of cells nothing is listed
 
@@ -77,7 +77,7 @@ def unshrunken_effects(
         "lower": lower,
         "upper": upper,
         "p": p,
-        "q": _adjusted(p.ravel(), ~few.ravel()).reshape(p.shape),
+        "q": adjusted(p.ravel(), ~few.ravel()).reshape(p.shape),
         "log2fc": mean / np.log(2),
         "prob_direction": np.maximum(below, 1 - below),
         "count": here,
@@ -117,7 +117,7 @@ def _measured(
     return names, rows
 
 
-def _adjusted(p: np.ndarray, usable: np.ndarray) -> np.ndarray:
+def adjusted(p: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """Benjamini and Hochberg's adjusted p-values; 1 for what may not be listed."""
     out = np.ones(len(p))
     index = np.flatnonzero(usable)

@@ -230,6 +230,11 @@ def shuffled(adata: AnnData, arguments: dict[str, Any], seed: int) -> AnnData:
         together = list(groups.groupby(list(groups)).indices.values())
     for rows in together:
         order[rows] = rng.permutation(rows)
+    if (matrix := arguments.get("guide_matrix_key")) is not None:
+        guides = adata.obsm[matrix]
+        table = isinstance(guides, pd.DataFrame)
+        moved = guides.iloc[order].set_axis(guides.index) if table else guides[order]
+        adata.obsm[matrix] = moved
     for column in labels:
         adata.obs[column] = adata.obs[column].to_numpy()[order]
     return adata
@@ -254,6 +259,10 @@ def shuffled_cells(adata: AnnData, arguments: dict[str, Any], n_cells: int, seed
     columns += [c for k, v in arguments.items() if k.endswith("_keys") for c in v or ()]
     obs = obs_table(some)[list(dict.fromkeys(columns))].copy()
     plain = AnnData(counts, obs=obs, var=var_table(some).copy())
+    if (matrix := arguments.get("guide_matrix_key")) is not None:
+        plain.obsm[matrix] = some.obsm[matrix]
+        named = (matrix, arguments.get("guide_targets"))
+        plain.uns.update({n: some.uns[n] for n in named if isinstance(n, str) and n in some.uns})
     return shuffled(plain, arguments, seed)
 
 

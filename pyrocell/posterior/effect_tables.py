@@ -42,11 +42,10 @@ def effects_adata(effects: pd.DataFrame, fit: FittedScreen) -> AnnData:
     layers = {name: columns[name].to_numpy().reshape(shape) for name in _LAYERS}
     layers = {k: v.astype(np.int64 if k == "count" else np.float32) for k, v in layers.items()}
     media, time = effects["media"].iloc[0], effects["time"].iloc[0]
-    measured = fit.screen.conditions[fit.screen.at(media, float(time))]
-    cells = measured.groupby("perturbation")["n_cells"].sum()
+    cells = _cells_of(fit, names, str(media), float(time))
     labels = [str(name) for name in names]
     obs = pd.DataFrame({"perturbation": pd.Categorical(labels, labels)}, index=labels)
-    obs["n_cells"] = cells.reindex(names).fillna(0).astype(int).to_numpy()
+    obs["n_cells"] = cells
     listed = layers["fdr"] <= 0.1
     obs["n_up"], obs["n_down"] = (
         (listed & (layers["lfc"] > 0)).sum(1),
@@ -57,6 +56,17 @@ def effects_adata(effects: pd.DataFrame, fit: FittedScreen) -> AnnData:
     var["count_control"] = effects["count_control"].to_numpy()[: shape[1]]
     uns = {"pyrocell": {"media": str(media), "time": float(time), "unit_of_X": "natural log"}}
     return AnnData(layers["lfc"].copy(), obs=obs, var=var, layers=layers, uns=uns)
+
+
+def _cells_of(fit: FittedScreen, names: list[str], media: str, time: float) -> np.ndarray:
+    """(n,) cells that stand for each label in a medium at a time."""
+    here = fit.screen.at(media, time)
+    if fit.screen.many_sets:
+        cells = fit.screen.conditions["n_cells"].to_numpy()
+        return np.array([int(cells[here & fit.screen.carriers(n)].sum()) for n in names])
+    measured = fit.screen.conditions[here]
+    found = measured.groupby("perturbation")["n_cells"].sum()
+    return found.reindex(names).fillna(0).astype(int).to_numpy()
 
 
 def differential_expression(
@@ -225,11 +235,9 @@ def _detected(fit: FittedScreen, media: str, time: float | None) -> Any:
     """Cells of a label in a medium at a time, and in how many each gene was seen (G,)."""
     screen = fit.screen
     here = screen.at(media, screen.times[-1] if screen.times and time is None else time)
-    labels = screen.conditions["perturbation"].to_numpy()
 
     def of(label: str) -> tuple[int, np.ndarray]:
-        conditions = np.flatnonzero(here & (labels == label))
-        cells = np.flatnonzero(np.isin(fit.data.condition, conditions))
+        cells = np.flatnonzero((here & screen.carriers(label))[fit.data.condition])
         seen = np.zeros(len(screen.genes))
         for first in range(0, len(cells), _CELLS):
             rows = fit.data.counts[cells[first : first + _CELLS]]

@@ -302,12 +302,47 @@ def request_of_states(
 def counts_by_label(
     fit: FittedScreen, media: str, time: float | None
 ) -> Callable[[str], np.ndarray]:
-    """Counts (G,) of the cells of a label in a medium at a time; zero where none were measured."""
+    """Counts (G,) of the cells of a label in a medium at a time; zero where none were measured.
+
+    Where sets of perturbations are many: of the cells that carry its perturbations, whatever else
+    they carry, and of all cells for the control (`Screen.carriers`).
+    """
+    if fit.screen.many_sets:
+        return _counts_of_carriers(fit, media, time)
     screen, table = fit.screen, _total_counts(fit)
     here = screen.at(media, time)
     rows = screen.conditions[here].groupby("perturbation").indices
     places, none = np.flatnonzero(here), np.zeros(0, np.int64)
     return lambda label: table[places[rows.get(label, none)]].sum(0)
+
+
+def _counts_of_carriers(
+    fit: FittedScreen, media: str, time: float | None
+) -> Callable[[str], np.ndarray]:
+    """See `counts_by_label`; those of single perturbations from one pass over all counts."""
+    screen, here = fit.screen, fit.screen.at(media, time)
+    place = {name: k for k, name in enumerate(screen.perturbations)}
+    if fit.data.conditions is not None:
+        return lambda label: np.zeros(len(screen.genes))
+    member = screen.membership.multiply(here[:, None])
+    rows = sp.csr_array(sp.hstack([member, here.astype(float)[:, None]], format="csr"))
+    table = np.zeros((1 + len(screen.perturbations), len(screen.genes)))
+    for part, block in count_blocks(fit.data.counts):
+        table += (rows[fit.data.condition[part]].T @ sp.csr_array(block)).toarray()
+
+    def counted(label: str) -> np.ndarray:
+        if label in place:
+            return table[place[label]]
+        if label == screen.control:
+            return table[-1]
+        mine = (here & screen.carriers(label))[fit.data.condition]
+        parts = count_blocks(fit.data.counts)
+        return sum(
+            (np.asarray(sp.csr_array(block)[mine[part]].sum(0)).ravel() for part, block in parts),
+            np.zeros(len(screen.genes)),
+        )
+
+    return counted
 
 
 def _total_counts(fit: FittedScreen) -> np.ndarray:

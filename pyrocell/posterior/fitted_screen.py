@@ -80,6 +80,18 @@ class FittedScreen:
         self.posterior, self.screen, self.data = posterior, screen, data
         self.model, self.gene_level = posterior.model, gene_level
 
+    @property
+    def without_sums(self) -> FittedScreen:
+        """The same without cells whose sets of perturbations have no level of their own."""
+        if not self.screen.many_sets or self.data.conditions is not None:
+            return self
+        small = self.screen.without_sums
+        cells = np.flatnonzero(~self.screen.additive[self.data.condition])
+        number = np.cumsum(~self.screen.additive) - 1
+        data = self.data.subset(cells)
+        data = replace(data, condition=number[data.condition])
+        return FittedScreen(self.posterior, small, data)
+
     def parts(self, n_rows: int) -> list[slice]:
         """Rows of a table of conditions or cells, some at a time."""
         width = max(len(self.screen.genes), self.model.n_perturbations + self.model.n_media)

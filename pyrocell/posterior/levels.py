@@ -16,6 +16,8 @@ def levels(fit: FittedScreen, n_samples: int, ratio: float = 1.0) -> list[Condit
     data, screen = fit.data, fit.screen
     if data.conditions is not None:
         raise ScreenError("the cells have conditions that this model was not built for")
+    if not len(screen.conditions):  # all of them are sums of others
+        return []
     size = np.exp(data.log_size.astype(float))
     scales = [(np.ones(len(screen.genes)),)]  # of no consequence in one batch
     if len(screen.batches) > 1:

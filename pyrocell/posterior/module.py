@@ -13,6 +13,11 @@ from pyrocell.generative.model import GenerativeModel
 from pyrocell.generative.starting_values import ScreenStatistics, starting_values
 from pyrocell.guide.guide import Guide
 from pyrocell.posterior.draws import Posterior
+from pyrocell.posterior.gene_level.additive import (
+    AdditiveLevel,
+    additive_arms,
+    additive_layout,
+)
 from pyrocell.posterior.gene_level.fit import arms_of, layout_of
 from pyrocell.posterior.gene_level.sites import GeneLevelSites
 from pyrocell.posterior.gene_level.states import GeneLevel
@@ -76,13 +81,18 @@ class ScreenModule(nn.Module):
                 state[new] = state.pop(old)
         module.load_state_dict(state)
         if kept:
-            module.gene_level = GeneLevel({n.removeprefix(_KEPT): v for n, v in kept.items()})
+            kind = AdditiveLevel if f"{_KEPT}additive" in kept else GeneLevel
+            module.gene_level = kind({n.removeprefix(_KEPT): v for n, v in kept.items()})
             module.join(screen)
         return module
 
     def join(self, screen: Screen) -> None:
         """Tell the gene-level posterior what of the screen it refers to."""
         assert self.gene_level is not None
+        if isinstance(self.gene_level, AdditiveLevel):
+            layout = additive_layout(self.model, screen)
+            self.gene_level.join(layout, additive_arms(self.model, screen))
+            return
         values = Posterior(self.model, self.guide).mean()
         rest = self.gene_level.tensors.get("rest")  # files before had a spike at exactly zero
         layout = layout_of(

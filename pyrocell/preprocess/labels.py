@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from pyrocell._core.messages import did_you_mean, join_names
@@ -15,7 +16,7 @@ from pyrocell.errors import PyrocellError
 from pyrocell.preprocess.guides import SEPARATOR, GuideCalls
 from pyrocell.preprocess.steps import Step, add_step
 
-__all__ = ["CONTROL", "guide_targets", "label_cells"]
+__all__ = ["CONTROL", "guide_matrix", "guide_targets", "label_cells"]
 
 CONTROL = "control"
 # A word at the beginning of a name, whole or with a number; the first two also within a name.
@@ -196,6 +197,57 @@ def label_cells(
     rule = f"cells with guides of several targets are {what}; left out: {none:,} without a guide"
     rule += f", {dropped:,} with several" if multiplets == "drop" else ""
     return add_step(found, Step("combine guides", rule, adata.n_obs, found.n_obs))
+
+
+def guide_matrix(
+    adata: AnnData, calls: GuideCalls, targets: pd.Series, *, key: str = "guides"
+) -> AnnData:
+    """Keep the cells that have a guide, with all guides of each, for screens of many per cell.
+
+    Parameters
+    ----------
+    adata
+        Counts of genes; it stays as it is.
+    calls
+        From `assign_guides`, of the same cells.
+    targets
+        Gene of each guide, "control" for guides that target none, from `guide_targets`.
+    key
+        Name of the entries of `.obsm` and `.uns`.
+
+    Returns
+    -------
+    AnnData
+        Cells with a guide: `.obsm[key]`, cells × guides, CSR of 0 and 1; `.uns[key]`, a row for
+        each guide with its target; `.obs["n_guides"]` and `.obs["call_probability"]`. They are
+        registered by ``PyroCell.setup_anndata(adata, guide_matrix_key=key)``.
+
+    Raises
+    ------
+    PyrocellError
+        If the cells differ, a guide has no target, or no cell has a guide.
+    """
+    if list(calls.cells.index) != list(adata.obs_names):
+        raise PyrocellError("guides were called for other cells; call them for these")
+    names = list(dict.fromkeys(calls.guides["guide"]))
+    missing = [name for name in names if name not in targets.index]
+    if missing:
+        raise PyrocellError(
+            f"targets lack {len(missing)} guides that were called: {join_names(missing)}"
+        )
+    kept = (calls.cells["n_guides"] > 0).to_numpy()
+    if not kept.any():
+        raise PyrocellError(
+            "no cell has a guide; look at the counts of guides, or lower the probability of a call"
+        )
+    found = adata[kept].copy()
+    found.obsm[key] = sp.csr_matrix(calls.called[np.flatnonzero(kept)], dtype=np.int8)
+    found.uns[key] = pd.DataFrame({"target": targets.loc[names].astype(str)}, index=names)
+    found.obs["n_guides"] = calls.cells["n_guides"][kept].to_numpy()
+    found.obs["call_probability"] = calls.cells["probability"][kept].to_numpy()
+    mean = float(found.obs["n_guides"].mean())
+    rule = f"cells with a guide are kept with all of theirs, {mean:.1f} on average"
+    return add_step(found, Step("guides of cells", rule, adata.n_obs, found.n_obs))
 
 
 def perturbations(calls: GuideCalls, targets: pd.Series, multiplets: str = "drop") -> pd.Series:

@@ -364,7 +364,9 @@ def _sums(manager: ScreenManager) -> tuple[np.ndarray, np.ndarray]:
     """Counts (C, G) and depth (C,), in cells of median depth, of each condition."""
     tensors, condition = cell_tensors(manager), manager.screen.cell_condition
     size = np.exp(tensors.log_size_factor.astype(float))
-    return tensors.sums.condition, np.bincount(condition, size) / np.median(size)
+    counts = tensors.sums.condition
+    assert isinstance(counts, np.ndarray)  # of a screen with few sets of perturbations
+    return counts, np.bincount(condition, size) / np.median(size)
 
 
 def _log_level(total: np.ndarray, depth: np.ndarray) -> np.ndarray:

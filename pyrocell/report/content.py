@@ -17,7 +17,13 @@ from pyrocell._compat import SETUP_ARGS
 from pyrocell.data.setup import resembling_columns
 from pyrocell.plotting._style import together
 from pyrocell.report import sentences
-from pyrocell.report.perturbations import last_places, measured_effects, part_of
+from pyrocell.report.perturbations import (
+    cells_by_label,
+    labels_of,
+    last_places,
+    measured_effects,
+    part_of,
+)
 from pyrocell.report.quality import convergence
 
 if TYPE_CHECKING:
@@ -116,8 +122,11 @@ def _read(model: PyroCell) -> dict[str, Any]:
         if name.endswith(("_key", "_keys")) and value
     }
     ignored = resembling_columns([str(c) for c in model.adata.obs], arguments)
-    cells = screen.layout.groupby(screen.conditions["perturbation"].to_numpy(), sort=False).sum()
-    cells = cells.loc[cells.sum(1).sort_values(ascending=False).index]
+    labels = list(dict.fromkeys(screen.conditions["perturbation"]))
+    if screen.many_sets:
+        labels = labels_of(screen)
+    cells = cells_by_label(screen, labels).astype(int)
+    cells = cells.iloc[np.argsort(-cells.to_numpy().sum(1), kind="stable")]
     return {
         "n_cells": screen.n_cells,
         "n_genes": len(screen.genes),

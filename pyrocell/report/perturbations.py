@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LISTED",
+    "cells_by_label",
     "labels_of",
     "last_places",
     "measured_effects",
@@ -32,6 +33,9 @@ _SPREAD = 1.4  # largest sd of z-scores of gains over screens with shuffled labe
 
 def labels_of(screen: Screen) -> list[str]:
     """Every label that cells have beside the control: single perturbations, then combinations."""
+    if screen.many_sets:  # sets of few cells are the sums of their members
+        whole = screen.conditions["perturbation"][~screen.additive]
+        return list(dict.fromkeys([*screen.perturbations, *whole[whole != screen.control]]))
     seen = dict.fromkeys(screen.conditions["perturbation"])
     singles = [name for name in screen.perturbations if name in seen]
     return singles + [n for n in seen if n != screen.control and n not in set(singles)]
@@ -50,6 +54,8 @@ def measured_effects(screen: Screen, tables: dict[str, pd.DataFrame]) -> pd.Data
     if not parts:
         return None
     effects = pd.concat(parts, ignore_index=True)
+    if screen.many_sets:
+        return effects
     seen = pd.MultiIndex.from_frame(screen.conditions[["perturbation", "media"]])
     blocks = effects[["perturbation", "media"]]
     # Long tables have each label once for every gene: look once for each run of them.
@@ -77,11 +83,9 @@ def perturbation_table(model: PyroCell, tables: dict[str, pd.DataFrame]) -> pd.D
     assert effects is not None
     names = list(dict.fromkeys(effects["perturbation"]))
     out = pd.DataFrame({"perturbation": names}).set_index("perturbation", drop=False)
-    cells = screen.conditions.groupby("perturbation")["n_cells"].sum()
-    out["n_cells"] = cells.reindex(names).fillna(0).astype(int)
-    here = screen.layout.to_numpy() > 0
-    batches = pd.DataFrame(here).groupby(screen.conditions["perturbation"].to_numpy()).any().sum(1)
-    out["n_batches"] = batches.reindex(names).fillna(0).astype(int)
+    cells = cells_by_label(screen, names).to_numpy()
+    out["n_cells"] = cells.sum(1).astype(int)
+    out["n_batches"] = (cells > 0).sum(1)
     first, *others = last_places(effects)
     at = {place: part_of(effects, place) for place in (first, *others)}
     own = _own(screen, at[first]).reindex(names)
@@ -105,6 +109,16 @@ def perturbation_table(model: PyroCell, tables: dict[str, pd.DataFrame]) -> pd.D
     out["guides_agree"] = _posterior(found, "guides_agree", names)
     out["flags"] = [_flags(row, screen) for _, row in out.iterrows()]
     return out.reset_index(drop=True)
+
+
+def cells_by_label(screen: Screen, names: list[str]) -> pd.DataFrame:
+    """Cells that stand for each label, by batch; 0 where there are none."""
+    layout = screen.layout.set_axis(screen.conditions.index)
+    if screen.many_sets:
+        rows = [layout[screen.carriers(name)].sum() for name in names]
+        return pd.DataFrame(rows, index=names)
+    found = layout.groupby(screen.conditions["perturbation"].to_numpy()).sum()
+    return found.reindex(names).fillna(0)
 
 
 def part_of(effects: pd.DataFrame, place: tuple[str, float]) -> pd.DataFrame:

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from pyrocell._core.messages import did_you_mean, join_names
-from pyrocell.errors import ScreenError, UnknownLabelError
+from pyrocell.errors import ScreenError, UnknownLabelError, warn
 from pyrocell.screen.conditions import condition_arrays
 from pyrocell.screen.events import read_events, read_times
 from pyrocell.screen.labels import control_suggestion, encode_labels, genotype_of, single_names
 from pyrocell.screen.laboratories import read_laboratories
+from pyrocell.screen.sets import LEAST_CELLS, MANY_SETS, GuideSets, genotypes_of_sets
 from pyrocell.screen.vocabulary import Vocabulary
 
 __all__ = [
@@ -57,6 +58,8 @@ def _read_genotypes(
     """Codes (N,) and the genotype, a set of (gene, type), that each code stands for."""
     column = columns.get("perturbation", "perturbation")
     type_column = columns.get("perturbation_type", "perturbation_type")
+    if isinstance(perturbation, GuideSets):
+        return genotypes_of_sets(perturbation, control, types, type_column)
     codes, labels = encode_labels(perturbation, column)
     if isinstance(types, str):
         kinds: list[str | None] = [types]
@@ -106,6 +109,47 @@ def _check_control(
             f'{column}: every cell is control="{control}"; a screen needs at least one '
             "perturbation beside the control"
         )
+
+
+def _check_sets(
+    sets: GuideSets,
+    code: np.ndarray,
+    genotypes: Sequence[frozenset],
+    control: str,
+    column: str,
+) -> None:
+    """Raise unless there are perturbed cells, and controls where these have to be there.
+
+    Where cells have many guides each, the level of unperturbed cells follows from cells that lack
+    one target after the other; with few sets of targets it does not.
+    """
+    targets = list(dict.fromkeys(map(str, sets.targets)))
+    suggested = "" if control in targets else control_suggestion(control, targets)
+    if "did you mean" in suggested or "begin with it" in suggested:
+        raise UnknownLabelError(
+            f'{column}: guides have {len(targets)} targets but none equals control="{control}"'
+            f"{suggested}"
+        )
+    cells = np.bincount(code, minlength=len(genotypes))
+    size = np.array([len(genotype) for genotype in genotypes])
+    if not size.any():
+        raise ScreenError(
+            f'{column}: every guide found in a cell targets control="{control}"; a screen needs '
+            "at least one perturbation beside the control"
+        )
+    if cells[size == 0].sum():
+        return
+    if int(((size > 1) & (cells < LEAST_CELLS)).sum()) > MANY_SETS:
+        warn(
+            f"{column}: no cell has control guides alone, so the level of unperturbed cells is "
+            "what the sum of effects leaves: it holds as far as effects add up"
+        )
+        return
+    raise UnknownLabelError(
+        f'{column}: no cell has guides of control="{control}" alone, and few sets of targets tell '
+        "what unperturbed cells are like; say in guide_targets= which guides target nothing, or "
+        "add cells with such guides alone"
+    )
 
 
 def _read_media(
@@ -219,7 +263,9 @@ def read_labels(
     code, sets = _read_genotypes(perturbation, control, perturbation_type, columns)
     n = len(code)
     column = columns.get("perturbation", "perturbation")
-    if like is None and given:
+    if like is None and isinstance(perturbation, GuideSets):
+        _check_sets(perturbation, code, sets, control, column)
+    elif like is None and given:
         n_control = int(np.isin(code, [i for i, s in enumerate(sets) if not s]).sum())
         _check_control(perturbation, n_control, n - n_control, control, column)
     genotypes, names = _name_singles(sets, like, column)

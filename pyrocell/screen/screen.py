@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from pyrocell.screen.events import EVENTS, encode_events
 from pyrocell.screen.parse import group_cells, read_labels
 from pyrocell.screen.requests import encode_noise, encode_treatments
 from pyrocell.screen.serialization import screen_fields, screen_to_dict
+from pyrocell.screen.sets import additive_conditions
 from pyrocell.screen.vocabulary import Vocabulary
 
 __all__ = ["Screen"]
@@ -128,6 +129,13 @@ class Screen:
             ("batches", f"{len(self.batches):,}: {join_names(self.batches)}"),
             ("guides", f"{len(self.guides):,}" if self.guides else ""),
             ("laboratories", join_names(self.laboratories)),
+            (
+                "sets",
+                f"{len(self.conditions):,} conditions; {int(self.additive.sum()):,} sets with too "
+                "few cells for an interaction: their effects are sums"
+                if self.many_sets
+                else "",
+            ),
             ("layout", f"{mixed:,} of {len(self.aliased):,} contrasts cannot be told from batches"),
         ]
         return [(name, value) for name, value in found if value and not value.startswith("0: ")]
@@ -158,7 +166,8 @@ class Screen:
         genes
             (G,) gene names.
         perturbation
-            (N,) labels; genes of a combination are joined by `+`. None: no cell was perturbed.
+            (N,) labels; genes of a combination are joined by `+`. None: no cell was perturbed. Or
+            `GuideSets`, the guides of each cell and their targets.
         control
             Label of unperturbed cells.
         perturbation_type
@@ -241,6 +250,55 @@ class Screen:
     def is_control(self) -> np.ndarray:
         """(C,) bool: conditions without perturbation."""
         return np.diff(self.membership.indptr) == 0
+
+    @cached_property
+    def additive(self) -> np.ndarray:
+        """(C,) bool: sets of perturbations with too few cells for an interaction of their own.
+
+        Their effects are the sums of those of their members; see `sets.additive_conditions`.
+        """
+        labels = pd.factorize(self.conditions["perturbation"])[0]
+        cells = self.conditions["n_cells"].to_numpy()
+        return additive_conditions(np.diff(self.membership.indptr), labels, cells)
+
+    @cached_property
+    def many_sets(self) -> bool:
+        """Whether there are additive conditions: nearly every cell may have a set of its own."""
+        return bool(self.additive.any())
+
+    @cached_property
+    def without_sums(self) -> Screen:
+        """The screen without additive conditions and their cells: what has a level of its own."""
+        if not self.many_sets:
+            return self
+        kept = np.flatnonzero(~self.additive)
+        number = np.cumsum(~self.additive) - 1
+        cells = ~self.additive[self.cell_condition]
+        return replace(
+            self,
+            conditions=self.conditions.iloc[kept].reset_index(drop=True),
+            membership=sp.csr_array(self.membership[kept]),
+            exposure=self.exposure[kept],
+            duration=self.duration[kept],
+            time_index=self.time_index[kept],
+            layout=self.layout.iloc[kept].reset_index(drop=True),
+            cell_condition=number[self.cell_condition[cells]],
+            cell_batch=self.cell_batch[cells],
+            cell_guide=None if self.cell_guide is None else self.cell_guide[cells],
+        )
+
+    def carriers(self, label: str) -> np.ndarray:
+        """(C,) bool: conditions whose cells stand for a label, in all media and at all times.
+
+        Those of the label; where sets are many, all that have its perturbations among others, and
+        for the control all conditions, from which the level of unperturbed cells is inferred.
+        """
+        if not self.many_sets:
+            return (self.conditions["perturbation"] == label).to_numpy()
+        wanted = self.indices(label)
+        if not wanted:
+            return np.ones(len(self.conditions), bool)
+        return np.asarray(self.membership[:, wanted].sum(1)).ravel() == len(wanted)
 
     def at(self, media: str, time: float | None) -> np.ndarray:
         """(C,) bool: conditions in a medium, and at a time unless that is None."""

@@ -14,6 +14,7 @@ import pytest
 import scipy.io
 import scipy.sparse as sp
 from anndata import AnnData
+from crowds import crowd
 
 from pyrocell import read_backed
 from pyrocell.cli import main
@@ -140,3 +141,24 @@ def test_a_file_in_which_hdf5_goes_round_in_circles_is_refused(
     monkeypatch.setattr(hdf5_probe, "_SECONDS", 3)
     with pytest.raises(PyrocellError, match="is damaged: its structure could not be read within 3"):
         read(path)
+
+
+def test_guides_of_cells_are_read_from_a_matrix_and_a_table(tmp_path, capsys):
+    adata = crowd(n_cells=700)
+    table = adata.uns["guides"].rename_axis("guide").reset_index()
+    table.rename(columns={"target": "gene"}).to_csv(tmp_path / "guides.csv", index=False)
+    adata.uns["guides"] = list(adata.uns["guides"].index)
+    del adata.uns["effect"]
+    adata.write_h5ad(tmp_path / "crowd.h5ad")
+    typed = ["check", str(tmp_path / "crowd.h5ad"), "--guide-matrix-key", "guides"]
+    assert main([*typed, "--guide-targets", str(tmp_path / "guides.csv")]) == 0
+    out, said = capsys.readouterr()
+    assert "26 perturbations" in out
+    assert "columns used: batch (batch_key), guides (guide_matrix_key)" in said
+    assert main(typed) == 2
+    assert "--guide-targets is needed" in capsys.readouterr().err
+    adata.obsm["guides"] = 3 * adata.obsm["guides"]
+    adata.write_h5ad(tmp_path / "crowd.h5ad")
+    typed += ["--guide-targets", str(tmp_path / "guides.csv")]
+    assert main(typed) == 2
+    assert main([*typed, "--guide-threshold", "2"]) == 0

@@ -10,8 +10,10 @@ import numpy
 import pandas as pd
 import pytest
 import zarr
+from crowds import crowd
 
 import pyrocell
+from pyrocell import preprocess
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Needs a GPU, a cluster, or many fits; what they call is tested in tests/training and tests/core.
@@ -58,3 +60,22 @@ def test_the_calls_on_a_page_run(page, make_screen, tmp_path, monkeypatch):
         exec(block.replace("go.gmt.gz", "go.gmt"), names)
         ran += 1
     assert ran
+
+
+@pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning", "ignore::UserWarning")
+def test_the_calls_for_many_guides_run(monkeypatch):
+    adata = crowd(n_cells=500, n_genes=20)
+    names = list(adata.uns["guides"].index)
+    counts = pd.DataFrame(30 * adata.obsm["guides"].toarray(), columns=names)
+    calls = preprocess.assign_guides(counts, "threshold", cells=adata.obs_names)
+    train = pyrocell.PyroCell.train
+
+    def short(self):
+        train(self, max_epochs=1, progress_bar=False)
+
+    monkeypatch.setattr(pyrocell.PyroCell, "train", short)
+    known = {"pyrocell": pyrocell, "preprocess": preprocess, "adata": adata, "calls": calls}
+    known["targets"] = adata.uns["guides"]["target"]
+    (block,) = blocks("screens")
+    exec(block, known)
+    assert known["model"].screen.many_sets

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
 
+from pyrocell import PyroCell
 from pyrocell.errors import PyrocellError
-from pyrocell.preprocess import assign_guides, guide_targets, label_cells, steps
+from pyrocell.preprocess import assign_guides, guide_matrix, guide_targets, label_cells, steps
 
 
 @pytest.mark.parametrize(
@@ -98,3 +101,31 @@ def test_no_control_and_no_cell_are_refused(called):
         label_cells(adata, empty, targets)
     with pytest.raises(PyrocellError, match="called for other cells"):
         label_cells(adata[:3].copy(), calls, targets)
+
+
+def test_all_guides_of_a_cell_are_kept_as_a_matrix_that_can_be_registered():
+    rng = np.random.default_rng(0)
+    carried = rng.random((400, 12)) < 0.4
+    carried[:5] = False
+    counts = rng.poisson(np.where(carried, 30.0, 0.1))
+    names = [f"NT_{k}" if k < 2 else f"G{k}_1" for k in range(12)]
+    calls = assign_guides(pd.DataFrame(counts, columns=names), cells=[f"c{i}" for i in range(400)])
+    cells = AnnData(
+        rng.poisson(3.0, (400, 6)).astype(np.float32),
+        obs=pd.DataFrame({"batch": "1"}, index=[f"c{i}" for i in range(400)]),
+    )
+    targets = guide_targets(names)
+    found = guide_matrix(cells, calls, targets)
+    assert "guides" not in cells.obsm
+    assert (np.asarray(found.obsm["guides"].sum(1)).ravel() > 0).all()
+    assert list(found.uns["guides"]["target"][:3]) == ["control", "control", "G2"]
+    right = found.obsm["guides"].toarray() == carried[np.flatnonzero(calls.cells["n_guides"] > 0)]
+    assert right.mean() > 0.99
+    assert "on average" in steps(found)["rule"].iloc[-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        PyroCell.setup_anndata(found, guide_matrix_key="guides")
+    with pytest.raises(PyrocellError, match="other cells"):
+        guide_matrix(cells[:3].copy(), calls, targets)
+    with pytest.raises(PyrocellError, match="lack 11 guides"):
+        guide_matrix(cells, calls, targets[:1])

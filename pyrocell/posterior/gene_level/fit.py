@@ -23,6 +23,7 @@ from pyrocell.guide.guide import Guide
 from pyrocell.noise.contrasts import centre
 from pyrocell.operators.arms import respond_in_order
 from pyrocell.posterior.draws import Posterior
+from pyrocell.posterior.gene_level.additive import fit_additive
 from pyrocell.posterior.gene_level.blocks import Clock, block_layout, medium_of_conditions
 from pyrocell.posterior.gene_level.counts import (
     LevelCounts,
@@ -89,10 +90,12 @@ def has_gene_level(model: GenerativeModel) -> bool:
     Not where resting states move on their own (an effect is then also where cells go), under a
     neural ODE (responses are then no sum of parts), where arms differ in when cells were perturbed
     or met the medium, under imposed assumptions or an objective on populations, under another
-    dynamics or prior of effects than those of the package, and without gene-level effects.
+    dynamics or prior of effects than those of the package, and without gene-level effects. Where
+    nearly every cell has a set of perturbations of its own, in one medium at one time alone.
     """
     return (
         model.config.gene_residual
+        and not (model.many_sets and (model.n_media or model.has_time))
         and not model.moves_states
         and not model.has_field
         and (model.dynamics.gene_level or bool(model.dynamics.integrated))
@@ -219,7 +222,7 @@ def fit_gene_level(
     guide: Guide,
     screen: Screen,
     data: CellDataset,
-    counts: LevelCounts,
+    counts: LevelCounts | None,
     seed: int = 0,
     bar: Callable[..., Iterable] = iter,
     programs: bool | int = True,
@@ -232,7 +235,8 @@ def fit_gene_level(
     model, guide, screen, data
         The fitted model and its cells.
     counts
-        Their likelihood, see `counts_of_screen`.
+        Their likelihood, see `counts_of_screen`; None where sets of perturbations are many, and
+        effects are drawn from the cells themselves (see `additive`).
     seed
         Of the sampler.
     bar
@@ -244,6 +248,9 @@ def fit_gene_level(
     """
     posterior = Posterior(model, guide, seed)
     values = {name: value.detach() for name, value in posterior.mean().items()}
+    if counts is None:
+        extra = _calibration(model, guide, data, values, seed)
+        return fit_additive(model, screen, data, extra, seed, bar), Programs(0, {})
     layout = layout_of(model, screen, values)
     group, noise_levels = _noise_groups(screen)
     loading = _loading(model, values)

@@ -15,7 +15,7 @@ expression together and for each gene as far as its own cells can tell, and 1 / 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,7 +23,13 @@ import scipy.sparse as sp
 from pyrocell._core.threading import parallel_for
 from pyrocell.distributions.kernels.fastmath import jit
 
-__all__ = ["LOG_THETA", "Overdispersion", "draw_log_theta", "pooled_overdispersion"]
+__all__ = [
+    "LOG_THETA",
+    "Overdispersion",
+    "draw_log_theta",
+    "overdispersion_of_cells",
+    "pooled_overdispersion",
+]
 
 LOG_THETA = np.arange(-7.0, 6.01, 0.25)  # grid of log θ; at its end counts are Poisson
 _BIN = 0.1  # of log μ, within which cells count as alike
@@ -158,6 +164,22 @@ def pooled_overdispersion(
         (log_weight - log_weight.max(0)).astype(np.float32),
         np.where(under, 1.0, _scale(excess, square, second, theta, total)),
     )
+
+
+def overdispersion_of_cells(
+    counts: sp.csc_matrix, log_size: np.ndarray, level: np.ndarray
+) -> Overdispersion:
+    """Learn θ and f of every gene from cells that have each a level of their own, (N, G).
+
+    There is then no mean of a group to take the excess variance about, and it is that about the
+    levels given.
+    """
+    found = pooled_overdispersion(counts, log_size, np.arange(len(log_size)), level)
+    mean = np.exp(log_size[:, None] + level)
+    excess = (counts.toarray() - mean) ** 2 - mean
+    summed = excess.sum(0), (excess**2).sum(0), (mean**2).sum(0)
+    scale = _scale(*summed, found.theta, np.asarray(counts.sum(axis=0)).ravel())
+    return replace(found, scale=np.where(found.factor < 1, 1.0, scale))
 
 
 @jit("nsz", "contract", "arcp", "reassoc")
