@@ -48,7 +48,8 @@ class UnseenShift:
         self.unseen = np.array([bool(a.unseen) for a in asked])
         if self.unseen.any() and fit.screen.times and "time" not in frame:
             frame = frame.assign(time=fit.screen.times[-1])
-        self._places, self._draws = _places(frame, fit), {}
+        self._places = _places(frame, fit)
+        self._draws: dict[tuple[tuple[str, float | None], str], np.ndarray] = {}
         for place in dict.fromkeys(p for p, new in zip(self._places, self.unseen) if new):
             here = [a for p, a in zip(self._places, asked) if p == place]
             genes = list(dict.fromkeys(gene for a in here for gene in a.unseen))

@@ -20,7 +20,7 @@ from pyrocell.posterior.effects import (
 )
 from pyrocell.posterior.fitted_screen import FittedScreen
 from pyrocell.posterior.unseen.place import Place
-from pyrocell.posterior.unseen.requests import KnowledgeOrNone, asked_for, sources_of
+from pyrocell.posterior.unseen.requests import Asked, KnowledgeOrNone, asked_for, sources_of
 
 __all__ = ["REGION", "effects_with_unseen", "knowledge_table", "neighbours"]
 
@@ -65,7 +65,14 @@ def effects_with_unseen(
     return out.assign(fdr=expected_false_signs(out["lfsr"].to_numpy(np.float32), ~few))
 
 
-def _draws(fit, asked, media, time, n_samples, knowledge) -> np.ndarray:
+def _draws(
+    fit: FittedScreen,
+    asked: Sequence[Asked],
+    media: str,
+    time: float | None,
+    n_samples: int,
+    knowledge: KnowledgeOrNone,
+) -> np.ndarray:
     """Joint draws of labels with unseen parts, (S, n, G); parts add."""
     genes = list(dict.fromkeys(gene for a in asked for gene in a.unseen))
     each = Place(fit, sources_of(knowledge), media, time, n_samples).draws(genes)
