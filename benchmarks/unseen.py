@@ -8,8 +8,9 @@ levels, and the control. `shuffled` is the same with the names in the knowledge 
 `population` the model without knowledge. Directions are scored where the truth is certain: genes
 that a model of all cells lists at lfsr < .01.
 
-Perturbations are left out `--together` at a time (1: one by one). The gradient phase is short,
-since what single genes do comes from the second phase.
+Perturbations are left out in `--folds` (0: one by one), so that those left out together are as
+unlike each other as GO and Reactome can have them: each keeps its neighbours. The gradient phase is
+short, since what single genes do comes from the second phase.
 
     python benchmarks/unseen.py --screens thp1 hipsc k562 stimulation
 """
@@ -224,7 +225,7 @@ def direction(draws: np.ndarray, gene: str, genes: np.ndarray, certain: pd.DataF
 
 
 # ---------------------------------------------------------------------------------- all
-def run(name: str, together: int, epochs: int, seed: int, keep: Path | None) -> dict:
+def run(name: str, n_folds: int, epochs: int, seed: int, keep: Path | None) -> dict:
     """Every perturbation of a screen left out."""
     adata, keys, where = screen(name)
     adata = usable(adata)
@@ -232,19 +233,33 @@ def run(name: str, together: int, epochs: int, seed: int, keep: Path | None) -> 
     table = whole.perturbation_effects(**where)
     certain = table[(table["lfsr"] < CERTAIN) & ~table["few_counts"]]
     names = list(np.random.default_rng(seed).permutation(whole.screen.perturbations))
-    folds = [names[i : i + together] for i in range(0, len(names), together)]
+    folds = folds_of(names, n_folds or len(names))
     rows = []
     for held in folds:
         rows += left_out(name, held, certain, epochs, seed, keep)
         done = pd.DataFrame(rows).groupby("knowledge", sort=False)
         done = done[["mse", "mean", "no_change", "coverage"]].mean()
         print(name, len(rows) // 3, done.round(5).to_dict("index"), flush=True)
-    out = {"perturbations": len(names), "left_out_together": together, "epochs": epochs}
+    out = {"perturbations": len(names), "folds": len(folds), "epochs": epochs}
     for kind, part in pd.DataFrame(rows).groupby("knowledge", sort=False):
         out[str(kind)] = summary(part)
     weighed = whole.knowledge(gene_sets(), media=where.get("media"), time=where.get("time"))
     out["weighed"] = weighed.to_dict("records")
     return out
+
+
+def folds_of(names: list[str], n_folds: int) -> list[list[str]]:
+    """Folds of like size, each of perturbations that are unlike each other."""
+    alike = gene_sets().kernel(names).kernels.mean(0)
+    size = -(-len(names) // n_folds)
+    folds: list[list[int]] = [[] for _ in range(n_folds)]
+    # the ones with the nearest neighbours first, while there is a choice
+    near = (alike - np.eye(len(names))).max(1)
+    for i in np.argsort(-near, kind="stable"):
+        free = [fold for fold in folds if len(fold) < size]
+        nearest = [max(alike[i, fold], default=0.0) for fold in free]
+        free[int(np.lexsort(([len(fold) for fold in free], nearest))[0])].append(int(i))
+    return [[names[i] for i in fold] for fold in folds if fold]
 
 
 def summary(part: pd.DataFrame) -> dict:
@@ -279,14 +294,14 @@ def summary(part: pd.DataFrame) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--screens", nargs="+", default=["thp1", "hipsc", "k562", "stimulation"])
-    parser.add_argument("--together", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--keep", type=Path, help="folder of fitted models, used again")
     arguments = parser.parse_args()
     quiet()
     for name in arguments.screens:
-        options = arguments.together, arguments.epochs, arguments.seed, arguments.keep
+        options = arguments.folds, arguments.epochs, arguments.seed, arguments.keep
         found = run(name, *options)
         print(name, {k: v for k, v in found["GO and Reactome"].items() if k != "by_perturbation"})
         part = part_of(parser, arguments, name, but=["screens", "keep"])

@@ -37,9 +37,9 @@ class Source(Protocol):
 
 def _normalised(rows: np.ndarray | sp.csr_array) -> np.ndarray:
     """Inner products of rows at length one, (n, n)."""
-    products = rows @ rows.T
-    dense = products.toarray() if sp.issparse(products) else np.asarray(products)
-    return unit_diagonal(dense)
+    if isinstance(rows, np.ndarray):
+        return unit_diagonal(rows @ rows.T)
+    return unit_diagonal((rows @ rows.T).toarray())
 
 
 def unit_diagonal(kernel: np.ndarray) -> np.ndarray:
@@ -60,9 +60,13 @@ class GeneSets:
     sets: Mapping[str, Sequence[str]]
 
     @cached_property
+    def _members(self) -> frozenset[str]:
+        return frozenset(g for members in self.sets.values() for g in members)
+
+    @property
     def genes(self) -> frozenset[str]:
         """Genes in a set."""
-        return frozenset(g for members in self.sets.values() for g in members)
+        return self._members
 
     @property
     def kind(self) -> str:
@@ -93,7 +97,7 @@ class Graph:
     nodes: tuple[str, ...]
     adjacency: sp.csr_array
 
-    @cached_property
+    @property
     def genes(self) -> frozenset[str]:
         """Genes with an edge."""
         return frozenset(self.nodes)
@@ -126,7 +130,7 @@ class Embedding:
     names: tuple[str, ...]
     vectors: np.ndarray
 
-    @cached_property
+    @property
     def genes(self) -> frozenset[str]:
         """Genes with a vector."""
         return frozenset(self.names)
@@ -150,7 +154,7 @@ class Matrix:
     names: tuple[str, ...]
     values: np.ndarray
 
-    @cached_property
+    @property
     def genes(self) -> frozenset[str]:
         """Genes of the table."""
         return frozenset(self.names)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, lapack
+from scipy.linalg import cho_factor, cho_solve, get_lapack_funcs
 
 __all__ = [
     "GRID",
@@ -35,6 +35,7 @@ __all__ = [
 GRID = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 0.95)  # of the share of all sources together
 NO_KNOWLEDGE = 0.5  # prior mass where no source explains anything
 _PARTS = {1: 1, 2: 4, 3: 3}  # how finely a share is split between so many sources; 2 for more
+_potrf, _potri = get_lapack_funcs(("potrf", "potri"), dtype=np.float64)
 _NEGLIGIBLE = 1e-4  # posterior mass of a grid point that predictions leave out
 
 
@@ -119,10 +120,10 @@ def covariance(kernels: np.ndarray, shares: np.ndarray) -> np.ndarray:
 def _log_evidence(c: np.ndarray, gram: np.ndarray, dimensions: float) -> float:
     """Log evidence of covariance c, up to a constant; flat mean, profiled scale."""
     n = len(c)
-    factor, failed = lapack.dpotrf(c, lower=1)
+    factor, failed = _potrf(c, lower=1)
     if failed:
         return -np.inf
-    inverse, _ = lapack.dpotri(factor, lower=1)
+    inverse, _ = _potri(factor, lower=1)
     inverse = np.tril(inverse) + np.tril(inverse, -1).T
     of_one = inverse.sum(0)
     whole = of_one.sum()

@@ -227,10 +227,11 @@ class Knowledge:
         out = {}
         for name, source in self._sources.items():
             folded: dict[str, str | None] = {}
-            for known in source.genes:
+            there = source.genes
+            for known in there:
                 key = known.casefold()
                 folded[key] = None if key in folded else known
-            out[name] = [g if g in source.genes else folded.get(g.casefold()) for g in genes]
+            out[name] = [g if g in there else folded.get(g.casefold()) for g in genes]
         index = pd.Index(list(genes), name="gene")
         return pd.DataFrame(out, index=index, columns=list(self._sources), dtype=object)
 

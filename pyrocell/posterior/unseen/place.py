@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from pyrocell._core.random import stream
 from pyrocell.errors import ScreenError
@@ -150,7 +151,7 @@ class Place:
             ratio = asked.error[i] / np.maximum(left.error[which], 1e-300)
             scaled = np.sqrt(ratio.clip(_LEAST_RATIO, _MOST_RATIO))[:, None] * missed
             out[:, i] = asked.weights[i] @ measured.mean + scaled - scaled.mean(0)
-            place = self.fit.screen.genes.get_indexer([gene])[0]
+            place = self.fit.screen.genes.get_indexer(pd.Index([gene]))[0]
             if place >= 0 and not np.isnan(measured.own).any():
                 out[:, i, place] = measured.own
         return out

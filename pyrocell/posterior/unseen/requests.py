@@ -9,7 +9,7 @@ from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.errors import KnowledgeError, UnknownLabelError
 from pyrocell.knowledge import Knowledge
 from pyrocell.screen.labels import split_label
-from pyrocell.screen.vocabulary import Vocabulary
+from pyrocell.screen.screen import Screen
 
 __all__ = ["POPULATION", "Asked", "KnowledgeOrNone", "asked_for", "sources_of"]
 
@@ -51,7 +51,7 @@ def sources_of(knowledge: KnowledgeOrNone) -> Knowledge | None:
 
 
 def asked_for(
-    screen: Vocabulary, labels: Sequence[str], knowledge: KnowledgeOrNone
+    screen: Screen, labels: Sequence[str], knowledge: KnowledgeOrNone
 ) -> dict[str, Asked]:
     """Labels, each with its measured and unseen parts.
 

@@ -48,7 +48,8 @@ class UnseenShift:
         self.unseen = np.array([bool(a.unseen) for a in asked])
         if self.unseen.any() and fit.screen.times and "time" not in frame:
             frame = frame.assign(time=fit.screen.times[-1])
-        self._places, self._draws = _places(frame, fit), {}
+        self._places = _places(frame, fit)
+        self._draws: dict[tuple[tuple[str, float | None], str], np.ndarray] = {}
         for place in dict.fromkeys(p for p, new in zip(self._places, self.unseen) if new):
             here = [a for p, a in zip(self._places, asked) if p == place]
             genes = list(dict.fromkeys(gene for a in here for gene in a.unseen))
@@ -112,7 +113,7 @@ def without_unseen(
         genes = [step.gene for step in steps if isinstance(step, Perturb)]
         new = [g for g, a in asked_for(screen, genes, knowledge).items() if a.unseen]
         kept = [s for s in steps if not (isinstance(s, Perturb) and s.gene in new)]
-        frame, order = requested(Protocol(kept), screen)
+        frame, order = requested(Protocol(tuple(kept)), screen)
         if new and requested(_named(conditions, new, screen.perturbations), screen)[1] is not None:
             raise ProtocolError(
                 f"{conditions}: a perturbation that was never measured can only come first, as in "
@@ -141,4 +142,4 @@ def _named(protocol: Protocol, new: Sequence[str], known: Sequence[str]) -> Prot
         Perturb(names[s.gene], s.type) if isinstance(s, Perturb) and s.gene in names else s
         for s in protocol.steps
     ]
-    return Protocol(steps)
+    return Protocol(tuple(steps))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyrocell._core.random import stream
 from pyrocell.errors import ScreenError
-from pyrocell.knowledge import Knowledge, permutation_evidence
+from pyrocell.knowledge import Knowledge
 from pyrocell.posterior.counts_alone import long_table
 from pyrocell.posterior.draws import summarise
 from pyrocell.posterior.effects import (
@@ -20,7 +20,7 @@ from pyrocell.posterior.effects import (
 )
 from pyrocell.posterior.fitted_screen import FittedScreen
 from pyrocell.posterior.unseen.place import Place
-from pyrocell.posterior.unseen.requests import KnowledgeOrNone, asked_for, sources_of
+from pyrocell.posterior.unseen.requests import Asked, KnowledgeOrNone, asked_for, sources_of
 
 __all__ = ["REGION", "effects_with_unseen", "knowledge_table", "neighbours"]
 
@@ -65,7 +65,14 @@ def effects_with_unseen(
     return out.assign(fdr=expected_false_signs(out["lfsr"].to_numpy(np.float32), ~few))
 
 
-def _draws(fit, asked, media, time, n_samples, knowledge) -> np.ndarray:
+def _draws(
+    fit: FittedScreen,
+    asked: Sequence[Asked],
+    media: str,
+    time: float | None,
+    n_samples: int,
+    knowledge: KnowledgeOrNone,
+) -> np.ndarray:
     """Joint draws of labels with unseen parts, (S, n, G); parts add."""
     genes = list(dict.fromkeys(gene for a in asked for gene in a.unseen))
     each = Place(fit, sources_of(knowledge), media, time, n_samples).draws(genes)
@@ -100,16 +107,14 @@ def knowledge_table(
     if sources_of(knowledge) is None:
         raise ScreenError("the population of perturbations has no source to weigh")
     place = Place(fit, knowledge, media, time, n_samples)
-    regression, gram = place.regression, place.measured.mean @ place.measured.mean.T
+    regression = place.regression
     fitted = regression.fit
     lower, upper = fitted.share_interval(credible_level)
     rows = []
     for s, name in enumerate(knowledge.sources):
         covered = regression.covered[s]
         rng = np.random.default_rng(stream("knowledge", fit.posterior.seed))
-        found = permutation_evidence(
-            gram, regression.kernels[s], covered, fitted.noise.mean(), n_permutations, rng
-        )
+        found = regression.evidence(s, n_permutations, rng)
         low, middle, high = np.quantile(found.shuffled, [0.05, 0.5, 0.95])
         rows.append(
             {
