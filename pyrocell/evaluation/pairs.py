@@ -33,8 +33,8 @@ from pyrocell.metrics.forecasts import auroc
 __all__ = ["auroc_by_gene", "pair_columns", "predict_pairs"]
 
 # Relative to the variance of the noise: parts of the covariance among which folds choose.
-_ALL = (0.03, 0.1, 0.3)
-_KNOWN = (0.1, 0.3, 1.0, 3.0)
+_ALL = (0.03, 0.1)
+_KNOWN = (0.1, 0.3, 1.0)
 _OWN = (0.3, 1.0, 3.0)
 _PSEUDO_PAIRS = 5.0  # of the common rate, in the rate of a gene
 _STEPS = 40  # of conjugate gradients
