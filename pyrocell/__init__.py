@@ -20,6 +20,7 @@ _HOMES = {
     "ASSUMPTIONS": "pyrocell.assumptions.spec",
     "Assume": "pyrocell.assumptions.spec",
     "DistributionObjective": "pyrocell.generative.population_objective",
+    "Knowledge": "pyrocell.knowledge",
     "Media": "pyrocell.operators",
     "Perturb": "pyrocell.operators",
     "Priors": "pyrocell.priors",

@@ -10,6 +10,7 @@ __all__ = [
     "CountError",
     "DesignError",
     "DiskError",
+    "KnowledgeError",
     "ModelFileError",
     "NonFiniteError",
     "ProcessError",
@@ -49,6 +50,10 @@ class ConflictingTypesError(ProtocolError):
 
 class DesignError(PyrocellError, ValueError):
     """A plan that no layout can meet, or a layout or noise level that makes no sense."""
+
+
+class KnowledgeError(PyrocellError, ValueError):
+    """Prior knowledge that cannot be read, or that knows none of the genes asked for."""
 
 
 class NonFiniteError(PyrocellError, FloatingPointError):

@@ -31,6 +31,7 @@ from pyrocell.data.registration import CellTensors, ScreenManager, cell_tensors,
 from pyrocell.errors import ModelFileError, ScreenError, warn
 from pyrocell.generative.config import ModelConfig, check_options
 from pyrocell.generative.population_objective import DistributionObjective
+from pyrocell.knowledge import Knowledge
 from pyrocell.operators import Protocol
 from pyrocell.posterior.arviz import Wanted, chosen_cells, to_arviz
 from pyrocell.posterior.batch_effects import batch_effects
@@ -67,6 +68,8 @@ from pyrocell.posterior.predictive_check import (
 from pyrocell.posterior.requests import requested
 from pyrocell.posterior.simulate_cells import fate_proportions, simulate_cells
 from pyrocell.posterior.summaries import MEMORY_BUDGET
+from pyrocell.posterior.unseen import effects_with_unseen, knowledge_table, neighbours
+from pyrocell.posterior.unseen.requests import KnowledgeOrNone
 from pyrocell.priors import Priors
 from pyrocell.screen.screen import Screen
 from pyrocell.training.checkpoints import Checkpoints
@@ -660,6 +663,8 @@ class PyroCell(BaseModelClass):
         path: str | Path | None = None,
         memory_budget: int | float | str = MEMORY_BUDGET,
         overwrite: bool = False,
+        *,
+        knowledge: KnowledgeOrNone | None = None,
     ) -> pd.DataFrame | xr.Dataset:
         """Log-fold change of each gene under each perturbation, against control in that medium.
 
@@ -685,6 +690,11 @@ class PyroCell(BaseModelClass):
             does not hold all rows the draws are made again. The answer does not depend on it.
         overwrite
             Replace a store that is there.
+        knowledge
+            What is known of genes, by which perturbations may be named that are not in the screen;
+            or "population": nothing is, and they are like any perturbation of the screen. The table
+            gets a column `unseen`. An effect that was not measured counts as next to nothing below
+            .05, and its `count` is 0.
 
         Returns
         -------
@@ -703,12 +713,24 @@ class PyroCell(BaseModelClass):
         ------
         DiskError
             If `path` is taken or its disk too full.
+        UnknownLabelError
+            If a perturbation is not in the screen, and no knowledge of it is given.
         """
         names = self.screen.perturbations if perturbations is None else perturbations
         names = [names] if isinstance(names, str) else list(names)
         media = self.screen.baseline_media if media is None else media
         if time is None and self.screen.times:
             time = self.screen.times[-1]
+        if knowledge is not None:
+            if path is not None or not shrunken:
+                raise ScreenError("knowledge= goes neither with path= nor with shrunken=False")
+
+            def measured(some: list[str]) -> pd.DataFrame:
+                asked = some, media, time, n_samples, credible_level, progress_bar
+                return cast("pd.DataFrame", self.perturbation_effects(*asked))
+
+            asked = names, media, time, n_samples, credible_level, knowledge
+            return effects_with_unseen(self.fitted, *asked, measured)
         if not shrunken:
             if path is not None:
                 raise ScreenError(
@@ -728,6 +750,90 @@ class PyroCell(BaseModelClass):
         return perturbation_effects(
             self.fitted, names, media, time, n_samples, credible_level, bar, keep
         )
+
+    @limit_threads
+    def knowledge(
+        self,
+        knowledge: Knowledge,
+        n_permutations: int = 200,
+        media: str | None = None,
+        time: float | None = None,
+        n_samples: int = 100,
+        credible_level: float = 0.9,
+    ) -> pd.DataFrame:
+        """How much of what perturbations do is explained by what was known of their genes.
+
+        Parameters
+        ----------
+        knowledge
+            Sources, weighed together.
+        n_permutations
+            Shuffles of the names of genes, for each source.
+        media, time
+            Where effects are taken; default: baseline medium, last time.
+        n_samples
+            Posterior draws.
+        credible_level
+            Of `lower` and `upper`.
+
+        Returns
+        -------
+        DataFrame with a row per source: source, genes_covered, n_perturbations, share (of the
+        variance of effects off their mean; posterior mean) with lower and upper, log_bayes_factor
+        (of the source alone against none), shuffled_lower, shuffled_median and shuffled_upper (5,
+        50 and 95% of the same with names shuffled) and p, (1 + shuffles that reach it) / (1 + all).
+
+        Raises
+        ------
+        KnowledgeError
+            If no source knows a perturbed gene.
+        ScreenError
+            If there are fewer than three perturbations.
+        """
+        media, time = self._place(media, time)
+        asked = knowledge, media, time, n_permutations, credible_level, n_samples
+        return knowledge_table(self.fitted, *asked)
+
+    @limit_threads
+    def neighbours(
+        self,
+        perturbations: str | Sequence[str],
+        knowledge: Knowledge,
+        media: str | None = None,
+        time: float | None = None,
+        n_neighbours: int = 10,
+        n_samples: int = 100,
+    ) -> pd.DataFrame:
+        """Measured perturbations that carry the prediction of those that are not in the screen.
+
+        Parameters
+        ----------
+        perturbations
+            Labels that are not in the screen.
+        knowledge
+            As in :meth:`perturbation_effects`.
+        media, time
+            Where effects are taken; default: baseline medium, last time.
+        n_neighbours
+            At most, for each; the largest weights first.
+        n_samples
+            Posterior draws.
+
+        Returns
+        -------
+        DataFrame with perturbation, neighbour, source, weight: the prediction is the sum of the
+        neighbours' effects, each times its weight. The last row of each has the weight of the mean
+        of all perturbations.
+        """
+        names = [perturbations] if isinstance(perturbations, str) else list(perturbations)
+        media, time = self._place(media, time)
+        asked = names, knowledge, media, time, n_neighbours, n_samples
+        return neighbours(self.fitted, *asked)
+
+    def _place(self, media: str | None, time: float | None) -> tuple[str, float | None]:
+        """Medium and time, or the baseline medium and the last time."""
+        last = self.screen.times[-1] if self.screen.times else None
+        return media or self.screen.baseline_media, last if time is None else time
 
     @limit_threads
     def effects_adata(
@@ -1010,6 +1116,8 @@ class PyroCell(BaseModelClass):
         path: str | Path | None = None,
         memory_budget: int | float | str = MEMORY_BUDGET,
         overwrite: bool = False,
+        *,
+        knowledge: KnowledgeOrNone | None = None,
     ) -> AnnData | xr.DataArray | xr.Dataset:
         """Expected counts of conditions, seen or not.
 
@@ -1035,6 +1143,9 @@ class PyroCell(BaseModelClass):
             (the control's label, a medium, a type); default: as in the average batch.
         path, memory_budget, overwrite
             As in :meth:`perturbation_effects`; draws are written as they come.
+        knowledge
+            As in :meth:`perturbation_effects`: conditions may then name perturbations that are not
+            in the screen, and `.obs` gets a column `unseen`. In combinations their effects add.
 
         Returns
         -------
@@ -1053,6 +1164,7 @@ class PyroCell(BaseModelClass):
             progress(progress_bar),
             batch_content,
             OutputTarget(memory_budget, path, overwrite),
+            knowledge,
         )
 
     def steady_state_screen(
@@ -1193,11 +1305,14 @@ class PyroCell(BaseModelClass):
         path: str | Path | None = None,
         memory_budget: int | float | str = MEMORY_BUDGET,
         overwrite: bool = False,
+        *,
+        knowledge: KnowledgeOrNone | None = None,
     ) -> AnnData | xr.Dataset:
         """Expected counts of the same cells under another treatment (eq. 6).
 
         A cell keeps its resting state, batch and depth. Default: control, baseline, last time.
-        `path`, `memory_budget`, `overwrite`: as in :meth:`PyroCell.perturbation_effects`.
+        `path`, `memory_budget`, `overwrite`, `knowledge`: as in
+        :meth:`PyroCell.perturbation_effects`; with knowledge `.obs` gets a column `unseen`.
 
         Returns
         -------
@@ -1214,7 +1329,8 @@ class PyroCell(BaseModelClass):
         if self.screen.times or time is not None:
             target["time"] = self.screen.times[-1] if time is None else time
         bar, keep = progress(progress_bar), OutputTarget(memory_budget, path, overwrite)
-        return counterfactual(self.fitted, cells, obs, target, n_samples, credible_level, bar, keep)
+        asked = target, n_samples, credible_level, bar, keep, knowledge
+        return counterfactual(self.fitted, cells, obs, *asked)
 
     @limit_threads
     def get_latent_representation(

@@ -19,6 +19,8 @@ from pyrocell.posterior.draws import check_draws
 from pyrocell.posterior.fitted_screen import Draws, FittedScreen
 from pyrocell.posterior.output import INTERVAL, OutputTarget, annotated
 from pyrocell.posterior.summaries import summaries
+from pyrocell.posterior.unseen import UnseenShift, without_unseen
+from pyrocell.posterior.unseen.requests import KnowledgeOrNone
 from pyrocell.screen.conditions import Conditions
 
 __all__ = ["counterfactual"]
@@ -33,11 +35,16 @@ def counterfactual(
     credible_level: float,
     progress: Callable[..., Iterable],
     keep: OutputTarget,
+    knowledge: KnowledgeOrNone | None = None,
 ) -> AnnData | xr.Dataset:
     """Expected counts of cells under another treatment, cells × genes."""
     genes, parts = fit.screen.genes, fit.parts(len(cells))
+    measured, unseen = target, None
+    if knowledge is not None:
+        measured, asked, _ = without_unseen(fit, target, knowledge)
+        unseen = UnseenShift(fit, knowledge, measured, asked, n_samples)
     found = summaries(
-        lambda some: _expected(fit, cells, target, n_samples, some),
+        lambda some: _expected(fit, cells, measured, n_samples, some, unseen),
         parts,
         len(genes),
         n_samples,
@@ -46,6 +53,8 @@ def counterfactual(
         progress,
     )
     treatment = {k: v for k, v in target.iloc[0].items()}
+    if unseen is not None:
+        treatment["unseen"] = bool(unseen.unseen[0])
     if keep.path is not None:
         coords = {"cell": (("cell",), obs.index), "gene": (("gene",), genes)}
         dims, chunk = dict.fromkeys(INTERVAL, ("cell", "gene")), {"cell": parts[0].stop}
@@ -53,6 +62,8 @@ def counterfactual(
         return keep.store(found, coords, dims, chunk, credible_level=credible_level, **attrs)
     own = [column for column in obs if not str(column).startswith("_scvi")]
     out = annotated(found, obs[own].copy(), genes, credible_level)
+    if unseen is not None:
+        out.obs["unseen"] = treatment["unseen"]
     out.uns["counterfactual"] = treatment
     return out
 
@@ -64,6 +75,7 @@ def _expected(
     frame: pd.DataFrame,
     n_samples: int,
     parts: Sequence[slice],
+    unseen: UnseenShift | None = None,
 ) -> Draws:
     """Counts expected of cells under the treatment of `frame`, (cells, G).
 
@@ -83,6 +95,8 @@ def _expected(
         with drawn_loading(fit.model, guide.mean_count, theta, s):
             z = draw_own_state(guide, values, args, own, cells.conditions)
             shift = fit.shift(values, conditions, target.unseen, s)
+            if unseen is not None:
+                shift = shift + unseen(s, 0, shift)
             if fit.model.n_batches > 1:
                 shift = shift + values["eta"][args["batch"]]
             if "covariates" in args:

@@ -22,6 +22,8 @@ from pyrocell.posterior.output import INTERVAL, OutputTarget, annotated
 from pyrocell.posterior.populations import moments, resting_cells
 from pyrocell.posterior.requests import requested
 from pyrocell.posterior.summaries import summaries
+from pyrocell.posterior.unseen import UnseenShift, without_unseen
+from pyrocell.posterior.unseen.requests import KnowledgeOrNone
 from pyrocell.screen.events import EVENTS
 from pyrocell.screen.requests import encode_cells
 from pyrocell.views.rna import pseudobulk
@@ -39,17 +41,25 @@ def predict(
     progress: Callable[..., Iterable],
     batch_content: Mapping[str, float] | None,
     keep: OutputTarget,
+    knowledge: KnowledgeOrNone | None = None,
 ) -> AnnData | xr.DataArray | xr.Dataset:
     """Predicted counts of conditions as AnnData or dataset, or their joint draws."""
-    screen = fit.screen
-    frame, order = requested(conditions, screen)
+    screen, unseen = fit.screen, None
+    if knowledge is None:
+        frame, order = requested(conditions, screen)
+        measured = frame
+    else:
+        measured, asked, order = without_unseen(fit, conditions, knowledge)
+        unseen = UnseenShift(fit, knowledge, measured, asked, n_samples)
+        frame = unseen.named(measured)
     # a protocol's one row is named by where it ends, so that orders can be compared
     named = frame if order is None else frame.drop(columns=list(EVENTS), errors="ignore")
     names = [" | ".join(map(str, row)) for row in named.itertuples(index=False)]
     parts, genes = fit.parts(len(frame)), list(screen.genes)
 
     def draws(some: Sequence[slice]) -> Draws:
-        return expected(fit, frame, n_samples, size_factor, some, order, batch_content)
+        request = n_samples, size_factor, some, order, batch_content
+        return expected(fit, measured, *request, unseen)
 
     coords: dict[str, Any] = {"condition": (("condition",), names), "gene": (("gene",), genes)}
     coords |= {str(c): (("condition",), frame[c].to_numpy()) for c in frame}
@@ -72,6 +82,8 @@ def predict(
         dims = dict.fromkeys(INTERVAL, ("condition", "gene"))
         return keep.store(found, coords, dims, chunk, n_samples=n_samples, **attrs)
     obs = frame.set_axis(pd.Index([str(i) for i in range(len(frame))]))
+    if unseen is not None:
+        obs["unseen"] = unseen.unseen
     out = annotated(found, obs, genes, credible_level)
     out.uns["size_factor"] = size_factor
     return out
@@ -100,13 +112,14 @@ def expected(
     parts: Sequence[slice],
     protocol: Protocol | None = None,
     batch_content: Mapping[str, float] | None = None,
+    unseen: UnseenShift | None = None,
 ) -> Draws:
     """Expected counts of conditions at the size factor, (rows, G); pseudobulk with `n_cells`.
 
     The mean over the resting population of V's mean; with `n_cells` each draw is the mean count
     of that many simulated cells, so that intervals include the sampling noise. A `protocol`
     says in which order the (one) condition of `frame` came about; `batch_content` what batches
-    that were not measured contain.
+    that were not measured contain; `unseen` adds perturbations that were not.
     """
     check_draws(n_samples)
     if not size_factor > 0:
@@ -133,6 +146,8 @@ def expected(
     ) -> np.ndarray:
         conditions = part.conditions
         shift = fit.shift(values, conditions, part.unseen, s, protocol, part.first)
+        if unseen is not None:
+            shift = shift + unseen(s, part.first, shift)
         if fit.model.n_batches > 1:
             shift = shift + noise.draw(values, s)
         if fit.gene_level is not None and (noise.request.new >= 0).any():

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pyrocell.errors import PyrocellError
+from pyrocell.knowledge.gene_sets import read_gmt
 from pyrocell.report.perturbations import LISTED
 
 __all__ = ["enrichment", "read_sets"]
@@ -33,18 +34,8 @@ def read_sets(paths: Sequence[str | Path]) -> dict[str, list[str]]:
             "sets of genes need gseapy, which is not installed: pip install 'pyrocell[gene-sets]'"
         )
     sets: dict[str, list[str]] = {}
-    for path in map(Path, paths):
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise PyrocellError(f"{path} cannot be read as sets of genes: {error}") from error
-        found = [line.split("\t") for line in lines if line.count("\t") >= 2]
-        if not found:
-            raise PyrocellError(
-                f"{path} holds no set of genes; a .gmt file has a line for each set: name, "
-                "description and genes with tabs between"
-            )
-        sets |= {name: [g for g in genes if g] for name, _, *genes in found}
+    for path in paths:
+        sets |= read_gmt(path)
     return sets
 
 
