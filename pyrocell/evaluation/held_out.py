@@ -37,6 +37,8 @@ from pyrocell.metrics.deltas import (
 )
 from pyrocell.model import PyroCell
 from pyrocell.posterior.draws import check_draws, check_level
+from pyrocell.posterior.unseen.requests import POPULATION
+from pyrocell.screen.events import EVENTS
 
 if TYPE_CHECKING:
     from pyrocell.screen.screen import Screen
@@ -50,7 +52,7 @@ METRICS = (
     *("mse", "pearson", "crps", "coverage"),
 )
 _AT_ONCE = 2**26  # numbers of draws that are held at once
-_MOST_OTHERS = 50  # perturbations from which a population of them is drawn
+_MEAN_AND_SPREAD = "the mean of the others, and how they differ"
 _FEWEST = 4  # cells of which two halves can be made
 
 
@@ -127,8 +129,9 @@ def evaluate(
         place whose perturbations include a held-out one's go with it and are not predicted.
     knowledge
         Prior knowledge of genes, handed on to :meth:`pyrocell.PyroCell.predict` for perturbations
-        that are not seen. Without it these are answered by the population of the others: their
-        mean, and for an interval how they differ; `note` says so.
+        that are not seen. Without it, and for genes that it does not cover, these are answered by
+        the population of the others: their mean, and for an interval how they differ; `note` says
+        so.
     constructor, train
         Arguments of `PyroCell` to change, and of `PyroCell.train`.
     n_samples, credible_level
@@ -249,35 +252,18 @@ class _Request:
     condition
         Row of the screen's conditions.
     frame
-        Labels × batches of its cells, as `predict` takes them: the condition's own label, or those
-        of perturbations that stand in for one that was never seen.
+        The condition in each of its cells' batches, as `predict` takes it.
     shares
-        (batches,) share of each batch in the condition's depth.
-    by_knowledge, note
-        Whether prior knowledge answers it; what to say of the answer.
+        (batches,) share of each in the condition's depth.
+    knowledge, note
+        What stands in for perturbations that were never seen, None where all were; what to say.
     """
 
     condition: int
     frame: pd.DataFrame
     shares: np.ndarray
-    by_knowledge: bool
+    knowledge: Any
     note: str
-
-    def forecast(self, draws: np.ndarray, seed: int) -> _Forecast:
-        """From draws of levels of the labels, (S, labels, G).
-
-        Several labels are a sample of the population that an unseen one belongs to: it lies about
-        their mean as they do about it, further by √((n + 1) / (n − 1)) for having taken part.
-        """
-        n = draws.shape[1]
-        if n == 1:
-            return _Forecast(draws[:, 0].mean(0), draws[:, 0], self.note)
-        each, middle = draws.mean(0), draws.mean((0, 1))
-        rng = np.random.default_rng(stream("which", seed, self.condition))
-        which = rng.permutation(np.arange(len(draws)) % n)
-        further = np.sqrt((n + 1) / (n - 1)) - 1
-        one = draws[np.arange(len(draws)), which] + further * (each[which] - middle)
-        return _Forecast(middle, np.maximum(one, 0), self.note)
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,7 +283,7 @@ class _Split:
     def rows(self, number: int) -> list[dict[str, Any]]:
         """A row per condition and method; arrays of genes under keys that begin with "_"."""
         known = SeenCells(self.bulk, self.seen, self.options.min_cells)
-        forecasts = self._forecasts(known, self._fit())
+        forecasts = self._forecasts(self._fit())
         out = []
         for c, forecast in forecasts.items():
             out += self._condition(c, known, forecast, number)
@@ -361,53 +347,43 @@ class _Split:
         return row | {"_delta": first}, float(np.mean(noise))
 
     # ------------------------------------------------------------------ the model
-    def _forecasts(self, known: SeenCells, fit: PyroCell) -> dict[int, _Forecast]:
-        """What the model, and prior knowledge where it was given, says of every condition."""
-        asked = [self._request(int(c), known, fit) for c in np.flatnonzero(self.asked)]
+    def _forecasts(self, fit: PyroCell) -> dict[int, _Forecast]:
+        """What the model, and prior knowledge where it is needed, says of every condition."""
+        asked = [self._request(int(c), fit) for c in np.flatnonzero(self.asked)]
         found: dict[int, _Forecast] = {}
-        for by_knowledge in (False, True):
-            some = [request for request in asked if request.by_knowledge == by_knowledge]
-            arguments = {"knowledge": self.options.knowledge} if by_knowledge else {}
-            for request, draws in self._answers(fit, some, arguments):
-                found[request.condition] = request.forecast(draws, self.options.seed)
-        return {request.condition: found[request.condition] for request in asked}
+        for knowledge in (None, POPULATION, self.options.knowledge):
+            some = [one for one in asked if one.knowledge is knowledge]
+            for one, draws in self._answers(fit, some, knowledge):
+                found[one.condition] = _Forecast(draws.mean(0), draws, one.note)
+        return {one.condition: found[one.condition] for one in asked}
 
-    def _request(self, c: int, known: SeenCells, fit: PyroCell) -> _Request:
-        """A condition, or where the model never saw its perturbations those that stand in."""
+    def _request(self, c: int, fit: PyroCell) -> _Request:
+        """A condition in the batches of its cells, and what is known of it."""
         screen, rows = self.screen, self.bulk.cells(np.arange(len(self.seen)) == c)
-        carried = {screen.perturbations[k] for k in np.flatnonzero(screen.genotype[c])}
-        unseen = sorted(carried - set(fit.screen.perturbations))
-        table, names = screen.treatments, " and ".join(unseen)
-        labels, note = [table["perturbation"].iloc[c]], ""
-        if unseen and self.options.knowledge is not None:
-            note = f"{names} by prior knowledge"
-        elif unseen:
-            rng = np.random.default_rng(stream("others", self.options.seed, c))
-            others = rng.permutation(known.others(c)[0])[:_MOST_OTHERS]
-            if not len(others):
-                raise ScreenError(
-                    f'nothing is seen that could stand in for "{names}"; hold out fewer conditions'
-                )
-            labels = list(table["perturbation"].iloc[others])
-            note = f"{names} never seen: the mean of the others, and how they differ"
+        carried = np.flatnonzero(screen.genotype[c])
+        unseen = [k for k in carried if screen.perturbations[k] not in fit.screen.perturbations]
+        names = " and ".join(screen.perturbations[k] for k in unseen)
+        knowledge, note = None, ""
+        if unseen:
+            knowledge, note = POPULATION, f"{names} never seen: {_MEAN_AND_SPREAD}"
+            if _knows(self.options.knowledge, [screen.perturbation_genes[k] for k in unseen]):
+                knowledge, note = self.options.knowledge, f"{names} by prior knowledge"
         batches, n_cells = self.bulk.batches(rows)
         size = np.bincount(screen.cell_batch[rows], self.bulk.size[rows])[batches]
-        several = len(fit.screen.batches) > 1
-        frame = []
-        for label in labels:
-            for b, n in zip(batches, n_cells):
-                name = screen.batches[b]
-                mine = {"batch": name if name in fit.screen.batches else None} if several else {}
-                here = table.iloc[c].to_dict() | {"perturbation": label}
-                frame.append(here | mine | {"n_cells": int(n)})
-        by_knowledge = bool(unseen) and self.options.knowledge is not None
-        return _Request(c, pd.DataFrame(frame), size / size.sum(), by_knowledge, note)
+        frame = pd.DataFrame([screen.treatments.iloc[c].to_dict()] * len(batches))
+        if unseen:  # perturbed at the start, which `predict` takes for granted of these
+            frame = frame.drop(columns=list(EVENTS), errors="ignore")
+        if len(fit.screen.batches) > 1:
+            labels = [screen.batches[b] for b in batches]
+            frame["batch"] = [n if n in fit.screen.batches else None for n in labels]
+        return _Request(c, frame.assign(n_cells=n_cells), size / size.sum(), knowledge, note)
 
     def _answers(
-        self, fit: PyroCell, requests: Sequence[_Request], arguments: dict[str, Any]
+        self, fit: PyroCell, requests: Sequence[_Request], knowledge: Any
     ) -> Iterator[tuple[_Request, np.ndarray]]:
-        """Requests with draws of levels (S, labels, G), as many asked at once as may be held."""
+        """Requests with draws of levels (S, G), as many asked at once as may be held."""
         most = max(1, _AT_ONCE // (self.options.n_samples * len(self.screen.genes)))
+        arguments = {} if knowledge is None else {"knowledge": knowledge}
         waiting: list[_Request] = []
         for i, request in enumerate(requests):
             waiting.append(request)
@@ -428,9 +404,16 @@ class _Split:
             for one in waiting:
                 mine = draws[:, first : first + len(one.frame)]
                 first += len(one.frame)
-                shape = len(draws), -1, len(one.shares), draws.shape[-1]
-                yield one, np.log1p(np.einsum("slbg,b->slg", mine.reshape(shape), one.shares))
+                yield one, np.log1p(np.einsum("sbg,b->sg", mine, one.shares))
             waiting = []
+
+
+def _knows(knowledge: Any, genes: Sequence[str]) -> bool:
+    """Whether prior knowledge was given that covers all of these genes."""
+    if knowledge is None or knowledge is POPULATION:
+        return False
+    matched = getattr(knowledge, "matched", None)
+    return matched is None or bool(matched(list(genes)).notna().any(axis=1).all())
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ def predict_pairs(
     test
         The same without labels; others are kept as they are.
     knowledge
-        Anything with ``kernel(genes)``, an array (n, n) or (sources, n, n) or a DataFrame of how
+        A :class:`pyrocell.Knowledge`, or anything with ``kernel(genes)``, an array (n, n) of how
         alike genes are, 1 on the diagonal; several in a list, or a dict by name, are averaged.
     rank
         Most directions of the kernel that are kept.
@@ -166,7 +166,8 @@ def _features(knowledge: Any, genes: pd.Index, rank: int) -> tuple[np.ndarray, n
     sources = list(sources) if isinstance(sources, Sequence) else [sources]
     total, n = np.zeros((len(genes), len(genes)), np.float32), 0
     for source in sources:
-        found = np.asarray(source.kernel(list(genes)), np.float32)
+        found = source.kernel(list(genes))
+        found = np.asarray(getattr(found, "kernels", found), np.float32)
         for kernel in found[None] if found.ndim == 2 else found:
             if kernel.shape != total.shape:
                 raise ScreenError(
@@ -208,7 +209,7 @@ class _Pairs:
         return _Pairs(self.perturbation[rows], self.gene[rows])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, fastmath=True)
 def _products(
     a: np.ndarray, i: np.ndarray, b: np.ndarray, j: np.ndarray
 ) -> np.ndarray:  # pragma: no cover (compiled)

@@ -22,8 +22,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning")
 
 @pytest.fixture(scope="module")
 def screen(make_screen):
-    """Three knockouts and a pair, two media, two times, two batches."""
-    return make_screen(media=1, times=(1.0, 2.0), combinations=True, n_cells_per_condition=16)
+    """Five knockouts and a pair, two media, two times, two batches."""
+    return make_screen(
+        media=1, times=(1.0, 2.0), combinations=True, n_cells_per_condition=16, n_perturbations=5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +94,8 @@ def test_knowledge_is_handed_on_for_what_was_never_seen(model, monkeypatch):
     def predict(self, conditions, knowledge=None, **options):
         if knowledge is not None:
             asked.append((knowledge, set(conditions["perturbation"])))
-            conditions = conditions.assign(perturbation=self.screen.perturbations[0])
-        return real(self, conditions, **options)
+            knowledge = "population"
+        return real(self, conditions, knowledge=knowledge, **options)
 
     monkeypatch.setattr(pyrocell.PyroCell, "predict", predict)
     name = model.screen.perturbations[-1]
