@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--edges", type=Path)
     parser.add_argument("--cells", nargs="+", default=list(CELLS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=200)
     parser.add_argument("--shuffled", action="store_true")
     args = parser.parse_args()
     if args.labels is None or not (Path(args.labels) / "k562-de.csv").exists():
