@@ -1,11 +1,11 @@
 """Held-out conditions of four real screens: the model and every anchor in one table.
 
 Each part trains without the cells of the held-out conditions (`pyrocell.metrics.evaluate`).
-`perturbations`: THP-1, its knockouts in folds, by prior knowledge (GO and Reactome). `combinations`: K562 CRISPRa, doubles with both singles, held
-out together. `media`: Jurkat, half of the knockouts at a time in the stimulus. `times`: hiPSC,
-eleven knockouts and the other twelve at day 5. `shuffled`: THP-1 with labels permuted within
-batches, where nothing is left to predict. The gradient phase is short, since what single genes do
-comes from the second phase.
+`perturbations`: THP-1, its knockouts in folds, by prior knowledge (GO and Reactome).
+`combinations`: K562 CRISPRa, doubles with both singles, held out together. `media`: Jurkat, half of
+the knockouts at a time in the stimulus. `times`: hiPSC, eleven knockouts and the other twelve at
+day 5. `shuffled`: THP-1 with labels permuted within batches, where nothing is left to predict. The
+gradient phase is short, since what single genes do comes from the second phase.
 
     python benchmarks/evaluate.py --parts perturbations combinations media times shuffled
 """
