@@ -135,7 +135,7 @@ def _cell_eval(real: AnnData, predicted: AnnData) -> pd.DataFrame:
             control_pert=_CONTROL,
             pert_col=_KEY,
             num_threads=1,
-            outdir=folder,
+            outdir=f"{folder}/out",
         )
         table, _ = evaluator.compute(write_csv=False)
     wide = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table.to_dicts())
