@@ -68,7 +68,12 @@ from pyrocell.posterior.predictive_check import (
 from pyrocell.posterior.requests import requested
 from pyrocell.posterior.simulate_cells import fate_proportions, simulate_cells
 from pyrocell.posterior.summaries import MEMORY_BUDGET
-from pyrocell.posterior.unseen import effects_with_unseen, knowledge_table, neighbours
+from pyrocell.posterior.unseen import (
+    effects_with_unseen,
+    knowledge_table,
+    neighbours,
+    place_of,
+)
 from pyrocell.posterior.unseen.requests import KnowledgeOrNone
 from pyrocell.priors import Priors
 from pyrocell.screen.screen import Screen
@@ -790,9 +795,8 @@ class PyroCell(BaseModelClass):
         ScreenError
             If there are fewer than three perturbations.
         """
-        media, time = self._place(media, time)
-        asked = knowledge, media, time, n_permutations, credible_level, n_samples
-        return knowledge_table(self.fitted, *asked)
+        asked = n_permutations, credible_level, n_samples
+        return knowledge_table(self.fitted, knowledge, *place_of(self.screen, media, time), *asked)
 
     @limit_threads
     def neighbours(
@@ -826,14 +830,8 @@ class PyroCell(BaseModelClass):
         of all perturbations.
         """
         names = [perturbations] if isinstance(perturbations, str) else list(perturbations)
-        media, time = self._place(media, time)
-        asked = names, knowledge, media, time, n_neighbours, n_samples
-        return neighbours(self.fitted, *asked)
-
-    def _place(self, media: str | None, time: float | None) -> tuple[str, float | None]:
-        """Medium and time, or the baseline medium and the last time."""
-        last = self.screen.times[-1] if self.screen.times else None
-        return media or self.screen.baseline_media, last if time is None else time
+        place = place_of(self.screen, media, time)
+        return neighbours(self.fitted, names, knowledge, *place, n_neighbours, n_samples)
 
     @limit_threads
     def effects_adata(

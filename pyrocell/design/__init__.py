@@ -13,6 +13,7 @@ from pyrocell.design.error_analysis import error_analysis
 from pyrocell.design.export import lane_map, plate_map, read_lane_map, whole
 from pyrocell.design.inflation import aliasing
 from pyrocell.design.layouts import Layout
+from pyrocell.design.next_perturbations import next_perturbations
 from pyrocell.design.noise import Noise
 from pyrocell.design.plan import Plan
 from pyrocell.design.planner import Recommendation, controls_in_one_lane, random_layout, recommend
@@ -34,6 +35,7 @@ __all__ = [
     "cost_curve",
     "error_analysis",
     "lane_map",
+    "next_perturbations",
     "noise_sensitivity",
     "plate_map",
     "random_layout",

@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean
 from pyrocell._core.random import stream
 from pyrocell.errors import ScreenError
@@ -90,8 +91,9 @@ def _cells(
     logged.data *= np.repeat((depth / size).astype(np.float32), np.diff(logged.indptr))
     np.log1p(logged.data, out=logged.data)
     delta = evaluation.predicted.layers["delta"]
-    obs = evaluation.predicted.obs
-    for (media, time), rows in obs.groupby(["media", "time"], dropna=False).indices.items():
+    obs = obs_table(evaluation.predicted)
+    places = obs.groupby(["media", "time"], dropna=False).indices
+    for (media, time), rows in cast("dict[tuple[str, float], np.ndarray]", places).items():
         here = screen.at(media, time)
         controls = np.flatnonzero((here & screen.is_control)[screen.cell_condition])
         if len(controls) < 2:
@@ -133,7 +135,7 @@ def _cell_eval(real: AnnData, predicted: AnnData) -> pd.DataFrame:
             control_pert=_CONTROL,
             pert_col=_KEY,
             num_threads=1,
-            outdir=folder,
+            outdir=f"{folder}/out",
         )
         table, _ = evaluator.compute(write_csv=False)
     wide = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table.to_dicts())

@@ -538,7 +538,7 @@ def _summary(scores: pd.DataFrame) -> pd.DataFrame:
     for method in (MODEL, *ANCHORS):
         mine = scores[scores["method"] == method]
         row: dict[str, Any] = {"method": method, "n_conditions": int(mine["mse"].notna().sum())}
-        row |= mine[list(METRICS)].mean().to_dict()
+        row |= {name: float(mine[name].mean()) for name in METRICS}
         for name, table in wide.items():
             row[f"better_{name}"] = np.nan
             if method in table and MEAN in table and method != MEAN:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -114,8 +114,8 @@ def predict_pairs(
     """
     train, test = pair_columns(train, label=True), pair_columns(test)
     folds = _fold_of(train["perturbation"], n_folds, seed)
-    names = [pd.unique(t[c]) for t in (train, test) for c in ("perturbation", "gene")]
-    genes = pd.Index(np.unique(np.concatenate(names).astype(str)))
+    names = {name for t in (train, test) for c in ("perturbation", "gene") for name in t[c]}
+    genes = pd.Index(sorted(names))
     features, known = _features(knowledge, genes, rank)
     pairs, asked = (_Pairs.of(table, genes) for table in (train, test))
     label = train["label"].to_numpy(float)
@@ -203,7 +203,7 @@ class _Pairs:
 
     @classmethod
     def of(cls, table: pd.DataFrame, genes: pd.Index) -> _Pairs:
-        return cls(*(genes.get_indexer(table[c]) for c in ("perturbation", "gene")))
+        return cls(*(genes.get_indexer(pd.Index(table[c])) for c in ("perturbation", "gene")))
 
     def __getitem__(self, rows: np.ndarray) -> _Pairs:
         return _Pairs(self.perturbation[rows], self.gene[rows])
@@ -268,7 +268,7 @@ class _Ridge:
         def product_of(dual: np.ndarray) -> np.ndarray:
             return cls.gather(pairs, dual, features, parts).predict(pairs, features) + dual
 
-        system = LinearOperator((len(value), len(value)), matvec=product_of, dtype=float)
+        system = cast("Any", LinearOperator)((len(value),) * 2, matvec=product_of, dtype=float)
         dual, _ = cg(system, value, maxiter=_STEPS, rtol=_TOLERANCE)
         return cls.gather(pairs, dual, features, parts)
 

@@ -80,7 +80,7 @@ def perturbqa(
         raise ScreenError(f"region={region} must be above 0: a change that counts")
     asked = pair_columns(pairs)
     screen = model.screen
-    column = screen.genes.astype(str).get_indexer(asked["gene"])
+    column = screen.genes.astype(str).get_indexer(pd.Index(asked["gene"]))
     if (column < 0).any():
         gene = asked["gene"][column < 0].iloc[0]
         raise UnknownLabelError(
@@ -89,7 +89,7 @@ def perturbqa(
     names, row = np.unique(asked["perturbation"].to_numpy(str), return_inverse=True)
     answer = np.array([_answer(model, name, knowledge) for name in names], dtype=object)
     found = np.full((len(asked), 3), np.nan)
-    place = {"media": screen.baseline_media if media is None else media}
+    place: dict[str, Any] = {"media": screen.baseline_media if media is None else media}
     if screen.times:
         place["time"] = screen.times[-1] if time is None else time
     for kind in (MEASURED, BY_KNOWLEDGE):
@@ -185,7 +185,7 @@ def perturbqa_sets(
     check_draws(n_samples)
     named = clusters if isinstance(clusters, Mapping) else dict(enumerate(clusters))
     screen = model.screen
-    place = {"media": screen.baseline_media if media is None else media}
+    place: dict[str, Any] = {"media": screen.baseline_media if media is None else media}
     if screen.times:
         place["time"] = screen.times[-1] if time is None else time
     draws = _effect_draws(model, screen.perturbations, place, n_samples, {})

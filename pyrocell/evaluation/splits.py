@@ -54,7 +54,7 @@ def screen_of(model: PyroCell | AnnData | Screen) -> Screen:
                 "adata is not registered; call pyrocell.PyroCell.setup_anndata(adata, ...) first"
             )
         return cast("Any", manager).screen
-    return getattr(model, "screen", model)
+    return model.screen if isinstance(model, PyroCell) else model
 
 
 def splits(
@@ -158,7 +158,7 @@ def _at_times(screen: Screen, times: Sequence[float]) -> np.ndarray:
                 f"time {time} is not in the screen: {join_names(screen.times) or 'it has none'}"
             )
     mine = screen.conditions["time"].to_numpy(float)
-    return np.isclose(mine[:, None], np.asarray(times, float)).any(1)
+    return np.asarray(np.isclose(mine[:, None], np.asarray(times, float)).any(1))
 
 
 def as_splits(held_out: Any) -> list[list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyrocell.knowledge.effects import EffectRegression, Unseen
+from pyrocell.knowledge.effects import EffectRegression, Unseen, damped
 from pyrocell.knowledge.evidence import Evidence, permutation_evidence
 from pyrocell.knowledge.gene_sets import read_gmt
 from pyrocell.knowledge.sources import GeneKernels, Knowledge
@@ -13,6 +13,7 @@ __all__ = [
     "GeneKernels",
     "Knowledge",
     "Unseen",
+    "damped",
     "permutation_evidence",
     "read_gmt",
 ]

@@ -5,19 +5,23 @@ average of measured effects with kriging weights (`regression`). How far off tha
 is the product of two things: how little the kernel says of it, and how large effects of its kind
 are, whose logarithm has a kernel prior of its own. With one variance for all, stated errors rank
 true ones backwards, since what little is known of strong perturbations is the rest of silent ones.
+
+Shares are learned from effects divided by the square root of their size: undivided, one or two
+outliers decide what a source is worth; at length one, silent perturbations do, with their noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pyrocell.knowledge.evidence import Evidence, permutation_evidence
 from pyrocell.knowledge.regression import Fit, centred, fit_shares, left_out, weights_of
 from pyrocell.knowledge.sources import Knowledge
 
-__all__ = ["EffectRegression", "Unseen"]
+__all__ = ["EffectRegression", "Unseen", "damped"]
 
 _SMALLEST = 0.1  # sizes below this quantile count as it: their logarithm is noise
 
@@ -39,6 +43,20 @@ class Unseen:
     weights: np.ndarray
     by_source: np.ndarray
     error: np.ndarray
+
+
+def sizes(gram: np.ndarray, error: np.ndarray | None = None) -> np.ndarray:
+    """Sizes (n,) of effects off their mean, above zero."""
+    square = np.diag(centred(gram)).clip(0.0) + (0.0 if error is None else error)
+    some = square[square > 0]
+    least = np.quantile(some, _SMALLEST) if len(some) else 1.0
+    return np.sqrt(np.maximum(square, least))
+
+
+def damped(gram: np.ndarray, error: np.ndarray | None = None) -> np.ndarray:
+    """Inner products of effects off their mean, each divided by the square root of its size."""
+    root = np.sqrt(sizes(gram, error))
+    return centred(gram) / np.outer(root, root)
 
 
 class EffectRegression:
@@ -83,11 +101,14 @@ class EffectRegression:
         if knowledge is not None:
             self.kernels, self.covered = knowledge.kernel(self.names)
         error = np.zeros(n) if error is None else np.asarray(error, float)
-        self.fit: Fit = fit_shares(self._gram, self.kernels, error)
-        size = np.diag(centred(self._gram)).clip(0.0) + error
-        some = size[size > 0]
-        least = np.quantile(some, _SMALLEST) if len(some) else 1.0
-        self._log_size = 0.5 * np.log(np.maximum(size, least))
+        size = sizes(self._gram, error)
+        self._damped = damped(self._gram, error), error / size
+        learned = fit_shares(self._damped[0], self.kernels, self._damped[1])
+        self._noise = learned.noise
+        scale = float(np.trace(centred(self._gram)) / max(n - 1, 1))
+        noise = error / scale if scale > 0 else np.zeros(n)
+        self.fit: Fit = replace(learned, noise=noise, scale=max(scale, 0.0))
+        self._log_size = np.log(size)
         self._log_gram = np.outer(self._log_size, self._log_size)
         self.fit_size: Fit = fit_shares(self._log_gram, self.kernels, dimensions=1.0)
 
@@ -102,6 +123,12 @@ class EffectRegression:
         size = weights_of(self.fit_size, self.kernels, cross, self._log_gram)
         square = self._square(size.weights, size.variance)
         return Unseen(found.weights, found.by_source, square * found.variance)
+
+    def evidence(self, source: int, n_permutations: int, rng: np.random.Generator) -> Evidence:
+        """Log Bayes factor of a source alone against none, beside that of shuffled names."""
+        gram, noise = self._damped[0], float(self._noise.mean())
+        kernel, covered = self.kernels[source], self.covered[source]
+        return permutation_evidence(gram, kernel, covered, noise, n_permutations, rng)
 
     def left_out(self) -> Unseen:
         """The same for each measured perturbation, from all others; shares are those of all."""

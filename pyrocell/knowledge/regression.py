@@ -229,9 +229,9 @@ def weights_of(
         at_point = 1 - (plain * k).sum(1) + left**2 / of_one.sum()
         variance += mass * np.maximum(at_point, 0.0)
         if gram is not None:
-            squares += mass * np.einsum("ij,jk,ik->i", mine, gram, mine)
+            squares += mass * ((mine @ gram) * mine).sum(1)
     if gram is not None and fit.scale > 0:
-        spread = squares - np.einsum("ij,jk,ik->i", total, gram, total)
+        spread = squares - ((total @ gram) * total).sum(1)
         variance = variance + np.maximum(spread, 0.0) / fit.scale
     return Weights(total, by_source, variance)
 
@@ -259,8 +259,8 @@ def left_out(
         total += mass * mine
         variance += mass * np.maximum(1 / own - fit.noise, 0.0)
         if gram is not None:
-            squares += mass * np.einsum("ij,jk,ik->i", mine, gram, mine)
+            squares += mass * ((mine @ gram) * mine).sum(1)
     if gram is not None and fit.scale > 0:
-        spread = squares - np.einsum("ij,jk,ik->i", total, gram, total)
+        spread = squares - ((total @ gram) * total).sum(1)
         variance = variance + np.maximum(spread, 0.0) / fit.scale
     return total, variance

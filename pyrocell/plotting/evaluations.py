@@ -11,7 +11,7 @@ import pandas as pd
 
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import ScreenError, UnknownLabelError
-from pyrocell.plotting._style import BLUE, GREY, describe, page
+from pyrocell.plotting._style import BLUE, GREY, describe, page, plain_log
 
 if TYPE_CHECKING:
     from pyrocell.evaluation import Evaluation
@@ -84,11 +84,12 @@ def evaluation(
                 ax.scatter(values.mean(), y, s=34, color=BLUE, zorder=3)
         if name in _SMALLER and (table[name].dropna() > 0).all():
             ax.set_xscale("log")
+            plain_log(ax.xaxis)
         if name in _CHANCE:
             ax.axvline(_CHANCE[name], color=GREY, linewidth=0.8, linestyle=":")
         ax.set_yticks(range(len(methods)), methods, fontsize=8)
         ax.set_ylim(len(methods) - 0.5, -0.5)
         ax.tick_params(axis="x", labelsize=7)
         ax.grid(axis="y", alpha=0.3)
-        describe(ax, f"{name}, {'smaller' if name in _SMALLER else 'larger'} is better")
+        describe(ax, f"{name} ({'smaller' if name in _SMALLER else 'larger'}: better)")
     return axes

@@ -24,9 +24,11 @@ def blocks(page: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("page", ["effects", "laboratories", "dynamics", "performance"])
+@pytest.mark.parametrize(
+    "page", ["effects", "knowledge", "laboratories", "dynamics", "performance"]
+)
 def test_the_calls_on_a_page_run(page, make_screen, tmp_path, monkeypatch):
-    adata = make_screen(n_perturbations=2, n_batches=4, times=(1.0, 2.0))
+    adata = make_screen(n_perturbations=3, n_batches=4, times=(1.0, 2.0))
     adata.obs["laboratory"] = adata.obs["batch"].astype(str).map(lambda b: f"lab {b[-1] in '01'}")
     adata.obs["fate"] = numpy.where(numpy.arange(adata.n_obs) % 2, "A", "B")
     del adata.uns["truth"]
@@ -44,12 +46,15 @@ def test_the_calls_on_a_page_run(page, make_screen, tmp_path, monkeypatch):
     model.train()
     name = model.screen.perturbations[0]
     names = {"pyrocell": pyrocell, "adata": adata, "model": model, "zarr": zarr}
-    names |= {"numpy": numpy, "anndata": anndata}
+    names |= {"numpy": numpy, "anndata": anndata, "pd": pd}
+    names["edges"] = pd.DataFrame({"a": [name, "KLF4"], "b": ["KLF4", "ESRRB"]})
+    Path("go.gmt").write_text(f"set\t\t{name}\tKLF4\tESRRB\tTFCP2L1\n")
     names["conditions"] = pd.DataFrame({"perturbation": ["control", name], "time": 2.0})
     ran = 0
     for block in blocks(page):
         if any(word in block for word in ELSEWHERE):
             continue
-        exec(block.replace('"SOX2"', repr(name)), names)
+        block = block.replace('"SOX2"', repr(name)).replace("+SOX2", f"+{name}")
+        exec(block.replace("go.gmt.gz", "go.gmt"), names)
         ran += 1
     assert ran

@@ -21,8 +21,9 @@ from pyrocell.errors import ScreenError
 from pyrocell.knowledge import EffectRegression, Knowledge, Unseen
 from pyrocell.posterior.effects import each_with_direction
 from pyrocell.posterior.fitted_screen import FittedScreen
+from pyrocell.screen.screen import Screen
 
-__all__ = ["FEWEST", "Place"]
+__all__ = ["FEWEST", "Place", "place_of"]
 
 FEWEST = 3  # measured perturbations: fewer say nothing of others
 _LEAST_RATIO, _MOST_RATIO = 0.1, 10.0  # of expected errors, new over measured
@@ -153,6 +154,12 @@ class Place:
             if place >= 0 and not np.isnan(measured.own).any():
                 out[:, i, place] = measured.own
         return out
+
+
+def place_of(screen: Screen, media: str | None, time: float | None) -> tuple[str, float | None]:
+    """Medium and time; by default the baseline medium and the last time."""
+    last = screen.times[-1] if screen.times else None
+    return media or screen.baseline_media, last if time is None else time
 
 
 def _without_own(mean: np.ndarray, target: np.ndarray) -> None:

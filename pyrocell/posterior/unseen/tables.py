@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyrocell._core.random import stream
 from pyrocell.errors import ScreenError
-from pyrocell.knowledge import Knowledge, permutation_evidence
+from pyrocell.knowledge import Knowledge
 from pyrocell.posterior.counts_alone import long_table
 from pyrocell.posterior.draws import summarise
 from pyrocell.posterior.effects import (
@@ -100,16 +100,14 @@ def knowledge_table(
     if sources_of(knowledge) is None:
         raise ScreenError("the population of perturbations has no source to weigh")
     place = Place(fit, knowledge, media, time, n_samples)
-    regression, gram = place.regression, place.measured.mean @ place.measured.mean.T
+    regression = place.regression
     fitted = regression.fit
     lower, upper = fitted.share_interval(credible_level)
     rows = []
     for s, name in enumerate(knowledge.sources):
         covered = regression.covered[s]
         rng = np.random.default_rng(stream("knowledge", fit.posterior.seed))
-        found = permutation_evidence(
-            gram, regression.kernels[s], covered, fitted.noise.mean(), n_permutations, rng
-        )
+        found = regression.evidence(s, n_permutations, rng)
         low, middle, high = np.quantile(found.shuffled, [0.05, 0.5, 0.95])
         rows.append(
             {
