@@ -5,7 +5,6 @@ A cell line that is perturbed in a screen of several is registered as a medium h
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -15,10 +14,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy.stats import norm
 
-from pyrocell._compat import SETUP_ARGS
 from pyrocell._core.messages import join_names
-from pyrocell.assumptions.spec import Assume
 from pyrocell.errors import ScreenError, ScreenWarning
+from pyrocell.evaluation.refit import again
 from pyrocell.metrics import coverage
 from pyrocell.posterior.levels import levels
 from pyrocell.screen.requests import NEW
@@ -78,7 +76,7 @@ def leave_one_laboratory_out(
         inside = screen.batch_laboratory[screen.cell_batch] == i
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ScreenWarning)
-            other = _again(model, model.adata[~inside].copy())
+            other = again(model, model.adata[~inside].copy())
             other.train(**({"progress_bar": False} | train))
         frame, observed = _pseudobulks(model, other, inside, min_cells)
         if not len(frame):
@@ -91,17 +89,6 @@ def leave_one_laboratory_out(
             | _judge(other, frame, observed, n_samples, credible_level)
         )
     return pd.DataFrame(rows)
-
-
-def _again(model: PyroCell, adata: AnnData) -> PyroCell:
-    """An untrained model of other cells, with the same options."""
-    args = model.adata_manager.registry[SETUP_ARGS]
-    type(model).setup_anndata(adata, **args)
-    config = model.module.config
-    known = inspect.signature(type(model)).parameters
-    options = {k: getattr(config, k) for k in known if hasattr(config, k)}
-    options |= {"assume": [Assume(**a) for a in config.assume], "priors": model.module.priors}
-    return type(model)(adata, **options)
 
 
 def _pseudobulks(

@@ -52,6 +52,7 @@ NAMES = {
     "curves": "histories",
     "predicted": "predicted",
     "guided": "model",
+    "held_out": "found",
 }  # on the page, of the functions of this script
 DPI = 80
 COLOURS = 128  # of a PNG: the figures are flat, and files stay small
@@ -84,6 +85,7 @@ CHAPTERS = {
         "ecdf_difference",
         "reliability",
         "learning_curves",
+        "evaluation",
     ),
 }
 
@@ -252,6 +254,17 @@ def curves() -> dict[str, pd.DataFrame]:
     }
 
 
+def held_out() -> pyrocell.metrics.Evaluation:
+    labels = ["POU5F1", "SOX2", "MYC", "PRDM14", "RUNX1T1", "ZIC2"]
+    return pyrocell.metrics.evaluate(
+        hipsc(),
+        {"perturbation": labels, "time": [5.0]},
+        train={"max_epochs": 40},
+        n_samples=60,
+        external=(),
+    )
+
+
 def predicted() -> AnnData:
     labels = ["control", "POU5F1", "SOX2"]
     table = pd.DataFrame([(p, t) for p in labels for t in np.linspace(2, 6, 9)])
@@ -298,6 +311,7 @@ FIGURES: dict[str, Callable[[], object]] = {
     "ecdf_difference": lambda: pl.ecdf_difference(ranks()),
     "reliability": lambda: pl.reliability(forecasts()),
     "learning_curves": lambda: pl.learning_curves(curves()),
+    "evaluation": lambda: pl.evaluation(held_out()),
 }
 
 

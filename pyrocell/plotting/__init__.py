@@ -13,6 +13,7 @@ from pyrocell.plotting.comparisons import similarity, time_course, volcano
 from pyrocell.plotting.design import cost_curve, lane_map, layout_graph
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
 from pyrocell.plotting.errors import error_analysis, noise_sensitivity
+from pyrocell.plotting.evaluations import evaluation
 from pyrocell.plotting.guides import guides
 from pyrocell.plotting.learning_curves import learning_curves
 from pyrocell.plotting.plates import edge_effects, plate_map
@@ -30,6 +31,7 @@ __all__ = [
     "effect_intervals",
     "effects",
     "error_analysis",
+    "evaluation",
     "gains",
     "guides",
     "history",

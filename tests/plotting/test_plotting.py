@@ -54,7 +54,7 @@ def test_every_function_draws_into_the_axes_it_is_given(fitted, effects):
     elsewhere |= {"cost_curve", "lane_map", "layout_graph", "retention", "trajectory"}
     elsewhere |= {"similarity", "time_course", "volcano"}
     elsewhere |= {"edge_effects", "error_analysis", "noise_sensitivity", "plate_map"}
-    several = {"predictive_check", "steady_screen"}
+    several = {"predictive_check", "steady_screen", "evaluation"}
     assert set(calls) | several | elsewhere == set(pyrocell.pl.__all__)
     for name, arguments in calls.items():
         _, ax = plt.subplots()
@@ -176,3 +176,23 @@ def test_the_steady_screen_shows_raw_and_corrected_change_of_every_condition(fit
 def test_a_model_without_training_has_no_history(make_screen, build):
     with pytest.raises(ScreenError, match="train"):
         pyrocell.pl.history(build(make_screen()))
+
+
+def test_scores_of_held_out_conditions_have_a_panel_for_each_metric():
+    rng = np.random.default_rng(0)
+    methods = ["pyrocell", "mean of the others", "no change"]
+    table = pd.DataFrame({"method": methods * 5, "mse": rng.uniform(0.01, 1, 15)})
+    table["spearman"] = np.where(table["method"] == "no change", np.nan, rng.uniform(-1, 1, 15))
+    axes = pyrocell.pl.evaluation(table, ["mse", "spearman"])
+    drawn(axes)
+    assert names(axes[0], "y") == methods and axes[0].get_xscale() == "log"
+    means = [c.get_offsets()[0, 0] for c in axes[0].collections[1::2]]
+    np.testing.assert_allclose(means, table.groupby("method", sort=False)["mse"].mean())
+    _, given = plt.subplots(1, 2)
+    assert list(pyrocell.pl.evaluation(table, ["mse", "spearman"], axes=given)) == list(given)
+    with pytest.raises(UnknownLabelError, match='did you mean "mse"'):
+        pyrocell.pl.evaluation(table, ["msee"])
+    with pytest.raises(ScreenError, match="one for each"):
+        pyrocell.pl.evaluation(table, ["mse"], axes=given)
+    with pytest.raises(ScreenError, match="no score"):
+        pyrocell.pl.evaluation(table.iloc[:0], ["mse"])
