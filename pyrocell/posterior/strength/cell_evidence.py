@@ -74,7 +74,7 @@ def log_evidence(
     counts = sp.csr_matrix(counts)
     assert counts.indptr is not None and counts.indices is not None
     order = np.argsort(condition, kind="stable")  # one table of a condition after the other
-    out = np.zeros((counts.shape[0], len(STRENGTHS)))
+    out = np.zeros((len(condition), len(STRENGTHS)))
     edges = range(0, len(order), _CELLS)
     single = lambda a: np.ascontiguousarray(a, np.float32)  # noqa: E731
     tables = [single(a) for a in (path.level, path.effect, path.eta, path.loading, path.theta)]
