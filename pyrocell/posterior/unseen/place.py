@@ -1,11 +1,13 @@
 """What measured perturbations say of others, in one medium at one time, as joint draws.
 
 A draw of the effect of a perturbation that was never measured is the prediction from all measured
-ones, plus by how much a measured one, drawn at random, missed its own prediction from all others.
-That residual is a vector over genes, so that most of its genes are near zero and some are not, and
-genes move together as they do; it is scaled by the expected error of the new prediction over that
-of the measured one. Effects are drawn from the posterior, so that the error of their measurement is
-in the residual. Where nothing is known the draws are those of the population of perturbations.
+ones, times by how much a measured one was stronger or weaker than predicted from all others, plus
+what a measured one, drawn at random, did beside its prediction. Strength and direction are apart:
+a prediction that is too small is not one of another sign. What is beside is a vector over genes, so
+that most of its genes are near zero and some are not, and genes move together as they do; both
+together have the expected error of the new prediction. Effects are drawn from the posterior, so
+that the error of their measurement is in it. Where nothing is known the draws are those of the
+population of perturbations.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from pyrocell.screen.screen import Screen
 __all__ = ["FEWEST", "Place", "place_of"]
 
 FEWEST = 3  # measured perturbations: fewer say nothing of others
+_SLOPES = (0.0, 5.0)  # of effects on their predictions, beyond which they are not believed
+_LEAST_SLOPE = 0.3
+_REST = 0.25  # of the expected error, at least, that is not strength
 _LEAST_RATIO, _MOST_RATIO = 0.1, 10.0  # of expected errors, new over measured
 
 
@@ -137,20 +142,43 @@ class Place:
         """What each of m genes takes from measured perturbations."""
         return self.regression.predict(genes)
 
+    def _missed(self, left: Unseen) -> tuple[np.ndarray, np.ndarray]:
+        """How measured perturbations miss their prediction from all others: strength, and the rest.
+
+        (S,) by how much larger or smaller than predicted, as a share, of mean zero; and (S, G) what
+        does not lie along the prediction. Both of a draw are of one perturbation: those that do
+        next to nothing do nothing in other directions either.
+        """
+        measured, which = self.measured, self.measured.which
+        target = self.fit.model.target.cpu().numpy()
+        known = left.weights[which] @ measured.mean
+        has_own = np.flatnonzero(target[which] >= 0)
+        seen = measured.draws.copy()
+        for table in (known, seen):
+            table[has_own, target[which[has_own]]] = 0.0
+        length = (known**2).sum(1)
+        slope = (known * seen).sum(1) / np.maximum(length, 1e-300)
+        slope = slope.clip(*_SLOPES)
+        usual = max(float(slope.mean()), _LEAST_SLOPE)
+        return slope / usual - slope.mean() / usual, seen - slope[:, None] * known
+
     def draws(self, genes: Sequence[str]) -> np.ndarray:
         """Joint draws of log-fold changes against control, (S, m, G)."""
         measured, asked = self.measured, self.weights(genes)
         left = self.regression.left_out()
-        target = self.fit.model.target.cpu().numpy()
         which = measured.which
-        missed = measured.draws - left.weights[which] @ measured.mean
-        has_own = np.flatnonzero(target[which] >= 0)
-        missed[has_own, target[which[has_own]]] = 0.0
-        out = np.empty((len(which), len(genes), missed.shape[1]), np.float32)
+        strength, rest = self._missed(left)
+        error = np.maximum(left.error[which], 1e-300)
+        usual = float(np.mean((rest**2).sum(1) / error))  # of the rest, in units of stated error
+        out = np.empty((len(which), len(genes), rest.shape[1]), np.float32)
         for i, gene in enumerate(genes):
-            ratio = asked.error[i] / np.maximum(left.error[which], 1e-300)
-            scaled = np.sqrt(ratio.clip(_LEAST_RATIO, _MOST_RATIO))[:, None] * missed
-            out[:, i] = asked.weights[i] @ measured.mean + scaled - scaled.mean(0)
+            known = asked.weights[i] @ measured.mean
+            off = strength[:, None] * known
+            # of the expected error, what strength is not
+            part = max(asked.error[i] - float((off**2).sum(1).mean()), _REST * asked.error[i])
+            ratio = part / max(usual, 1e-300) / error
+            scaled = np.sqrt(ratio.clip(_LEAST_RATIO, _MOST_RATIO))[:, None] * rest
+            out[:, i] = known + off + scaled - scaled.mean(0)
             place = self.fit.screen.genes.get_indexer(pd.Index([gene]))[0]
             if place >= 0 and not np.isnan(measured.own).any():
                 out[:, i, place] = measured.own
