@@ -119,7 +119,8 @@ def test_the_posterior_of_an_aliased_response_is_its_prior_given_the_sum(lanes):
     width = np.sqrt(np.mean(np.square(scale), 0))
     error = 1 / np.sqrt(2 * len(lanes.module.gene_level))
     np.testing.assert_allclose(noise.std(0), width, rtol=4 * error)  # of 12 genes
-    assert noise.std(0).mean() == pytest.approx(width.mean(), rel=3 * error / np.sqrt(len(width)))
+    # the states that all genes share are neighbours in a chain
+    assert noise.std(0).mean() == pytest.approx(width.mean(), rel=4 * error / np.sqrt(len(width)))
     apart = [(x - x.mean(0)).ravel() for x in (response, noise)]
     assert np.corrcoef(*apart)[0, 1] < -0.5
     assert (response + noise).std(0).mean() < response.std(0).mean()

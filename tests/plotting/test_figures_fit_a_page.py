@@ -59,7 +59,11 @@ def tables(n: int) -> dict[str, tuple]:
     moved = moved.assign(raw=0.3, raw_baseline=0.2, rms=0.2, lower=0.1, upper=0.4, squared=0.04)
     course = pd.concat([effects, effects.assign(time=3.0)])
     batches = effects.rename(columns={"perturbation": "batch"})
+    guides = one.rename(columns={"mean": "efficacy"}).assign(
+        guide=names + "_1", response_share=0.8, response_lower=0.7, response_upper=0.9, agree=0.4
+    )
     return {
+        "guides": (guides,),
         "effects": (effects,),
         "volcano": (effects, "gene0"),
         "effect_intervals": (effects,),

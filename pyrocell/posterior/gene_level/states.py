@@ -113,11 +113,11 @@ class GeneLevel:
 
     def __init__(self, tensors: dict[str, Tensor]):
         # of files from before the spike's width was learned, and before guides were part of it
-        missing = {
-            "spike": torch.ones(tensors["log_weights"].shape[:2]),
-            "imputation": torch.zeros(len(tensors["seed"]), dtype=torch.int64),
-        }
-        tensors = missing | tensors
+        if "spike" not in tensors and "log_weights" in tensors:
+            tensors = tensors | {"spike": torch.ones(tensors["log_weights"].shape[:2])}
+        if "imputation" not in tensors:
+            none = torch.zeros(len(tensors["seed"]), dtype=torch.int64)
+            tensors = tensors | {"imputation": none}
         self.tensors = tensors
         self.layout: Layout | None = None
         self.arms: list[tuple[int, tuple[int, ...], int]] = []
