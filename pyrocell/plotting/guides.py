@@ -52,7 +52,7 @@ def guides(
         rows = rows[rows["perturbation"].isin(kept)]
     mean = rows["response_share" if share else "efficacy"]
     drawn = pd.DataFrame({"mean": mean, "lower": rows[low], "upper": rows[high]})
-    ax = new_axes(ax, 5, 1.2 + rows_height(len(rows)))
+    ax = new_axes(ax, 5.5, 1.4 + rows_height(len(rows)))
     names = [
         g if g.startswith(p) else f"{p}, {g}"
         for p, g in zip(rows["perturbation"].astype(str), rows["guide"].astype(str))
@@ -69,7 +69,7 @@ def guides(
     else:
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set_xlim(left=0)
-        ax.set_xlabel("efficacy (1: the perturbation's average responding cell)")
+        ax.set_xlabel("efficacy (1: average responding cell)")
         head = f"Efficacy of {len(rows)} guides"
     describe(ax, head, "orange: the guide does something of its own" if off.any() else "")
     return ax
