@@ -172,7 +172,26 @@ def guides() -> str:
     return f"{table(['figure, by seed', ''], rows)}\n\n{origin(['guides.py'], sources)}"
 
 
+def unseen() -> str:
+    """Perturbations left out of real screens."""
+    parts = of_record(parts_of("unseen"))
+    if not parts:
+        return ""
+    names = {"thp1": "THP-1", "k562": "K562, single activations", "hipsc": "hiPSC, day 5"}
+    names["stimulation"] = "stimulated T cells"
+    rows = []
+    for screen, part in parts.items():
+        for kind in ("GO and Reactome", "shuffled", "population"):
+            found = part["figures"][kind]
+            columns = ("ratio_to_mean", "coverage", "coverage_lowest", "directions_ece")
+            rows.append([names[screen], kind, *(number(found[c]) for c in columns)])
+    head = ["screen", "knowledge", "error over that of the mean", "90% intervals hold", "lowest"]
+    made = table([*head, "calibration error of directions"], rows)
+    return f"{made}\n\n{origin(['unseen.py'], [part['from'] for part in parts.values()])}"
+
+
 BLOCKS = {
+    "unseen": unseen,
     "guides": guides,
     "record": recorded,
     "of record": of_scripts,
