@@ -83,6 +83,7 @@ from pyrocell.posterior.unseen import (
 )
 from pyrocell.posterior.unseen.requests import KnowledgeOrNone
 from pyrocell.priors import Priors
+from pyrocell.screen.guide_pairs import numbered_as
 from pyrocell.screen.screen import Screen
 from pyrocell.training.checkpoints import Checkpoints
 from pyrocell.training.fit import TrainingConfig, train
@@ -570,7 +571,7 @@ class PyroCell(BaseModelClass):
         model._hold(module)
         model._cells = cells = model._cell_data(model.adata_manager)
         if cells.conditions is None:
-            guide = model.adata_manager.screen.cell_guide
+            guide = numbered_as(screen, model.adata_manager.screen)
             model.screen = replace(
                 screen, cell_condition=cells.condition, cell_batch=cells.batch, cell_guide=guide
             )
@@ -713,18 +714,12 @@ class PyroCell(BaseModelClass):
         """
         cells, obs = self._cells_of(adata)
         own = adata is None or adata is self.adata
-        guide = self.screen.cell_guide if own else self._guides_of(cast("AnnData", adata))
+        guide = self.screen.cell_guide
+        if not own:
+            other = self.get_anndata_manager(cast("AnnData", adata), required=True)
+            guide = numbered_as(self.screen, cast("ScreenManager", other).screen)
         found = response_probability(self.fitted, cells, guide)
         return pd.Series(found, obs.index, name="response_probability")
-
-    def _guides_of(self, adata: AnnData) -> np.ndarray | None:
-        """(n,) guides of other cells as the screen numbers them, -1 where not known."""
-        screen = cast("ScreenManager", self.get_anndata_manager(adata, required=True)).screen
-        if screen.cell_guide is None:
-            return None
-        place = {name: i for i, name in enumerate(self.screen.guides)}
-        number = np.array([*(place.get(name, -1) for name in screen.guides), -1])
-        return number[screen.cell_guide]
 
     @limit_threads
     def assumed_indicators(self, n_samples: int = 200) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from scipy.special import digamma, gammainc, gammaincinv, polygamma
 from pyrocell.data.backed import count_blocks
 from pyrocell.data.loader import CellDataset
 from pyrocell.errors import UnknownLabelError
-from pyrocell.posterior.counts_alone import FEWEST_COUNTS, adjusted, long_table
+from pyrocell.posterior.counts_alone import long_table, unshrunken_columns
 from pyrocell.posterior.draws import check_level
 from pyrocell.posterior.gene_level.additive import additive_counts
 from pyrocell.posterior.gene_level.additive_fit import fit_without_prior
@@ -70,23 +70,9 @@ def unshrunken_sums(
         ratio + np.log(np.maximum(gammaincinv(shape, q) / shape, 1e-300)) for q in (tail, 1 - tail)
     )
     below = gammainc(shape, shape * np.exp(-ratio))  # probability of a negative effect
-    p = np.clip(2 * np.minimum(below, 1 - below), 0, 1)
     raw, everything = _raw_counts(data, cells, screen)
-    count = raw[rows].astype(np.int64)
-    few = (count < FEWEST_COUNTS) & (everything < FEWEST_COUNTS)
-    columns = {
-        "mean": mean,
-        "sd": np.sqrt(polygamma(1, shape)),
-        "lower": lower,
-        "upper": upper,
-        "p": p,
-        "q": adjusted(p.ravel(), ~few.ravel()).reshape(p.shape),
-        "log2fc": mean / np.log(2),
-        "prob_direction": np.maximum(below, 1 - below),
-        "count": count,
-        "count_control": np.broadcast_to(everything.astype(np.int64), count.shape),
-        "few_counts": few,
-    }
+    sd = np.sqrt(polygamma(1, shape))
+    columns = unshrunken_columns(mean, sd, lower, upper, below, raw[rows], everything)
     when = np.nan if time is None else float(time)
     return long_table(columns, names, screen.genes, media, when)
 

@@ -21,8 +21,8 @@ from pyrocell.noise.content import content_names
 from pyrocell.posterior.draws import check_draws
 from pyrocell.posterior.effects import effect_draws
 from pyrocell.posterior.fitted_screen import FittedScreen
+from pyrocell.posterior.guides import guide_names
 from pyrocell.posterior.streaming_quantiles import memory_bytes
-from pyrocell.screen.guide_pairs import guide_pairs
 from pyrocell.screen.screen import Screen
 
 __all__ = ["Wanted", "chosen_cells", "labelled", "to_arviz"]
@@ -79,6 +79,7 @@ def labelled(
     screen: Screen,
     model: GenerativeModel,
     covariates: Sequence[str],
+    guides: Sequence[str] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, list], dict[str, list[str]]]:
     """Draws, coordinates and dimension names of sites."""
     own_axis = [f"r{i + 1}" for i in range(model.config.n_response)]
@@ -92,7 +93,7 @@ def labelled(
         "laboratory": list(screen.laboratories),
         "driver": [*screen.perturbations, *screen.media],
         "arm": _arms(screen, model),
-        "guide": _guides(screen),
+        "guide": list(guides),
         "axis": [*(f"z{i + 1}" for i in range(model.config.n_latent)), *own_axis],
         "own_axis": own_axis,
         "state_axis": [f"z{i + 1}" for i in range(model.config.n_latent)],
@@ -116,15 +117,6 @@ def _n_programs(samples: dict[str, np.ndarray], model: GenerativeModel) -> int:
     more += [samples[s].shape[-1] - n_axes for s in ("P.effect", "M.effect") if s in samples]
     more += [samples[s].shape[-1] - n_response for s in ("W.drift",) if s in samples]
     return max(more, default=0)
-
-
-def _guides(screen: Screen) -> list[str]:
-    """Names of pairs of perturbation and guide, "A | guide"."""
-    pairs = guide_pairs(screen)
-    if pairs is None:
-        return []
-    names = [*screen.guides, "not known"]
-    return [f"{pairs.labels[k]} | {names[g]}" for k, g in zip(pairs.label, pairs.guide)]
 
 
 def _arms(screen: Screen, model: GenerativeModel) -> list[str]:
@@ -198,7 +190,7 @@ def to_arviz(
     _check_size(wanted, len(genes), effects, fit.posterior.draw(0))
     sites = None if wanted.sites is None else [s for s in wanted.sites if s != EFFECT]
     samples = {} if sites == [] else samples_of(n, sites)
-    draws, coords, dims = labelled(samples, screen, fit.model, covariates)
+    draws, coords, dims = labelled(samples, screen, fit.model, covariates, guide_names(fit))
     draws = {site: values for site, values in draws.items() if values.size}
     if effects:
         time = screen.times[-1] if screen.times else None

@@ -15,7 +15,7 @@ from pyrocell.posterior.draws import check_level
 from pyrocell.posterior.gene_level.counts import LevelCounts
 from pyrocell.screen.screen import Screen
 
-__all__ = ["FEWEST_COUNTS", "adjusted", "long_table", "unshrunken_effects"]
+__all__ = ["FEWEST_COUNTS", "long_table", "unshrunken_columns", "unshrunken_effects"]
 
 FEWEST_COUNTS = 5  # below it in both groups of cells nothing is listed
 
@@ -68,24 +68,47 @@ def unshrunken_effects(
     law = f_distribution(2 * own_shape, 2 * np.broadcast_to(other[0], own_shape.shape))
     lower, upper = (ratio + np.log(np.maximum(law.ppf(q), 1e-300)) for q in (tail, 1 - tail))
     below = law.cdf(np.exp(-ratio))
+    columns = unshrunken_columns(
+        mean, sd, lower, upper, below, counts.raw[rows], counts.raw[control]
+    )
+    when = np.nan if time is None else float(time)
+    return long_table(columns, names, screen.genes, media, when)
+
+
+def unshrunken_columns(
+    mean: np.ndarray,
+    sd: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    below: np.ndarray,
+    count: np.ndarray,
+    count_control: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Columns of a table without a prior, (n, G) each.
+
+    Parameters
+    ----------
+    mean, sd, lower, upper, below
+        (n, G) of each effect; `below` is the probability that it is negative.
+    count, count_control
+        (n, G) counts of the cells that differ, and (G,) of those they are compared with.
+    """
     p = np.clip(2 * np.minimum(below, 1 - below), 0, 1)
-    here, there = counts.raw[rows].astype(np.int64), counts.raw[control].astype(np.int64)
+    here, there = count.astype(np.int64), count_control.astype(np.int64)
     few = (here < FEWEST_COUNTS) & (there < FEWEST_COUNTS)
-    columns = {
+    return {
         "mean": mean,
         "sd": sd,
         "lower": lower,
         "upper": upper,
         "p": p,
-        "q": adjusted(p.ravel(), ~few.ravel()).reshape(p.shape),
+        "q": _adjusted(p.ravel(), ~few.ravel()).reshape(p.shape),
         "log2fc": mean / np.log(2),
         "prob_direction": np.maximum(below, 1 - below),
         "count": here,
         "count_control": np.broadcast_to(there, here.shape),
         "few_counts": few,
     }
-    when = np.nan if time is None else float(time)
-    return long_table(columns, names, screen.genes, media, when)
 
 
 def _measured(
@@ -117,7 +140,7 @@ def _measured(
     return names, rows
 
 
-def adjusted(p: np.ndarray, usable: np.ndarray) -> np.ndarray:
+def _adjusted(p: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """Benjamini and Hochberg's adjusted p-values; 1 for what may not be listed."""
     out = np.ones(len(p))
     index = np.flatnonzero(usable)

@@ -23,7 +23,6 @@ from pyrocell.errors import ScreenError
 from pyrocell.posterior.draws import check_level
 from pyrocell.posterior.effects import effect_draws
 from pyrocell.posterior.fitted_screen import FittedScreen
-from pyrocell.posterior.gene_level.counts import highest_allowed
 from pyrocell.posterior.gene_level.states import GeneLevel
 from pyrocell.posterior.strength.cell_evidence import EffectPath, log_evidence
 from pyrocell.posterior.strength.mixture import response_of
@@ -47,6 +46,16 @@ def _labels(fit: FittedScreen) -> np.ndarray:
     """Names of the sets of perturbations that pairs of a kept posterior count on."""
     screen = fit.screen
     return np.unique(screen.conditions["perturbation"].astype(str)[~screen.is_control])
+
+
+def guide_names(fit: FittedScreen) -> list[str]:
+    """Names of the pairs that sites of guides have, "A | guide"; none where guides are unknown."""
+    kept = fit.gene_level
+    if kept is None or "guide_label" not in kept.tensors:
+        return []
+    labels, guides = _labels(fit), [*fit.screen.guides, "not known"]
+    pairs = zip(kept.array("guide_label"), kept.array("guide_number"), strict=True)
+    return [f"{labels[k]} | {guides[g]}" for k, g in pairs]
 
 
 def efficacies(kept: GeneLevel) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +203,7 @@ def response_probability(
         )
     rows = np.flatnonzero(perturbed)
     out = np.zeros(len(cells))
-    most = highest_allowed(fit.data.counts)
+    most = kept.array("guide_most")
     path = _path(fit, kept)
     draws = [kept.array(f"guide_{n}").reshape(-1, len(known)) for n in ("efficacy", "escapers")]
     for first in range(0, len(rows), 4096):

@@ -8,7 +8,7 @@ import numpy as np
 
 from pyrocell.screen.screen import Screen
 
-__all__ = ["GuidePairs", "guide_pairs"]
+__all__ = ["GuidePairs", "guide_pairs", "numbered_as"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,12 @@ def guide_pairs(screen: Screen) -> GuidePairs | None:
         labels=tuple(labels[kept].tolist()),
         n_cells=n_cells,
     )
+
+
+def numbered_as(screen: Screen, other: Screen) -> np.ndarray | None:
+    """(n,) guides of the cells of another screen as this one numbers them, -1 where not known."""
+    if other.cell_guide is None:
+        return None
+    place = {name: i for i, name in enumerate(screen.guides)}
+    number = np.array([*(place.get(name, -1) for name in other.guides), -1])
+    return number[other.cell_guide]

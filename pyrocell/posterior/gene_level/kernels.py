@@ -190,7 +190,7 @@ def _along_one_row(n, s, t, k, base, toward, error, value, mean, variance, first
 
 
 @quick
-def _cholesky(a, n):  # type: ignore[no-untyped-def]
+def cholesky(a, n):  # type: ignore[no-untyped-def]
     """Factor in place, lower triangle; the log determinant of a."""
     log_det = 0.0
     for i in range(n):
@@ -207,7 +207,7 @@ def _cholesky(a, n):  # type: ignore[no-untyped-def]
 
 
 @quick
-def _solve(a, b, n):  # type: ignore[no-untyped-def]
+def solve(a, b, n):  # type: ignore[no-untyped-def]
     """b ← (aa')⁻¹ b for a lower factor."""
     for i in range(n):
         s = b[i]
@@ -253,8 +253,8 @@ def _laplace(n, dim, t, d, k, offset, m, w, root, gradient):  # type: ignore[no-
                 gradient[a] += m[i, a] * score
                 for b in range(a + 1):
                     root[a, b] += weight * m[i, a] * m[i, b]
-        log_det = _cholesky(root, dim)
-        _solve(root, gradient, dim)
+        log_det = cholesky(root, dim)
+        solve(root, gradient, dim)
         most = 0.0
         for a in range(dim):
             step = min(max(gradient[a], -1.5), 1.5)
@@ -559,8 +559,8 @@ def draw_blocks(
             if n_owned == 0:
                 continue
             if dim > 0:
-                _cholesky(inner, dim)
-                _solve(inner, column, dim)
+                cholesky(inner, dim)
+                solve(inner, column, dim)
             if n == 1 and dim <= 1:
                 over = 1.0 / information[0] + (m[0, 0] * m[0, 0] if dim else 0.0)
                 precision[precision_start[b], g] = 1.0 / over
@@ -584,11 +584,11 @@ def draw_blocks(
                         s += projected[at, a] * projected[l, a]
                     square[at, l] = s
                 at += 1
-            _cholesky(square, n_owned)
+            cholesky(square, n_owned)
             for l in range(n_owned):
                 for i in range(n_owned):
                     column[i] = 1.0 if i == l else 0.0
-                _solve(square, column, n_owned)
+                solve(square, column, n_owned)
                 for i in range(n_owned):
                     precision[precision_start[b] + l * n_owned + i, g] = column[i]
 

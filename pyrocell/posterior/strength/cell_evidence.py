@@ -17,12 +17,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from pyrocell._core.threading import parallel_for
-from pyrocell.distributions.kernels.fastmath import jit
+from pyrocell.distributions.kernels.fastmath import exp32, log1p32, summing
+from pyrocell.posterior.gene_level.kernels import cholesky, solve
 
 __all__ = ["STRENGTHS", "EffectPath", "log_evidence"]
 
 STRENGTHS = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.3, 1.7, 2.2, 3.0])
 _CELLS = 256  # of a task
+_STEPS, _LONGEST = 3, 2.0  # of Newton's method for z, and length of a step at most
 
 
 @dataclass(frozen=True)
@@ -91,165 +93,126 @@ def log_evidence(
     return out
 
 
-@jit("nsz", "contract", "arcp", "reassoc")
+@summing
 def _of_cells(
     cells, indptr, indices, data, log_size, strengths, condition, group, level, effect, eta,
     loading, theta, shares, out,
 ):  # fmt: skip
     n_genes, n_axes, n_strengths = level.shape[1], loading.shape[0], strengths.size
-    one = np.float32(1.0)
     grown = np.empty((n_strengths, n_genes), np.float32)  # exp(s f) of the condition
     rest = np.empty(n_genes, np.float32)  # log expression at rest, without z
-    mean = np.empty(n_genes, np.float32)
+    mean = np.empty(n_genes, np.float32)  # exp of the same with z
+    mu, pull = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
     x = np.zeros(n_genes, np.float32)
-    z, gradient, average = np.empty(n_axes), np.empty(n_axes), np.empty(n_axes)
-    root = np.empty((n_axes, n_axes))
+    z, gradient, step = np.empty(n_axes), np.empty(n_axes), np.empty(n_axes)
+    average, root = np.empty(n_axes), np.empty((n_axes, n_axes))
     held = -1
     for n in cells:
-        c, h = condition[n], group[n]
+        c, size = condition[n], np.exp(log_size[n])
         if c != held:
             for s in range(n_strengths):
                 for g in range(n_genes):
-                    grown[s, g] = np.exp(strengths[s] * effect[c, g])
+                    grown[s, g] = exp32(strengths[s] * effect[c, g])
             held = c
         for g in range(n_genes):
-            rest[g] = level[c, g] + eta[h, g]
+            rest[g] = level[c, g] + eta[group[n], g]
+            mean[g] = exp32(rest[g])
         for i in range(indptr[n], indptr[n + 1]):
             x[indices[i]] = data[i]
-        for a in range(n_axes):
-            z[a] = 0.0
+        z[:] = 0.0
         # the strength that the counts favour at the usual state, and the mode of z there
-        for g in range(n_genes):
-            mean[g] = np.exp(rest[g])
         best, at = -np.inf, 0
         for s in range(n_strengths):
-            value = _log_likelihood(
-                n, indptr, indices, data, mean, grown[s], theta, log_size[n], shares
-            )
+            _expect(mean, grown[s], size, shares, mu)
+            value = _log_likelihood(n, indptr, indices, data, mu, theta)
             if value > best:
                 best, at = value, s
-        for _step in range(3):
-            _slopes(
-                x, mean, grown[at], loading, theta, log_size[n], shares, gradient, average, root
-            )
+        for turn in range(_STEPS + 1):
+            _expect(mean, grown[at], size, shares, mu)
+            _gradient(x, mu, loading, theta, size, shares, pull, gradient, average)
+            _information(mu, loading, theta, average, pull, root)
+            cholesky(root, n_axes)
+            if turn == _STEPS:
+                break  # the curvature at the mode, for all strengths
             for a in range(n_axes):
-                gradient[a] -= z[a]
-            _solve(root, gradient, True)
+                step[a] = gradient[a] - z[a]
+            solve(root, step, n_axes)
             length = 0.0
             for a in range(n_axes):
-                length += gradient[a] * gradient[a]
-            length = min(1.0, 2.0 / np.sqrt(length + 1e-12))
+                length += step[a] * step[a]
+            length = min(1.0, _LONGEST / np.sqrt(length + 1e-12))
             for a in range(n_axes):
-                z[a] += length * gradient[a]
+                z[a] += length * step[a]
+            pull[:] = rest
+            for a in range(n_axes):
+                for g in range(n_genes):
+                    pull[g] += np.float32(z[a]) * loading[a, g]
             for g in range(n_genes):
-                log_mean = rest[g]
-                for a in range(n_axes):
-                    log_mean += np.float32(z[a]) * loading[a, g]
-                mean[g] = np.exp(log_mean)
-        _slopes(x, mean, grown[at], loading, theta, log_size[n], shares, gradient, average, root)
-        _solve(root, gradient, True)  # leaves the factor of the curvature in `root`
-        prior = 0.0
-        for a in range(n_axes):
-            prior -= 0.5 * z[a] * z[a]
+                mean[g] = exp32(pull[g])
         for s in range(n_strengths):
-            value = _log_likelihood(
-                n, indptr, indices, data, mean, grown[s], theta, log_size[n], shares
-            )
-            _gradient(x, mean, grown[s], loading, theta, log_size[n], shares, gradient, average)
+            _expect(mean, grown[s], size, shares, mu)
+            out[n, s] = _log_likelihood(n, indptr, indices, data, mu, theta)
+            _gradient(x, mu, loading, theta, size, shares, pull, gradient, average)
             for a in range(n_axes):
                 gradient[a] -= z[a]
-            out[n, s] = value + prior + 0.5 * _solve(root, gradient, False)
+                step[a] = gradient[a]
+            solve(root, step, n_axes)
+            for a in range(n_axes):
+                out[n, s] += 0.5 * gradient[a] * step[a]
         for i in range(indptr[n], indptr[n + 1]):
-            x[indices[i]] = 0.0 * one
+            x[indices[i]] = np.float32(0.0)
 
 
-@jit("nsz", "contract", "arcp", "reassoc")
-def _scale(mean, grown, log_size, shares):
-    """Factor that makes a table of relative means one of counts."""
-    if not shares:
-        return np.float32(np.exp(log_size))
+@summing
+def _expect(mean, grown, size, shares, mu):
+    """Expected counts (G,) of a cell of this size, from relative means and their growth."""
     total = np.float32(0.0)
-    for g in range(mean.size):
-        total += mean[g] * grown[g]
-    return np.float32(np.exp(log_size)) / total
+    for g in range(mu.size):
+        mu[g] = mean[g] * grown[g]
+        total += mu[g]
+    scale = np.float32(size / total if shares else size)
+    for g in range(mu.size):
+        mu[g] *= scale
 
 
-@jit("nsz", "contract", "arcp", "reassoc")
-def _log_likelihood(n, indptr, indices, data, mean, grown, theta, log_size, shares):
-    scale = _scale(mean, grown, log_size, shares)
+@summing
+def _log_likelihood(n, indptr, indices, data, mu, theta):
     total = np.float32(0.0)
-    for g in range(mean.size):
-        total -= theta[g] * np.log1p(scale * mean[g] * grown[g] / theta[g])
+    for g in range(mu.size):
+        total -= theta[g] * log1p32(mu[g] / theta[g])
     out = float(total)
     for i in range(indptr[n], indptr[n + 1]):
         g = indices[i]
-        mu = scale * mean[g] * grown[g]
-        out += data[i] * (np.log(mu) - np.log1p(mu / theta[g]))
+        out += data[i] * (np.log(mu[g]) - np.log1p(mu[g] / theta[g]))
     return out
 
 
-@jit("nsz", "contract", "arcp", "reassoc")
-def _gradient(x, mean, grown, loading, theta, log_size, shares, gradient, average):
-    """Of the log likelihood in z; `average` is the loading of the average count."""
-    n_axes = loading.shape[0]
-    scale = _scale(mean, grown, log_size, shares)
-    size = np.float32(np.exp(log_size))
+@summing
+def _gradient(x, mu, loading, theta, size, shares, pull, gradient, average):
+    """Of the log likelihood in z, (d,); `average` is the loading of the average count."""
     summed = np.float32(0.0)
-    for g in range(mean.size):
-        mu = scale * mean[g] * grown[g]
-        summed += (x[g] - mu) / (np.float32(1.0) + mu / theta[g])
-    for a in range(n_axes):
+    for g in range(mu.size):
+        pull[g] = (x[g] - mu[g]) / (np.float32(1.0) + mu[g] / theta[g])
+        summed += pull[g]
+    for a in range(gradient.size):
         pulled, usual = np.float32(0.0), np.float32(0.0)
-        for g in range(mean.size):
-            mu = scale * mean[g] * grown[g]
-            pulled += (x[g] - mu) / (np.float32(1.0) + mu / theta[g]) * loading[a, g]
-            usual += mu * loading[a, g]
+        for g in range(mu.size):
+            pulled += pull[g] * loading[a, g]
+            usual += mu[g] * loading[a, g]
         average[a] = usual / size if shares else 0.0
         gradient[a] = pulled - average[a] * summed
 
 
-@jit("nsz", "contract", "arcp", "reassoc")
-def _slopes(x, mean, grown, loading, theta, log_size, shares, gradient, average, root):
-    """Gradient, and the Fisher information plus 1 in `root`."""
-    _gradient(x, mean, grown, loading, theta, log_size, shares, gradient, average)
-    n_axes = loading.shape[0]
-    scale = _scale(mean, grown, log_size, shares)
-    for a in range(n_axes):
+@summing
+def _information(mu, loading, theta, average, weight, root):
+    """Fisher information of z plus 1, the lower half of `root`."""
+    for g in range(mu.size):
+        weight[g] = mu[g] / (np.float32(1.0) + mu[g] / theta[g])
+    for a in range(average.size):
         for b in range(a + 1):
             total = np.float32(0.0)
             va, vb = np.float32(average[a]), np.float32(average[b])
-            for g in range(mean.size):
-                mu = scale * mean[g] * grown[g]
-                weight = mu / (np.float32(1.0) + mu / theta[g])
-                total += weight * (loading[a, g] - va) * (loading[b, g] - vb)
+            for g in range(mu.size):
+                total += weight[g] * (loading[a, g] - va) * (loading[b, g] - vb)
             root[a, b] = total
         root[a, a] += 1.0
-
-
-@jit("nsz", "contract")
-def _solve(root, vector, factor):
-    """v'A⁻¹v, and A⁻¹v in `vector`; A is the lower half of `root`, or its factor already."""
-    n = vector.size
-    if factor:
-        for i in range(n):
-            for j in range(i + 1):
-                total = root[i, j]
-                for k in range(j):
-                    total -= root[i, k] * root[j, k]
-                if i == j:
-                    root[i, i] = np.sqrt(max(total, 1e-9))
-                else:
-                    root[i, j] = total / root[j, j]
-    square = 0.0
-    for i in range(n):
-        total = vector[i]
-        for k in range(i):
-            total -= root[i, k] * vector[k]
-        vector[i] = total / root[i, i]
-        square += vector[i] * vector[i]
-    for i in range(n - 1, -1, -1):
-        total = vector[i]
-        for k in range(i + 1, n):
-            total -= root[k, i] * vector[k]
-        vector[i] = total / root[i, i]
-    return square

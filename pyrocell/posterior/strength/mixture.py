@@ -31,6 +31,7 @@ _SCALE_SD = 0.5
 _SPREADS = np.array([0.03, 0.1, 0.2, 0.35, 0.6, 0.9])  # τ
 _MEANS = np.array([0.005, 0.02, 0.05, 0.1, 0.17, 0.25, 0.35, 0.5])  # m
 _COUNTS = np.array([4.0, 15.0, 60.0])  # κ, guides' cells that the screen's share counts as
+_AT_ONCE = 256  # guides
 _LARGEST = 60.0  # nats that a cell may say for or against having responded
 
 
@@ -93,10 +94,13 @@ class GuideMixture:
         strength = _efficacy_prior()  # (τ, α, A)
         escapers = _escaper_prior()  # (m κ, R)
         t, s, _ = strength.shape
-        both = np.einsum("xa,gar->gxr", strength.reshape(t * s, -1), weight)
-        both = np.log(both @ escapers.T + 1e-300).reshape(n_guides, t, s, -1)
-        of_perturbation = np.zeros((int(self.perturbation.max(initial=-1)) + 1, *both.shape[1:]))
-        np.add.at(of_perturbation, self.perturbation, both)
+        n_perturbations = int(self.perturbation.max(initial=-1)) + 1
+        of_perturbation = np.zeros((n_perturbations, t, s, len(escapers)))
+        for first in range(0, n_guides, _AT_ONCE):
+            some = slice(first, first + _AT_ONCE)
+            both = np.einsum("xa,gar->gxr", strength.reshape(t * s, -1), weight[some])
+            both = np.log(both @ escapers.T + 1e-300).reshape(-1, t, s, len(escapers))
+            np.add.at(of_perturbation, self.perturbation[some], both)
         scale = -0.5 * (_SCALES / _SCALE_SD) ** 2
         scale = scale - logsumexp(scale)
         of_screen = logsumexp(of_perturbation + scale[:, None], axis=2).sum(0)  # (τ, m κ)

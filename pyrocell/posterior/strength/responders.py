@@ -136,6 +136,7 @@ class Responders:
             "guide_efficacy": stack(lambda each: each.draws.efficacy),
             "guide_escapers": stack(lambda each: each.draws.escapers),
             "guide_scale": self.counts.noise.scale,
+            "guide_most": self.most,
             "guide_level": stack(lambda each: each.path.level).mean(0),
             "guide_effect": stack(lambda each: each.path.effect).mean(0),
         }

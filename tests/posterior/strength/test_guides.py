@@ -139,3 +139,19 @@ def test_guides_are_drawn_beside_the_others_of_their_perturbation(guides_model):
     assert len(pl.guides(table, n=4).get_yticklabels()) == 4
     with pytest.raises(UnknownLabelError, match="Z"):
         pl.guides(table, "Z")
+
+
+def test_a_model_read_for_other_cells_knows_their_guides_by_name(
+    guides_model, guides_adata, tmp_path
+):
+    """Fewer guides are then numbered otherwise than in the fit."""
+    guides_model.save(tmp_path / "model")
+    some = guides_adata[guides_adata.obs["guide"].isin(["control_0", "B_0", "B_1"])].copy()
+    again = PyroCell.load(tmp_path / "model", some)
+    pd.testing.assert_series_equal(
+        again.response_probability(),
+        guides_model.response_probability()[some.obs_names],
+        atol=1e-4,
+    )
+    found = again.to_arviz(8, sites=["P.guide_efficacy"])
+    assert found["posterior"]["guide"].size == 6
