@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 import xarray as xr
 from anndata import AnnData
+from mudata import MuData
 from scvi.model.base import BaseModelClass
 from torch import Tensor
 
@@ -25,10 +26,12 @@ from pyrocell.assumptions.spec import Assume
 from pyrocell.assumptions.steady_state import steady_state_screen
 from pyrocell.assumptions.table import assumption_table
 from pyrocell.assumptions.testability import testability
+from pyrocell.data.joined import joined, remember
+from pyrocell.data.joined import joint_of as _joint_of
 from pyrocell.data.loader import CellDataset, split_cells
 from pyrocell.data.model_files import cells_beside, read_model, write_model
 from pyrocell.data.registration import CellTensors, ScreenManager, cell_tensors, register
-from pyrocell.errors import ModelFileError, ScreenError, warn
+from pyrocell.errors import ModelFileError, ScreenError, UnknownLabelError, warn
 from pyrocell.generative.config import ModelConfig, check_options
 from pyrocell.generative.population_objective import DistributionObjective
 from pyrocell.knowledge import Knowledge
@@ -87,6 +90,7 @@ from pyrocell.screen.guide_pairs import numbered_as
 from pyrocell.screen.screen import Screen
 from pyrocell.training.checkpoints import Checkpoints
 from pyrocell.training.fit import TrainingConfig, train
+from pyrocell.views import USUAL, is_share
 
 if TYPE_CHECKING:
     import arviz as az
@@ -100,7 +104,7 @@ class PyroCell(BaseModelClass):
     Parameters
     ----------
     adata
-        AnnData registered with :meth:`setup_anndata`.
+        AnnData registered with :meth:`setup_anndata`, or MuData with :meth:`setup_mudata`.
     n_latent
         Dimensions d of the resting cell state z.
     n_response
@@ -160,7 +164,7 @@ class PyroCell(BaseModelClass):
 
     def __init__(
         self,
-        adata: AnnData,
+        adata: AnnData | MuData,
         n_latent: int = 10,
         n_response: int = 8,
         dynamics: str = "relaxation",
@@ -177,7 +181,7 @@ class PyroCell(BaseModelClass):
         objective: DistributionObjective | None = None,
         effect_prior: str = "normal",
     ):
-        super().__init__(adata)
+        super().__init__(_joint_of(adata))
         self.screen = self.adata_manager.screen
         with few_threads(len(self.screen.genes)):
             tensors = cell_tensors(self.adata_manager)
@@ -202,6 +206,7 @@ class PyroCell(BaseModelClass):
                 decoder=decoder,
                 assume=tuple(asdict(a) for a in assume),
                 objective=None if objective is None else asdict(objective),
+                views=_views_of(tensors),
             )
             check_options(config)
             sums, priors = tensors.sums, priors or Priors()
@@ -336,6 +341,65 @@ class PyroCell(BaseModelClass):
         cls.register_manager(register(cls, adata, **arguments))
 
     @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        rna: str | None = None,
+        protein: str | None = None,
+        chromatin: str | None = None,
+        batch_key: str | Mapping[str, str] | None = "batch",
+        kinds: Mapping[str, str] | None = None,
+        layers: Mapping[str, str | None] | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Check a MuData and register it: several views of one hidden state.
+
+        Cells may have any of the views, and need not have the same. `mdata` is left as it is; the
+        model works on one AnnData of all features, `model.adata`, whose `.var["view"]` says which
+        view measures a feature.
+
+        Parameters
+        ----------
+        mdata
+            A modality for each view, with raw counts.
+        rna, protein, chromatin
+            Names of modalities; None where there is none. Antibodies of "protein" are counts of
+            background and foreground, "chromatin" fragments per region.
+        batch_key
+            Column with the batch of each cell, of `mdata.obs` or of its modalities; or one for each
+            view, ``{"rna": "lane", "protein": "pool"}``. Batch noise is then that of the batches of
+            a cell together.
+        kinds
+            What the counts of a view are, where it is not the usual: a name of
+            `pyrocell.views.VIEWS`, such as ``{"chromatin": "binary fragments"}``.
+        layers
+            Layer of the counts of a view; default: `.X` of its modality.
+        **arguments
+            As in :meth:`setup_anndata`; columns are looked for in `mdata.obs` and in `.obs` of the
+            modalities, by their own names.
+
+        Raises
+        ------
+        ScreenError, CountError, UnknownLabelError, ConflictingTypesError
+            Naming modality, column, value and remedy.
+        """
+        named = {"rna": rna, "protein": protein, "chromatin": chromatin}
+        modalities = {view: name for view, name in named.items() if name is not None}
+        for unknown in set(kinds or ()) - set(modalities):
+            raise UnknownLabelError(f'kinds names the view "{unknown}", which is not registered')
+        what = {view: (kinds or {}).get(view, USUAL[view]) for view in modalities}
+        shares = {view: is_share(kind) for view, kind in what.items()}
+        for argument in ("size_factor_key", "guide_matrix_key", "layer"):
+            if arguments.get(argument) is not None:
+                raise ScreenError(
+                    f"{argument} is of one view; with several leave it out"
+                    + (", and name layers={...}" if argument == "layer" else "")
+                )
+        adata, batch = joined(mdata, modalities, what, shares, batch_key, layers)
+        cls.setup_anndata(adata, batch_key=batch, **arguments)
+        remember(mdata, adata)
+
+    @classmethod
     def register_manager(cls, adata_manager: ScreenManager) -> None:
         """Keep a manager by the identity of its AnnData, for as long as that is there."""
         super().register_manager(adata_manager)
@@ -357,6 +421,8 @@ class PyroCell(BaseModelClass):
             manager.screen.cell_batch,
             cells.log_size_factor,
             cells.covariates if cells.covariates.shape[1] else None,
+            views=cells.views,
+            depths=cells.sums.depths,
         )
         if manager.screen is self.screen:
             return data
@@ -368,8 +434,9 @@ class PyroCell(BaseModelClass):
         table, _ = FittedScreen(posterior, self.screen, data).conditions(here)
         return replace(data, conditions=table)
 
-    def _cells_of(self, adata: AnnData | None) -> tuple[CellDataset, pd.DataFrame]:
+    def _cells_of(self, adata: AnnData | MuData | None) -> tuple[CellDataset, pd.DataFrame]:
         """Cells of an AnnData on this model's axes, and their `.obs`."""
+        adata = None if adata is None else _joint_of(adata)
         if adata is None or adata is self.adata:
             return self._cells, obs_table(self.adata)
         adata = self._validate_anndata(adata)
@@ -536,7 +603,7 @@ class PyroCell(BaseModelClass):
         write_model(dir_path, self.module.saved_state(), settings, history, overwrite, cells)
 
     @classmethod
-    def load(cls, dir_path: str | Path, adata: AnnData | None = None) -> PyroCell:
+    def load(cls, dir_path: str | Path, adata: AnnData | MuData | None = None) -> PyroCell:
         """Read a model that `save` wrote, for the cells it was fitted to or others of that screen.
 
         Without `adata`: for the cells that ``save(save_anndata=True)`` wrote beside it.
@@ -547,7 +614,7 @@ class PyroCell(BaseModelClass):
             If the files are missing, damaged or of another model; if cells do not fit the screen.
         """
         state, settings, history = read_model(dir_path)
-        adata = cells_beside(dir_path, settings) if adata is None else adata
+        adata = cells_beside(dir_path, settings) if adata is None else _joint_of(adata)
         try:
             screen = Screen.from_dict(settings["screen"]["screen"])
             listed = settings["priors"].items()
@@ -1637,3 +1704,11 @@ class PyroCell(BaseModelClass):
             credible_level,
             progress(progress_bar),
         )
+
+
+def _views_of(cells: CellTensors) -> tuple[dict[str, Any], ...]:
+    """Views as the model's settings have them; none where there is one."""
+    if cells.views is None:
+        return ()
+    every = zip(cells.views.names, cells.kinds, cells.views.sizes, strict=True)
+    return tuple({"name": name, "kind": kind, "size": size} for name, kind, size in every)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +32,6 @@ from pyrocell.arrayed.plates import parse_wells, position_features
 from pyrocell.arrayed.regression import Regression, judge
 from pyrocell.contrasts.levels import condition_levels
 from pyrocell.errors import ScreenError
-from pyrocell.noise.contrasts import centre
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
@@ -127,9 +127,8 @@ def fitted_levels(model: PyroCell, n_samples: int = 200) -> WellLevels:
     eta, shift, prior = [], [], 0.0
     for values in model.posterior.draws(n_samples, as_fitted=True):
         own, response = values["eta"], generative.shift(values, generative.conditions).detach()
-        if generative.config.composition:
-            weights = values["V.baseline"].softmax(-1)
-            own, response = centre(own, weights), centre(response, weights)
+        gauge = partial(generative.measurement.gauge, log_weight=values["V.baseline"])
+        own, response = gauge(own), gauge(response)
         eta.append(own.numpy()[batch].astype(float))
         shift.append(response.numpy()[row].astype(float))
         prior = prior + values["eta.scale"].numpy().astype(float) ** 2 / n_samples

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pyrocell.data.backed import BackedCounts, CachedRows, prefetch
 from pyrocell.errors import ScreenError
 from pyrocell.screen.conditions import Conditions
+from pyrocell.screen.feature_views import FeatureViews
 
 __all__ = ["CellDataset", "MinibatchSampler", "batch_loader", "split_cells"]
 
@@ -44,6 +45,9 @@ class CellDataset(Dataset):
         (N, n_covariates) standardised, or None.
     conditions
         The table that `condition` refers to, where it is not the fitted screen's own.
+    views, depths
+        Views of the features, where there are several, and (N, V) log depths of cells in each, −inf
+        where it was not measured.
     """
 
     counts: sp.csr_matrix | BackedCounts  # or, for a loader alone, `CachedRows`
@@ -52,6 +56,8 @@ class CellDataset(Dataset):
     log_size: np.ndarray
     covariates: np.ndarray | None = None
     conditions: Conditions | None = None
+    views: FeatureViews | None = None
+    depths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.condition)
@@ -76,17 +82,50 @@ class CellDataset(Dataset):
             "index": torch.from_numpy(rows if index is None else index),
             "condition": torch.from_numpy(self.condition[rows]),
             "batch": torch.from_numpy(self.batch[rows]),
-            "log_size": torch.from_numpy(self.log_size[rows]),
+            "log_size": torch.from_numpy(self._measured(rows)),
         }
         if self.covariates is not None:
             out["covariates"] = torch.from_numpy(self.covariates[rows])
         return out
 
+    def _measured(self, rows: np.ndarray) -> np.ndarray:
+        """Log depths of cells, and with several views the batch beside them; see `JointView`."""
+        if self.depths is None:
+            return self.log_size[rows]
+        return np.column_stack([self.depths[rows], self.batch[rows].astype(np.float32)])
+
+    @property
+    def parts(self) -> list[CellDataset]:
+        """Cells of each view alone, in the order of views; this itself where there is one."""
+        if self.views is None:
+            return [self]
+        return [self.of_view(name)[0] for name in self.views.names]
+
+    @property
+    def with_positions(self) -> list[tuple[CellDataset, np.ndarray]]:
+        """`parts`, and the positions of their cells."""
+        if self.views is None:
+            return [(self, np.arange(len(self)))]
+        return [self.of_view(name) for name in self.views.names]
+
+    def of_view(self, name: str) -> tuple[CellDataset, np.ndarray]:
+        """The cells that have a view, with its features alone, and their positions."""
+        assert self.views is not None and self.depths is not None
+        v = self.views.of(name)
+        depth = self.depths[:, v]
+        cells = np.flatnonzero(np.isfinite(depth))
+        counts = sp.csr_matrix(self.counts[cells])[:, self.views.slices[v]]
+        covariates = None if self.covariates is None else self.covariates[cells]
+        labels = self.condition[cells], self.batch[cells], depth[cells].astype(np.float32)
+        return CellDataset(counts, *labels, covariates, self.conditions), cells
+
     def subset(self, rows: np.ndarray) -> CellDataset:
         """Some of the cells, their counts in memory."""
         covariates = None if self.covariates is None else self.covariates[rows]
         labels = self.condition[rows], self.batch[rows], self.log_size[rows]
-        return CellDataset(self.counts[rows], *labels, covariates, self.conditions)
+        depths = None if self.depths is None else self.depths[rows]
+        counts = self.counts[rows]
+        return CellDataset(counts, *labels, covariates, self.conditions, self.views, depths)
 
     def fingerprint(self) -> str:
         """Hash that tells these cells from others: all labels and depths, counts of 1,000 cells."""

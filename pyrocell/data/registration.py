@@ -31,6 +31,7 @@ from pyrocell.data.backed import BackedCounts, is_stored
 from pyrocell.data.covariates import with_covariates
 from pyrocell.data.fingerprint import Fingerprint
 from pyrocell.data.guide_matrix import read_guide_sets
+from pyrocell.data.joined import features_of, log_depths
 from pyrocell.data.own_genes import own_columns, warn_of_guides
 from pyrocell.data.setup import ScreenSetup
 from pyrocell.data.statistics import CountStatistics, count_sums
@@ -47,6 +48,7 @@ from pyrocell.data.validation import (
     warn_of_absent_genes,
 )
 from pyrocell.errors import ScreenError, UnknownLabelError
+from pyrocell.screen.feature_views import FeatureViews
 from pyrocell.screen.label_reading import control_label, read_perturbations, warn_of_labels
 from pyrocell.screen.labels import check_text, encode_labels
 from pyrocell.screen.screen import Screen
@@ -76,6 +78,8 @@ class CellTensors(NamedTuple):
         (n_cov,) "age" or "donor[d2]".
     sums
         What starting values need of all counts.
+    views, kinds
+        Views of the features, and what the counts of each are; None where there is one.
     """
 
     counts: sp.csr_matrix | BackedCounts
@@ -83,6 +87,8 @@ class CellTensors(NamedTuple):
     covariates: np.ndarray
     covariate_names: tuple[str, ...]
     sums: CountStatistics
+    views: FeatureViews | None = None
+    kinds: tuple[str, ...] = ()
 
 
 class ScreenManager(AnnDataManager):
@@ -484,16 +490,27 @@ def cell_tensors(manager: ScreenManager) -> CellTensors:
         size = _numbers(adata, args["size_factor_key"], "size_factor_key")
         log_size = np.log(size).astype(np.float32)
     matrix = count_matrix(adata, args["layer"], stored=True)
+    found, views = features_of(adata), None
     if is_stored(matrix):
+        if found is not None:
+            raise ScreenError(
+                "cells with several views are read into memory: adata = adata.to_memory()"
+            )
         counts = BackedCounts(matrix, location(args["layer"]))
         sums = _checked_sums(manager, counts, log_size)
     else:
         counts = as_csr(matrix)
-        sums = count_sums(counts, manager.screen, log_size)
+        if found is not None:
+            depths = log_depths(adata, counts, found[0])
+            views, first = (found[0], depths), depths[:, 0]
+            usual = np.median(first[np.isfinite(first)]) if np.isfinite(first).any() else 0.0
+            log_size = np.where(np.isfinite(first), first, usual).astype(np.float32)
+        sums = count_sums(counts, manager.screen, log_size, views=views)
     if manager.source is None:
         warn_of_time_zero(sums, manager.screen)
     covariates = _encode_covariates(adata, manager.registry[_REGISTRY_ENTRY]["covariates"])
-    return CellTensors(counts, sums.log_size, covariates, manager.covariate_names, sums)
+    whole = (counts, sums.log_size, covariates, manager.covariate_names, sums)
+    return CellTensors(*whole) if found is None else CellTensors(*whole, found[0], tuple(found[1]))
 
 
 def _checked_sums(

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pyrocell.data.backed import count_blocks
+from pyrocell.screen.feature_views import FeatureViews
 from pyrocell.screen.screen import Screen
 
 __all__ = ["CountStatistics", "add_by_group", "count_sums"]
@@ -34,6 +35,9 @@ class CountStatistics:
         (G,) sums of counts over depth, and of their squares.
     rows, sample
         (n,) positions of some cells, in order, and their counts, (n, G) CSR.
+    views, depths
+        Of features that several views measure: which of them, and (N, V) log depths of cells in
+        each, −inf where it was not measured.
     """
 
     log_size: np.ndarray
@@ -44,6 +48,16 @@ class CountStatistics:
     scaled_squares: np.ndarray
     rows: np.ndarray
     sample: sp.csr_matrix
+    views: FeatureViews | None = None
+    depths: np.ndarray | None = None
+
+    @property
+    def parts(self) -> list[tuple[slice, np.ndarray]]:
+        """Features of each view, and depth of all cells there, (N,), 0 where it was not measured."""
+        if self.views is None or self.depths is None:
+            return [(slice(None), np.exp(self.log_size).astype(np.float64))]
+        depths = np.exp(self.depths.astype(np.float64))
+        return [(part, depths[:, v]) for v, part in enumerate(self.views.slices)]
 
 
 def count_sums(
@@ -51,6 +65,7 @@ def count_sums(
     screen: Screen,
     log_size: np.ndarray | None = None,
     look: Callable[[sp.csr_matrix, int], None] | None = None,
+    views: tuple[FeatureViews, np.ndarray] | None = None,
 ) -> CountStatistics:
     """Read all counts once.
 
@@ -64,6 +79,8 @@ def count_sums(
         (N,) log size factors; default: of the cells' own totals.
     look
         Called with every block and the position of its first cell, to raise if it is not counts.
+    views
+        Views of the features and (N, V) log depths of cells in each, where there are several.
     """
     n, n_genes = counts.shape
     total, given = np.zeros(n), log_size
@@ -85,13 +102,31 @@ def count_sums(
         else:
             condition = condition + _summed(screen.cell_condition[part], block, shape[0])
         add_by_group(batch, screen.cell_batch[part], block)
-        one = sp.diags(1 / np.exp(log_size[part]).astype(np.float64))
-        relative = sp.csr_matrix(one @ block)
+        relative = _relative(block, log_size[part], views, part)
         scaled += np.asarray(relative.sum(axis=0)).ravel()
         squares += np.asarray(relative.multiply(relative).sum(axis=0)).ravel()
         sample.append(block[rows[(rows >= part.start) & (rows < part.stop)] - part.start])
     sampled = sp.csr_matrix(sp.vstack(sample, format="csr"))
-    return CountStatistics(log_size, total, condition, batch, scaled, squares, rows, sampled)
+    return CountStatistics(
+        log_size, total, condition, batch, scaled, squares, rows, sampled, *(views or ())
+    )
+
+
+def _relative(
+    block: sp.csr_matrix,
+    log_size: np.ndarray,
+    views: tuple[FeatureViews, np.ndarray] | None,
+    rows: slice,
+) -> sp.csr_matrix:
+    """Counts over the depth of their cell, in their view where there are several."""
+    if views is None:
+        return sp.csr_matrix(sp.diags(1 / np.exp(log_size).astype(np.float64)) @ block)
+    features, depths = views
+    out = sp.coo_matrix(block, dtype=np.float64)
+    log_depth = depths[rows].astype(np.float64)
+    view = np.repeat(np.arange(len(features)), features.sizes)[out.col]
+    out.data = out.data / np.exp(log_depth[out.row, view])
+    return out.tocsr()
 
 
 def add_by_group(out: np.ndarray, group: np.ndarray, values: sp.csr_matrix) -> None:

@@ -23,6 +23,7 @@ outside, which is an upper bound (Jensen), not an equality: it is returned as th
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,6 @@ from torch import Tensor
 from pyrocell.errors import DesignError, warn
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.guide.encoder import state_shift
-from pyrocell.noise.contrasts import centre
 from pyrocell.posterior.draws import summarise
 from pyrocell.posterior.populations import resting_cells, resting_states
 
@@ -120,12 +120,10 @@ def error_analysis(
         with torch.no_grad():
             z = resting_states(guide, values, population, s, fit.data.conditions)[:n_states]
             eta = values["eta"] - expected
-            weights = values["V.baseline"].softmax(-1) if generative.config.composition else None
-            if weights is not None:
-                eta = centre(eta, weights)
+            gauge = partial(generative.measurement.gauge, log_weight=values["V.baseline"])
+            eta = gauge(eta)
             first, rest = carried_noise(generative, values, eta, z, guide.mean_count, depth)
-            if weights is not None:
-                first, rest = centre(first, weights), centre(rest, weights)
+            first, rest = gauge(first), gauge(rest)
             eta, first, rest = (a.cpu().numpy().astype(float) for a in (eta, first, rest))
         draws.append(error_terms(eta, first, rest, held, source))
     return _table(draws, screen.conditions, held, credible_level)

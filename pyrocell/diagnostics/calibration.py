@@ -28,7 +28,6 @@ from pyrocell.data.loader import CellDataset
 from pyrocell.data.statistics import count_sums
 from pyrocell.errors import NonFiniteError, ScreenError, warn
 from pyrocell.generative.model import GenerativeModel
-from pyrocell.noise.contrasts import centre
 from pyrocell.posterior.draws import Posterior
 from pyrocell.posterior.module import ScreenModule
 from pyrocell.screen.screen import Screen
@@ -135,15 +134,13 @@ def _effect(model: GenerativeModel, values: Mapping[str, Tensor]) -> Tensor:
     if not all(map(len, rows)):
         raise ScreenError("no control or no perturbation in baseline medium at the last time")
     level = model.shift(dict(values), table.select(torch.cat([rows[0][:1], rows[1]])))
-    if model.config.composition:
-        level = torch.log_softmax(values["V.baseline"] + level, -1)
+    if model.measurement.compositions:
+        level = model.measurement.relative(values["V.baseline"] + level)
     return level[1:] - level[:1]
 
 
 def _eta(model: GenerativeModel, values: Mapping[str, Tensor]) -> Tensor:
-    if not model.config.composition:
-        return values["eta"]
-    return centre(values["eta"], torch.softmax(values["V.baseline"], -1))
+    return model.measurement.gauge(values["eta"], values["V.baseline"])
 
 
 def _replicate(

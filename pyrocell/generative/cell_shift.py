@@ -75,6 +75,11 @@ class CellShift(NamedTuple):
             return out
         return out + self.covariates @ (self.per_covariate @ axes.T)
 
+    def of_cells(self, cells: Tensor) -> CellShift:
+        """Shifts of some of the cells, by position."""
+        covariates = None if self.covariates is None else self.covariates[cells]
+        return self._replace(rows=tuple(r[cells] for r in self.rows), covariates=covariates)
+
     def plus(self, row: Tensor) -> CellShift:
         """With a row (G,) added to every cell: to the table that has the fewest rows."""
         short = min(range(len(self.tables)), key=lambda i: len(self.tables[i]))

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrocell.errors import ScreenError
 from pyrocell.generative.effects import EFFECT_PRIORS
 from pyrocell.operators.dynamics import DYNAMICS
+from pyrocell.screen.feature_views import FeatureViews
 from pyrocell.views import VIEWS
 
 __all__ = [
@@ -45,6 +46,15 @@ class ModelConfig:
     assume: Sequence[dict] = ()  # fields of each `Assume`
     effect_prior: str = "normal"
     objective: dict | None = None  # fields of a `DistributionObjective`
+    views: Sequence[dict] = ()  # name, kind and size of each, where there are several
+
+    @property
+    def features(self) -> FeatureViews | None:
+        """Views of the features; None where there is one."""
+        if not self.views:
+            return None
+        names, sizes = ([view[key] for view in self.views] for key in ("name", "size"))
+        return FeatureViews(tuple(names), tuple(sizes))
 
 
 def check_options(config: ModelConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,30 @@ from pyrocell.operators.waiting import onset_curve, relative_curve, relative_ons
 from pyrocell.priors import Priors
 from pyrocell.screen.conditions import Conditions
 from pyrocell.screen.screen import Screen
-from pyrocell.views import VIEWS
+from pyrocell.views import VIEWS, JointView, View
 from pyrocell.views.decoder import CurvedDecoder
 
 __all__ = ["COMMON", "COURSE", "ONSET", "ScreenMap"]
 
 COMMON, COURSE = "P.common", "W.course"
 ONSET = "W.onset"  # derived of the rates: kept among the values while a guide needs it often
+
+
+def _view_of(config: ModelConfig, priors: Priors, n_genes: int, n_batches: int) -> View:
+    """The view, or several side by side."""
+    common: dict[str, Any] = {
+        "n_latent": config.n_latent,
+        "priors": priors,
+        "composition": config.composition,
+        "dropout": config.dropout,
+    }
+    features = config.features
+    if features is not None:
+        kinds = [VIEWS[view["kind"]] for view in config.views]
+        return JointView(features, kinds, n_batches=n_batches, **common)
+    out = VIEWS[config.likelihood](n_genes=n_genes, **common)
+    out.composition = out.composition and config.composition
+    return out
 
 
 class ScreenMap(ScreenTensors):
@@ -66,13 +84,8 @@ class ScreenMap(ScreenTensors):
             self.field = CurvedDecoder(2 * self.n_axes)
         if self.moves_states:
             self.motion = StateDynamics(config.n_latent, self.clock)
-        self.measurement = VIEWS[config.likelihood](
-            n_genes=self.n_genes,
-            n_latent=config.n_latent,
-            priors=priors,
-            composition=config.composition,
-            dropout=config.dropout,
-        )
+        self.measurement = _view_of(config, priors, self.n_genes, self.n_batches)
+        self.measurement.prepare(statistics.mean, statistics.low, statistics.usual)
         self.log_effect_scale = nn.Parameter(torch.full((self.n_axes,), math.log(priors.effect_sd)))
         if self.has_time and config.gene_residual:
             self.log_residual_scale = nn.Parameter(torch.tensor(math.log(priors.walk_sd)))
@@ -80,7 +93,8 @@ class ScreenMap(ScreenTensors):
         if self.n_interactions:
             self.interactions = Interactions(priors)
         self.residual_start = priors.walk_sd if self.has_time else priors.residual_sd
-        self.register_buffer("baseline_centre", statistics.baseline.clone())
+        start = self.measurement.starting_logits(statistics.baseline)
+        self.register_buffer("baseline_centre", start.clone())
         self.register_buffer("kl_weight", torch.tensor(1.0))
 
     @property

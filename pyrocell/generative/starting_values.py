@@ -21,6 +21,7 @@ from pyrocell.screen.screen import Screen
 __all__ = ["ScreenStatistics", "starting_values"]
 
 _PSEUDO_COUNT = 0.5
+_LOW = 25  # percentile of a feature's counts that is their low end
 _MAX_DENSE = 500  # perturbations and media, or genes, up to which all singular vectors are found
 
 
@@ -36,6 +37,8 @@ class ScreenStatistics(NamedTuple):
     response: Tensor  # (r, G) axes of the pseudobulk responses, unit RMS
     effect: Tensor  # (K, d + r)
     media_effect: Tensor  # (J, d + r)
+    low: Tensor  # (G,) low end of the counts, where features are of several views
+    usual: Tensor  # (V,) log depth of a usual cell
 
 
 def starting_values(
@@ -52,40 +55,71 @@ def starting_values(
     seed
         Seed of the axes that the counts leave free.
     """
-    size = np.exp(sums.log_size).astype(np.float64)
     totals: Any = sums.condition  # (C, G), sparse where sets of perturbations are many
-    sizes = np.bincount(screen.cell_condition, size, totals.shape[0])
-    n_cells, summed = len(size), totals.sum(0)
-    pooled = summed + 1e-3
-    rate = pooled / size.sum()  # (G,)
     control = screen.is_control & (screen.exposure.sum(1) == 0)
     if not control.any():
         control = screen.is_control
     if not control.any():  # cells with many guides each: all of them are near rest
         control = np.ones(len(control), bool)
-    control_total, control_size = totals[control].sum(0), sizes[control].sum()
-    baseline = _log_level(control_total[None], np.array([control_size]), rate)[0]
-    relative_variance = _relative_variance(sums, n_cells)
-    n_control = int(control[screen.cell_condition].sum())
-    found = _responses_of_sums if screen.many_sets else _responses
-    effects, media = found(totals, sizes, rate, screen)
-    loading = _resting_axes(sums, size, screen, config.n_latent, seed)
+    found = [
+        _of_view(sums, part, size, totals[:, part], screen, control) for part, size in sums.parts
+    ]
+    whole = {name: np.concatenate([each[name] for each in found], -1) for name in found[0]}
+    effects, media = whole.pop("effects"), whole.pop("media")
+    loading = _resting_axes(sums, screen, config.n_latent, seed)
     response, effect, media_effect = _own_axes(effects, media, config.n_response, seed)
+    pooled = whole.pop("pooled")
     along = _along_resting_axes(loading, media - media_effect @ response, pooled)
     effect = np.concatenate([np.zeros((len(effect), config.n_latent)), effect], 1)
     media_effect = np.concatenate([along, media_effect], 1)
-    as_tensor = lambda a: torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32)  # noqa: E731
+    whole |= {"loading": loading, "response": response, "effect": effect}
+    whole |= {"media_effect": media_effect, "usual": _usual_depths(sums)}
     return ScreenStatistics(
-        baseline=as_tensor(baseline),
-        baseline_scale=as_tensor(np.sqrt(np.minimum(relative_variance / max(n_control, 1), 1.0))),
-        mean=as_tensor(summed / n_cells),
-        relative_variance=as_tensor(relative_variance),
-        log_dispersion=as_tensor(_log_dispersion(relative_variance, rate, size)),
-        loading=as_tensor(loading),
-        response=as_tensor(response),
-        effect=as_tensor(effect),
-        media_effect=as_tensor(media_effect),
+        **{
+            name: torch.as_tensor(np.ascontiguousarray(value), dtype=torch.float32)
+            for name, value in whole.items()
+        }
     )
+
+
+def _of_view(
+    sums: CountStatistics,
+    part: slice,
+    size: np.ndarray,
+    totals: Any,
+    screen: Screen,
+    control: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Starting values of the features of a view, from cells of depth `size` (N,), 0 of no cell."""
+    sizes = np.bincount(screen.cell_condition, size, totals.shape[0])
+    measured = size > 0
+    n_cells, summed = int(measured.sum()), totals.sum(0)
+    pooled = summed + 1e-3
+    rate = pooled / size.sum()  # (G,)
+    control_total, control_size = totals[control].sum(0), sizes[control].sum()
+    relative_variance = _relative_variance(sums, part, n_cells)
+    n_control = int((control[screen.cell_condition] & measured).sum())
+    of = _responses_of_sums if screen.many_sets else _responses
+    effects, media = of(totals, sizes, rate, screen)
+    sampled = sums.sample[:, part][np.flatnonzero(measured[sums.rows])]
+    several = sums.views is not None  # what none but these ask for takes time for many genes
+    low = np.percentile(sampled.toarray(), _LOW, axis=0) if several else np.zeros(len(rate))
+    return {
+        "baseline": _log_level(control_total[None], np.array([control_size]), rate)[0],
+        "baseline_scale": np.sqrt(np.minimum(relative_variance / max(n_control, 1), 1.0)),
+        "mean": summed / n_cells,
+        "relative_variance": relative_variance,
+        "log_dispersion": _log_dispersion(relative_variance, rate, size[measured]),
+        "low": low,
+        "effects": effects,
+        "media": media,
+        "pooled": pooled,
+    }
+
+
+def _usual_depths(sums: CountStatistics) -> np.ndarray:
+    """(V,) median log depth of the cells of each view."""
+    return np.array([np.log(np.median(size[size > 0])) for _, size in sums.parts])
 
 
 def _log_level(totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray) -> np.ndarray:
@@ -93,8 +127,8 @@ def _log_level(totals: np.ndarray, sizes: np.ndarray, rate: np.ndarray) -> np.nd
     return np.log((totals + _PSEUDO_COUNT) / (sizes[:, None] + _PSEUDO_COUNT / rate))
 
 
-def _relative_variance(sums: CountStatistics, n_cells: int) -> np.ndarray:
-    mean, square = sums.scaled / n_cells, sums.scaled_squares / n_cells
+def _relative_variance(sums: CountStatistics, part: slice, n_cells: int) -> np.ndarray:
+    mean, square = sums.scaled[part] / n_cells, sums.scaled_squares[part] / n_cells
     return np.clip((square - mean**2) / np.maximum(mean, 1e-12) ** 2, 1e-4, 1e6)
 
 
@@ -192,21 +226,33 @@ def _matched(key: np.ndarray, sizes: np.ndarray, met: np.ndarray, unmet: np.ndar
     return out
 
 
-def _resting_axes(
-    sums: CountStatistics, size: np.ndarray, screen: Screen, rank: int, seed: int
-) -> np.ndarray:
+def _resting_axes(sums: CountStatistics, screen: Screen, rank: int, seed: int) -> np.ndarray:
     """Leading axes on which cells of one condition and batch differ, log scale, (d, G)."""
     rng, rows, n_genes = np.random.default_rng(seed), sums.rows, len(sums.scaled)
     group = np.unique(
         screen.cell_condition[rows] * len(screen.batches) + screen.cell_batch[rows],
         return_inverse=True,
     )[1]
-    level = sums.sample.toarray() / size[rows, None] * np.median(size)
+    level = sums.sample.toarray()
+    measured = np.ones((len(sums.parts), len(rows)), bool)
+    for v, (part, size) in enumerate(sums.parts):
+        own, measured[v] = size[rows], size[rows] > 0
+        level[:, part] = (
+            level[:, part] / np.maximum(own, 1e-12)[:, None] * np.median(size[size > 0])
+        )
+        level[~measured[v], part] = 0.0
     mean = level.mean(0)
     logged = torch.as_tensor(np.log1p(level), dtype=torch.float32)
     groups = torch.as_tensor(group)
     total = torch.zeros(int(groups.max()) + 1, logged.shape[1]).index_add_(0, groups, logged)
-    centred = logged - (total / torch.bincount(groups)[:, None])[groups]
+    if measured.all():
+        centred = logged - (total / torch.bincount(groups)[:, None])[groups]
+    else:
+        centred = logged
+        for (part, _), has in zip(sums.parts, torch.as_tensor(measured), strict=True):
+            n = torch.zeros(len(total)).index_add_(0, groups, has.float()).clamp_min(1.0)
+            usual = (total[:, part] / n[:, None])[groups]
+            centred[:, part] = (logged[:, part] - usual) * has[:, None]
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     _, scale, axes = torch.svd_lowrank(centred, q=min(rank, min(centred.shape)), niter=4)

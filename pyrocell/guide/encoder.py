@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrocell.generative.cell_shift import CellShift
+from pyrocell.screen.feature_views import FeatureViews
 
 __all__ = ["Encoder", "fisher_metric", "fisher_weight", "row_sums", "state_shift"]
 
@@ -17,8 +18,15 @@ _LOG_SD_RANGE = (-5.0, 1.0)
 class Encoder(nn.Module):
     """Amortised q(z | x) from log1p counts; condition and batch enter through the shift."""
 
-    def __init__(self, n_genes: int, n_hidden: int, n_latent: int):
+    centre: Tensor
+
+    def __init__(
+        self, n_genes: int, n_hidden: int, n_latent: int, features: FeatureViews | None = None
+    ):
         super().__init__()
+        self.features = features
+        if features is not None:  # log1p of a usual count: zero of what was not measured is none
+            self.register_buffer("centre", torch.zeros(n_genes))
         self.body = nn.Sequential(
             nn.Linear(n_genes, n_hidden),
             nn.ReLU(),
@@ -27,10 +35,23 @@ class Encoder(nn.Module):
             nn.Linear(n_hidden, 2 * n_latent),
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, (cells, d) each, from dense or CSR counts (cells, G)."""
-        loc, log_scale = self.body[1:](self._first(x)).chunk(2, -1)
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (cells, d) each, from dense or CSR counts (cells, G).
+
+        `seen` (cells, V) is which views were measured; None: all.
+        """
+        first = self._first(x)
+        if self.features is not None:
+            first = first - self._usual(first, seen)
+        loc, log_scale = self.body[1:](first).chunk(2, -1)
         return loc, log_scale.clamp(*_LOG_SD_RANGE).exp()
+
+    def _usual(self, first: Tensor, seen: Tensor | None) -> Tensor:
+        """What usual counts of the views measured add to the first layer, (cells, H) or (H,)."""
+        assert self.features is not None
+        weight = self.body[0].weight * self.centre  # (H, G)
+        each = torch.stack([weight[:, part].sum(1) for part in self.features.slices])  # (V, H)
+        return each.sum(0) if seen is None else seen.to(first) @ each
 
     def _first(self, x: Tensor) -> Tensor:
         """First layer, (cells, H)."""

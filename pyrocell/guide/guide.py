@@ -27,11 +27,13 @@ from pyrocell.distributions import (
     MarkovLowRankNormal,
 )
 from pyrocell.distributions.kernels.compensation import subtract_share
+from pyrocell.generative.cell_shift import CellShift
 from pyrocell.generative.response import ONSET
 from pyrocell.generative.state_dynamics import draw_past
 from pyrocell.guide.encoder import fisher_metric, fisher_weight, row_sums, state_shift
 from pyrocell.guide.parameters import GuideParameters, factor_name
 from pyrocell.screen.conditions import Conditions
+from pyrocell.views import JointView
 
 __all__ = ["Guide"]
 
@@ -424,7 +426,7 @@ class Guide(GuideParameters):
     ) -> None:
         """Run the guide on a minibatch; arguments as in `GenerativeModel.forward`."""
         values = self.globals()
-        loc, scale = self.encode(values, x, condition, batch, covariates)
+        loc, scale = self.encode(values, x, condition, batch, covariates, log_size=log_size)
         with pyro.plate("cells", self.model.n_cells, subsample=index):
             z = pyro.sample("X.z", dist.Normal(loc, scale).to_event(1))
             if self.model.dynamics.noisy:
@@ -438,9 +440,16 @@ class Guide(GuideParameters):
         batch: Tensor,
         covariates: Tensor | None = None,
         conditions: Conditions | None = None,
+        log_size: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Posterior mean and standard deviation of X.z given the sampled globals, (cells, d)."""
+        """Posterior mean and standard deviation of X.z given the sampled globals, (cells, d).
+
+        `log_size` as in `forward`; with several views it says which were measured.
+        """
         shift = self.model.shift_parts(values, condition, batch, covariates, conditions)
+        if self.model.config.views:
+            assert log_size is not None
+            return self._encode_views(values, x, shift, log_size)
         loc, scale = self.encoder(x)
         moved = state_shift(
             shift.plus(values["V.baseline"] - self.baseline_loc),
@@ -449,4 +458,32 @@ class Guide(GuideParameters):
             self.mean_count,
             self.model.measurement.theta(values).detach(),
         )
+        return loc - moved, scale
+
+    def _encode_views(
+        self, values: dict[str, Tensor], x: Tensor, shift: CellShift, log_size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `encode`; the shift of a cell moves its state by the views that were measured."""
+        view = self.model.measurement
+        assert isinstance(view, JointView)
+        seen = torch.isfinite(log_size[:, :-1])
+        loc, scale = self.encoder(x, seen)
+        change = shift.plus(values["V.baseline"] - self.baseline_loc)
+        theta = view.theta(values).detach()
+        relative = torch.where(seen, log_size[:, :-1] - view.usual, torch.zeros_like(view.usual))
+        depth = (relative.exp() * seen).sum(1) / seen.sum(1).clamp_min(1)
+        sizes = torch.tensor(view.features.sizes, device=seen.device)
+        moved = torch.zeros_like(loc)
+        patterns, which = torch.unique(seen, dim=0, return_inverse=True)
+        for i, pattern in enumerate(patterns):
+            cells = (which == i).nonzero()[:, 0]
+            measured = pattern.to(self.mean_count).repeat_interleave(sizes)
+            some = state_shift(
+                change.of_cells(cells) if len(patterns) > 1 else change,
+                depth[cells],
+                self.model.loading.detach(),
+                self.mean_count * measured,
+                theta,
+            )
+            moved = moved.index_copy(0, cells, some)
         return loc - moved, scale

@@ -80,7 +80,10 @@ class GuideParameters(nn.Module):
         self._model = (model,)
         self.positive: dict[str, bool] = {}  # sites that components declare
         self._start(model, screen, statistics)
-        self.encoder = Encoder(model.n_genes, model.config.n_hidden, model.config.n_latent)
+        config, features = model.config, model.config.features
+        self.encoder = Encoder(model.n_genes, config.n_hidden, config.n_latent, features)
+        if features is not None:
+            self.encoder.centre.copy_(torch.log1p(statistics.mean))
         self.register_buffer("mean_count", statistics.mean.clone())
 
     @property
@@ -93,7 +96,7 @@ class GuideParameters(nn.Module):
         config, g = model.config, model.n_genes
         k, j, d = model.n_perturbations, model.n_media, config.n_latent
         relative, n_cells = start.relative_variance, model.n_cells
-        self._gaussian("baseline", start.baseline, start.baseline_scale)
+        self._gaussian("baseline", model.baseline_centre, start.baseline_scale)
         self.baseline_tau = nn.Parameter(torch.full((1, d), math.log(0.03)))
         self._gaussian("loading", start.response, torch.tensor(0.15))
         starts = model.measurement.starting_values(start.log_dispersion)

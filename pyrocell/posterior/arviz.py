@@ -307,7 +307,7 @@ def _some_cells(
     model, device = fit.model, fit.model.loading.device
     args = {k: v.to(device) for k, v in fit.data.rows(cells).items()}
     extra = (args["condition"], args["batch"], args.get("covariates"), fit.data.conditions)
-    loc, scale = fit.posterior.guide.encode(values, args["x"], *extra)
+    loc, scale = fit.posterior.guide.encode(values, args["x"], *extra, log_size=args["log_size"])
     shift = model.cell_shift(values, *extra)
     q = dist.Normal(loc, scale)
     drawn, weights = None, []

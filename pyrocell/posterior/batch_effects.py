@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-import torch
 
-from pyrocell.noise.contrasts import centre
 from pyrocell.posterior.fitted_screen import FittedScreen
 from pyrocell.posterior.streaming_quantiles import RunningSummary
 
@@ -34,7 +32,5 @@ def batch_effects(
 def eta_draws(fit: FittedScreen, n_samples: int) -> Iterator[np.ndarray]:
     """Draws of η in the gauge of the table, (B, G) each."""
     for values in fit.posterior.draws(n_samples, perturbations=()):
-        eta = values["eta"]
-        if fit.model.config.composition:
-            eta = centre(eta, torch.softmax(values["V.baseline"], -1))
+        eta = fit.model.measurement.gauge(values["eta"], values["V.baseline"])
         yield eta.cpu().numpy()

@@ -83,7 +83,7 @@ def draw_own_state(
     `table` is what the cells' conditions refer to; default: the screen's own.
     """
     labels = (cells["condition"], cells["batch"], cells.get("covariates"), table)
-    start, scale = guide.encode(values, cells["x"], *labels)
+    start, scale = guide.encode(values, cells["x"], *labels, log_size=cells["log_size"])
     stream = generator(start.device, "state", seed)
     noise = torch.randn(start.shape, generator=stream, device=start.device)
     if guide.model.dynamics.noisy:  # no density to climb: what the encoder says
@@ -138,13 +138,9 @@ def _at(
         (gradient,) = torch.autograd.grad(density.sum(), z)
     with torch.no_grad():
         mean = counts.mean
-        weight = fisher_weight(
-            mean, model.measurement.theta(values)
-        )  # what dropout hides tells nothing
-        slope = _slope(model, values, z)
-        if model.config.composition:
-            share = mean / mean.sum(1, keepdim=True)
-            slope = slope - (slope * share[:, None]).sum(-1, keepdim=True)
+        # what dropout hides tells nothing
+        weight = model.measurement.information(values, mean, log_size)
+        slope = model.measurement.gauge(_slope(model, values, z), mean.log()[:, None])
         precision = (slope * weight[:, None]) @ slope.mT
         return density.detach(), gradient, precision + torch.eye(z.shape[1], device=z.device)
 

@@ -71,8 +71,8 @@ def normalised(
                 cells.conditions,
             )
         logits = model.resting_logits(values, z) + shift
-        level = torch.softmax(logits, -1) if model.config.composition else logits.exp()
-        depth = args["log_size"].exp()[:, None] if library_size is None else library_size
+        level = model.measurement.relative(logits).exp()
+        depth = model.measurement.depth_of(args["log_size"], library_size)
         return (level * depth)[:, columns].cpu().numpy()
 
     rng = np.random.default_rng(stream("normalised", 0 if draw is None else draw[0]))
@@ -155,6 +155,7 @@ def _encoded(
                 args["batch"],
                 args.get("covariates"),
                 cells.conditions,
+                args["log_size"],
             )
         yield slice(start, start + len(rows)), loc.cpu().numpy(), scale.cpu().numpy(), args
 

@@ -397,7 +397,8 @@ def _normalise(fit: FittedScreen, values: dict[str, Tensor], shift: Tensor) -> T
 
     Kept states have one: genes that a condition does not touch have no shift.
     """
-    if not fit.model.config.composition or fit.gene_level is not None:
+    view = fit.model.measurement
+    if not view.compositions or fit.gene_level is not None:
         return shift[1:] - shift[:1]
-    level = torch.log_softmax(values["V.baseline"] + shift, -1)
+    level = view.relative(values["V.baseline"] + shift)
     return level[1:] - level[:1]

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pyrocell._core.random import generator, seeded
 from pyrocell.data.loader import CellDataset
-from pyrocell.noise.contrasts import centre
 from pyrocell.operators import Protocol, run
 from pyrocell.operators.state import State
 from pyrocell.posterior.draws import Posterior
@@ -106,10 +105,8 @@ class FittedScreen:
 
     def axes_of_state(self) -> np.ndarray:
         """Loading of z, (d, G), in the gauge of what counts can show."""
-        loading = self.model.loading.detach()
-        if self.model.config.composition:
-            baseline = self.posterior.mean()["V.baseline"].detach()
-            loading = centre(loading, torch.softmax(baseline, -1))
+        baseline = self.posterior.mean()["V.baseline"].detach()
+        loading = self.model.measurement.gauge(self.model.loading.detach(), baseline)
         return loading.cpu().numpy().astype(float)
 
     def conditions(self, frame: pd.DataFrame) -> tuple[Conditions, Tensor]:

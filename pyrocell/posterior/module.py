@@ -163,4 +163,6 @@ def _blank_statistics(screen: Screen, config: ModelConfig) -> ScreenStatistics:
         response=torch.ones(r, g),
         effect=torch.zeros(len(screen.perturbations), d + r),
         media_effect=torch.zeros(len(screen.media), d + r),
+        low=zeros,
+        usual=torch.zeros(max(1, len(config.views))),
     )

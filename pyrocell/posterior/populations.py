@@ -44,7 +44,7 @@ def resting_states(
     Where states move on their own: at time 0, from which they were carried to where X.z is.
     """
     labels = (cells["condition"], cells["batch"], cells.get("covariates"), table)
-    loc, scale = guide.encode(values, cells["x"], *labels)
+    loc, scale = guide.encode(values, cells["x"], *labels, log_size=cells["log_size"])
     stream = generator(loc.device, "state", seed)
     z = loc + scale * torch.randn(loc.shape, generator=stream, device=loc.device)
     if not guide.model.moves_states:
@@ -103,14 +103,12 @@ def moments(
         means, variances = zip(*each, strict=True)
         return torch.cat(means), torch.cat(variances)
     rest = model.resting_logits(values, z)  # (n, G)
-    log_size = float(np.log(size_factor))
+    log_size = model.measurement.log_depth(size_factor)
     total = square = rest.new_zeros(())
     size = max(1, _BLOCK_BYTES // (16 * shift.numel()))
     for chunk, state in zip(rest.split(size), z.split(size), strict=True):
         log_mu = chunk[:, None] + shift  # (n, C, G)
-        if model.config.composition:
-            log_mu = torch.log_softmax(log_mu, -1)
-        log_mu = log_mu + log_size
+        log_mu = model.measurement.relative(log_mu) + log_size
         mean, within = model.measurement.moments(values, log_mu, state)
         total = total + mean.sum(0)
         square = square + (within + mean.square()).sum(0)

@@ -58,7 +58,7 @@ def posterior_predictive_check(
         args = arguments(parts[part])
         extra = (args["condition"], args["batch"], args.get("covariates"), cells.conditions)
         with seeded(model.loading.device, "replicate", s, part), shifts_shared():
-            loc, scale = guide.encode(values, args["x"], *extra)
+            loc, scale = guide.encode(values, args["x"], *extra, log_size=args["log_size"])
             z = loc + scale * torch.randn_like(loc)
             shift = model.cell_shift(values, *extra)
             logits = model.resting_logits(values, z) + shift
@@ -117,7 +117,7 @@ def importance_log_likelihood(
                 rows = np.arange(start, min(start + batch_size, len(cells)))
                 args = {k: v.to(model.loading.device) for k, v in cells.rows(rows).items()}
                 extra = (args["condition"], args["batch"], args.get("covariates"), cells.conditions)
-                loc, scale = guide.encode(values, args["x"], *extra)
+                loc, scale = guide.encode(values, args["x"], *extra, log_size=args["log_size"])
                 q = dist.Normal(loc, scale)
                 z = q.sample()
                 shift = model.cell_shift(values, *extra)

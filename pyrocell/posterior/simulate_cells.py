@@ -199,7 +199,7 @@ def _log_share(fit: FittedScreen, values: dict[str, Tensor], z: Tensor, shift: T
     """Log expected expression of cells at states z (n, d) of one condition, (n, G)."""
     with torch.no_grad():
         logits = fit.model.resting_logits(values, z) + shift
-        return torch.log_softmax(logits, -1) if fit.model.config.composition else logits
+        return fit.model.measurement.relative(logits)
 
 
 def _counts(
@@ -213,5 +213,5 @@ def _counts(
     model = fit.model
     with torch.no_grad():
         logits = model.resting_logits(values, z) + shift
-        log_size = z.new_full((len(z),), float(np.log(size_factor)))
+        log_size = model.measurement.cell_depth(z, size_factor)
         return sparse.csr_matrix(model.view(values, logits, log_size, z).sample().cpu().numpy())

@@ -65,7 +65,8 @@ class EncodedCells:
         for block in batch_loader(data, positions, _BLOCK):
             cells = {name: value.to(device) for name, value in block.items()}
             labels = cells["condition"], cells["batch"], cells.get("covariates")
-            found = [guide.encode(values, cells["x"], *labels) for values in draws]
+            seen = {"log_size": cells["log_size"]}
+            found = [guide.encode(values, cells["x"], *labels, **seen) for values in draws]
             locs.append(torch.stack([loc for loc, _ in found]))
             scales.append(found[0][1])  # of the counts alone
             conditions.append(cells["condition"])

@@ -12,6 +12,7 @@ and what the effect varies between batches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,10 +28,14 @@ from pyrocell.posterior.gene_level.replicates import replicate_variance
 __all__ = [
     "CellGroups",
     "LevelCounts",
+    "apart",
     "cell_groups",
     "highest_allowed",
     "level_counts",
     "levels_of",
+    "moved_by",
+    "shared_noise",
+    "side_by_side",
 ]
 
 DEEPEST = 2.0  # weight of a cell at most, in units of the median depth
@@ -108,6 +113,9 @@ class LevelCounts:
         (C, G) counts as they were measured.
     replicate
         (C, G) variance of the condition's level between batches, contained in k.
+    sizes
+        (V,) numbers of features of each view, where several are side by side; `per_cell` and
+        `share` have then a first dimension of views.
     """
 
     total: np.ndarray
@@ -124,10 +132,95 @@ class LevelCounts:
     rate: np.ndarray
     raw: np.ndarray
     replicate: np.ndarray
+    sizes: tuple[int, ...] = ()
+
+    def moved(self, eta: np.ndarray) -> np.ndarray:
+        """(C, G) how far batch noise (H, G) other than `eta` moves log depths."""
+        return moved_by(self.share, eta - self.eta, self.sizes)
+
+    def shared_noise(self, loading: np.ndarray) -> np.ndarray:
+        """(C, G) variance of levels that cells' states bring along a loading (d, G)."""
+        return shared_noise(self.per_cell, loading, self.sizes)
+
+    @property
+    def least_per_cell(self) -> np.ndarray:
+        """(C,) `per_cell` of the view with most cells."""
+        return self.per_cell.min(0) if self.sizes else self.per_cell
 
     def spread(self, log_theta: np.ndarray) -> np.ndarray:
         """k at given overdispersions (G,), (C, G)."""
         return self.within * np.exp(-log_theta) + self.between + 1e-6
+
+
+def moved_by(share: np.ndarray, change: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """(C, G) mean of changes of noise groups (H, G) by shares (C, H), or (V, C, H) of views."""
+    if not len(sizes):
+        return share @ change
+    parts = np.split(change, np.cumsum(sizes)[:-1], axis=1)
+    return np.concatenate([own @ part for own, part in zip(share, parts, strict=True)], 1)
+
+
+def shared_noise(per_cell: np.ndarray, loading: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """(C, G) variance along a loading (d, G) of means of cells, `per_cell` (C,) or (V, C)."""
+    square = (loading**2).sum(0)
+    if not len(sizes):
+        return per_cell[:, None] * square
+    return np.repeat(per_cell.T, sizes, axis=1) * square
+
+
+def side_by_side(parts: Sequence[LevelCounts]) -> LevelCounts:
+    """The likelihood of several views of the same conditions, their features one axis."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(name: str, axis: int = -1) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts], axis)
+
+    columns = ("total", "depth", "within", "between", "eta", "eta_width", "reference", "rate")
+    noise = Overdispersion(
+        **{
+            name: np.concatenate([getattr(part.noise, name) for part in parts], -1)
+            for name in ("theta", "factor", "log_weight", "scale")
+        }
+    )
+    return LevelCounts(
+        **{name: joined(name) for name in (*columns, "raw", "replicate")},
+        eta_root=joined("eta_root", 0),
+        per_cell=np.stack([part.per_cell for part in parts]),
+        share=np.stack([part.share for part in parts]),
+        noise=noise,
+        sizes=tuple(part.total.shape[1] for part in parts),
+    )
+
+
+def apart(counts: LevelCounts) -> list[LevelCounts]:
+    """The views that were put side by side."""
+    if not counts.sizes:
+        return [counts]
+    ends = np.cumsum(counts.sizes)
+    columns = ("total", "depth", "within", "between", "eta", "eta_width", "reference", "rate")
+    out = []
+    for v, (end, n) in enumerate(zip(ends, counts.sizes, strict=True)):
+        part, noise = slice(end - n, end), counts.noise
+        out.append(
+            LevelCounts(
+                **{
+                    name: getattr(counts, name)[..., part]
+                    for name in (*columns, "raw", "replicate")
+                },
+                eta_root=counts.eta_root[part],
+                per_cell=counts.per_cell[v],
+                share=counts.share[v],
+                noise=replace(
+                    noise,
+                    **{
+                        name: getattr(noise, name)[..., part]
+                        for name in ("theta", "factor", "log_weight", "scale")
+                    },
+                ),
+            )
+        )
+    return out
 
 
 def highest_allowed(counts: Any) -> np.ndarray:
@@ -368,9 +461,11 @@ def _shrunken_levels(
     n_conditions = len(groups.start) - 1
     owner = np.repeat(np.arange(n_conditions), np.diff(groups.start))
     gather = sp.csr_matrix((np.ones(len(owner)), (owner, np.arange(len(owner)))))
-    within = gather @ (groups.depth[:, None] * np.exp(eta[groups.group]))
-    total = gather @ groups.total
-    per_cell = (gather @ groups.square) / (gather @ groups.depth) ** 2
+    gather.resize(n_conditions, len(owner))
+    none = np.diff(groups.start) == 0  # conditions that no cell of this view is of
+    within = gather @ (groups.depth[:, None] * np.exp(eta[groups.group])) + none[:, None] / rate
+    total = gather @ groups.total + 0.5 * none[:, None]
+    per_cell = (gather @ groups.square) / np.maximum(gather @ groups.depth, 1e-30) ** 2
     found = np.log((total + 0.5) / within)
     variance = 1 / (rate * within + 0.5) + per_cell[:, None] * inverse
     kept = _EFFECT_SD**2 / (_EFFECT_SD**2 + variance)

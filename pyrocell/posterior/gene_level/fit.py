@@ -20,17 +20,18 @@ from pyrocell._core.random import stream
 from pyrocell.data.loader import CellDataset
 from pyrocell.generative.model import GenerativeModel
 from pyrocell.guide.guide import Guide
-from pyrocell.noise.contrasts import centre
 from pyrocell.operators.arms import respond_in_order
 from pyrocell.posterior.draws import Posterior
 from pyrocell.posterior.gene_level.additive import fit_additive
 from pyrocell.posterior.gene_level.blocks import Clock, block_layout, medium_of_conditions
 from pyrocell.posterior.gene_level.counts import (
     LevelCounts,
+    apart,
     cell_groups,
     half_of,
     highest_allowed,
     level_counts,
+    side_by_side,
 )
 from pyrocell.posterior.gene_level.prior import REST, walk_root
 from pyrocell.posterior.gene_level.sampler import Contexts, GainPrior, Sampler
@@ -40,6 +41,7 @@ from pyrocell.posterior.strength.responders import Responders
 from pyrocell.priors import Priors
 from pyrocell.screen.guide_pairs import guide_pairs
 from pyrocell.screen.screen import Screen
+from pyrocell.views import JointView
 
 __all__ = [
     "Programs",
@@ -204,16 +206,21 @@ def _drivers(screen: Screen) -> np.ndarray:
 def counts_of_screen(screen: Screen, data: CellDataset, priors: Priors) -> LevelCounts:
     """The likelihood of the levels of all conditions; needs no fitted model."""
     group, noise_levels = _noise_groups(screen)
-    return level_counts(
-        data.counts,
-        np.exp(data.log_size.astype(float)),
-        screen.cell_condition,
-        group,
-        len(screen.conditions),
-        noise_levels,
-        _drivers(screen),
-        priors.eta_sd,
-        priors.replicate_sd,
+    return side_by_side(
+        [
+            level_counts(
+                own.counts,
+                np.exp(own.log_size.astype(float)),
+                screen.cell_condition[cells],
+                group[cells],
+                len(screen.conditions),
+                noise_levels,
+                _drivers(screen),
+                priors.eta_sd,
+                priors.replicate_sd,
+            )
+            for own, cells in data.with_positions
+        ]
     )
 
 
@@ -269,7 +276,7 @@ def fit_gene_level(
     ]
     n_states = _STATES if n_levels <= _LARGE else _FEWER_STATES
     states, per_chain = [], n_states // len(chains)
-    pairs = guide_pairs(screen) if guides else None
+    pairs = guide_pairs(screen) if guides and data.views is None else None
     responders, burn_in = None, _BURN_IN
     if pairs is not None:
         shares = model.config.composition
@@ -357,9 +364,7 @@ def _batches(screen: Screen, noise_levels: list[np.ndarray]) -> dict[str, np.nda
 
 
 def _loading(model: GenerativeModel, values: dict) -> np.ndarray:
-    loading = model.loading.detach()
-    if model.config.composition:
-        loading = centre(loading, torch.softmax(values["V.baseline"], -1))
+    loading = model.measurement.gauge(model.loading.detach(), values["V.baseline"])
     return loading.detach().cpu().numpy().astype(float)
 
 
@@ -386,11 +391,25 @@ def _sampler(
         layout.genotype,
         loading,
         rank=rank,
-        offsets=model.config.composition,
+        offsets=_offsets(model, counts),
         gain_prior=gains,
         n_media=len(screen.media),
         seed=seed,
     )
+
+
+def _offsets(model: GenerativeModel, counts: LevelCounts) -> bool | list[slice]:
+    """Features whose levels a condition may move all alike: those that are shares of a depth."""
+    if not counts.sizes:
+        return model.config.composition
+    view = model.measurement
+    assert isinstance(view, JointView)
+    ends = np.cumsum(counts.sizes).tolist()
+    return [
+        slice(end - n, end)
+        for (own, _, _), end, n in zip(view.parts, ends, counts.sizes, strict=True)
+        if own.compositions and n
+    ]
 
 
 # ---------------------------------------------------------------------- programs
@@ -403,16 +422,16 @@ def _halves(
     order = order[np.argsort(screen.cell_condition[order], kind="stable")]
     first = np.zeros(len(group), bool)
     first[order[::2]] = True
-    size = np.exp(data.log_size.astype(float))
-    most = highest_allowed(data.counts)
     shape = len(screen.conditions), len(counts.eta)
-    return [
-        half_of(
-            counts,
-            cell_groups(data.counts, size, screen.cell_condition, group, *shape, most, keep),
-        )
-        for keep in (first, ~first)
-    ]
+    halves: list[list[LevelCounts]] = [[], []]
+    for (own, cells), whole in zip(data.with_positions, apart(counts), strict=True):
+        size = np.exp(own.log_size.astype(float))
+        most = highest_allowed(own.counts)
+        labels = screen.cell_condition[cells], group[cells]
+        for half, keep in zip(halves, (first[cells], ~first[cells])):
+            found = cell_groups(own.counts, size, *labels, *shape, most, keep)
+            half.append(half_of(whole, found))
+    return [side_by_side(half) for half in halves]
 
 
 def _try_programs(halves: list[LevelCounts], rank: int, common: dict, seed: int) -> Programs:
@@ -454,6 +473,7 @@ def _genes_of(counts: LevelCounts, genes: np.ndarray) -> LevelCounts:
             )
         },
         eta_root=counts.eta_root[genes],
+        sizes=tuple(np.diff(np.searchsorted(genes, [0, *np.cumsum(counts.sizes)])).tolist()),
         noise=replace(
             noise,
             theta=noise.theta[genes],
@@ -528,20 +548,20 @@ def _calibration(
     """
     cells = resting_cells(data, model, seed)
     z = resting_states(guide, values, cells, 0, data.conditions)
-    size = float(np.exp(np.median(data.log_size)))
+    depth = model.measurement.log_depth(float(np.exp(np.median(data.log_size))))
     rest = model.resting_logits(values, z)  # (n, G)
-    level = torch.log_softmax(rest, -1) if model.config.composition else rest
+    level = model.measurement.relative(rest)
 
     def log_mean(change: float) -> torch.Tensor:
         """Of every gene if its own logit had moved: the sum over genes stays."""
-        log_mu = (level + (change + np.log(size)))[:, None]
+        log_mu = (level + (change + depth))[:, None]
         mean, _ = model.measurement.moments(values, log_mu, z)
-        return mean.mean((0, 1)).log() - np.log(size)
+        return mean.mean((0, 1)).log() - depth
 
     at = log_mean(0.0)
     slope = (log_mean(_SLOPE_STEP) - at) / _SLOPE_STEP
     return {
         "logit": values["V.baseline"].cpu().numpy(),
         "log_mean": at.cpu().numpy(),
-        "slope": slope.clamp(0.5, 3.0).cpu().numpy(),
+        "slope": slope.cpu().numpy().clip(*model.measurement.limits),
     }

@@ -40,6 +40,7 @@ __all__ = [
     "GainPrior",
     "Sampler",
     "State",
+    "add_offsets",
     "gain_of_conditions",
     "own_weights",
 ]
@@ -175,6 +176,7 @@ class Sampler:
         Number of programs.
     offsets
         Whether conditions have a shift in all genes alike: depths that are sums over these genes.
+        With several views, the features of each view whose depths are such sums.
     gain_prior
         Prior of gains; None where they are 1.
     genotype
@@ -194,7 +196,7 @@ class Sampler:
         genotype,
         noise_loading: np.ndarray,
         rank: int = 0,
-        offsets: bool = True,
+        offsets: bool | Sequence[slice] = True,
         gain_prior: GainPrior | None = None,
         n_media: int = 0,
         seed: int = 0,
@@ -202,7 +204,8 @@ class Sampler:
         self.counts, self.blocks, self.contexts = counts, blocks, contexts
         self.onset, self.genotype = onset.tocsr(), genotype.tocsr()
         self.by_driver = onset.tocsc()
-        self.rank, self.offsets, self.gain_prior = rank, offsets, gain_prior
+        self.rank, self.gain_prior = rank, gain_prior
+        self.offsets = [slice(None)] * offsets if isinstance(offsets, bool) else list(offsets)
         self.rng, self.seed = np.random.default_rng(seed), seed
         n_conditions, n_genes = counts.total.shape
         self.n_conditions, self.n_genes = n_conditions, n_genes
@@ -222,7 +225,7 @@ class Sampler:
     def _split_noise(self, loading: np.ndarray) -> None:
         """The part of the loading that the noise of genes has room for."""
         spread = self.counts.spread(np.log(self.counts.noise.theta))
-        shared = self.counts.per_cell[:, None] * (loading**2).sum(0)
+        shared = self.counts.shared_noise(loading)
         room = ((1 - LEAST_OWN) * spread / np.maximum(shared, 1e-12)).min(0)
         self.noise_loading = (loading * np.sqrt(np.minimum(1.0, room))).astype(np.float32)
         self.log_theta = np.log(self.counts.noise.theta)
@@ -231,7 +234,7 @@ class Sampler:
     def _set_spread(self) -> None:
         """What is the genes' own of their noise, beside the state of the cells."""
         whole = self.counts.spread(self.log_theta)
-        shared = self.counts.per_cell[:, None] * (self.noise_loading**2).sum(0)
+        shared = self.counts.shared_noise(self.noise_loading)
         self.spread = np.maximum(whole - shared, LEAST_OWN * whole).astype(np.float32)
 
     def _draw_overdispersion(self) -> None:
@@ -251,7 +254,9 @@ class Sampler:
         self.precision = zeros(int(blocks.precision_start[-1]), n_genes)
         self.response = zeros(n_conditions, n_genes)
         self.level = np.zeros((n_contexts, n_genes))
-        self.offset, self.offset_sd = np.zeros(n_conditions), 0.3
+        several = (len(self.offsets),) if self.counts.sizes else ()
+        self.offset = np.zeros((n_conditions, *several))
+        self.offset_sd = np.full(len(self.offsets), 0.3)
         self.state = np.zeros((n_conditions, len(self.noise_loading)))
         self.loading = np.zeros((n_genes, self.rank))
         self.activity = np.zeros((self.n_perturbations, self.rank))
@@ -341,7 +346,7 @@ class Sampler:
         """Go on with the counts of other cells of the same conditions."""
         self.counts = counts
         self._set_spread()
-        moved = counts.share @ (self.eta - counts.eta)
+        moved = counts.moved(self.eta)
         self.log_depth = (np.log(counts.depth) + self.rate + moved).astype(np.float32)
         self.depth = np.exp(self.log_depth)
 
@@ -394,7 +399,7 @@ class Sampler:
         normal = self.rng.standard_normal((self.n_genes, len(counts.eta)))
         eta = counts.eta + np.einsum("ghk,gk->hg", counts.eta_root, normal)
         self.eta = eta
-        moved = counts.share @ (eta - counts.eta)  # (C, G), of log depths
+        moved = counts.moved(eta)  # (C, G), of log depths
         log_depth = (np.log(counts.depth) + self.rate + moved).astype(np.float32)
         change = log_depth - self.log_depth
         self.log_depth, self.depth = log_depth, np.exp(log_depth)
@@ -412,8 +417,7 @@ class Sampler:
         """Levels of conditions from the parts, after a part has moved."""
         blocks = self.blocks
         x = self.design @ self.level
-        if self.offsets:
-            x += self.offset[:, None]
+        add_offsets(x, self.offset, self.offsets)
         if len(self.noise_loading):
             x += self.state @ self.noise_loading
         if self.rank:
@@ -563,15 +567,25 @@ class Sampler:
     def _draw_offsets(self) -> None:
         """Shifts of conditions in all genes alike; controls have none."""
         rng, moved = self.rng, self.perturbed
-        curvature, gradient = self._row_sums(np.ones((1, self.n_genes), np.float32), self.all_genes)
-        precision = curvature + self.offset_sd**-2
-        mean = (gradient - self.offset * self.offset_sd**-2) / precision
-        change = mean + rng.standard_normal(self.n_conditions) / np.sqrt(precision)
-        change = np.where(moved, np.clip(change, -_LARGEST_STEP, _LARGEST_STEP), 0.0)
-        self.offset += change
-        self._move_rows(np.broadcast_to(change[:, None], self.x.shape))
-        square = _OFFSET_FREEDOM * _OFFSET_SD**2 + (self.offset[moved] ** 2).sum()
-        self.offset_sd = float(np.sqrt(square / rng.chisquare(moved.sum() + _OFFSET_FREEDOM)))
+        for i, part in enumerate(self.offsets):
+            genes, width = self.all_genes[part], self.offset_sd[i]
+            alike = np.zeros((1, self.n_genes), np.float32)
+            alike[:, part] = 1.0
+            offset = self.offset[:, i] if self.offset.ndim > 1 else self.offset
+            curvature, gradient = self._row_sums(alike, genes)
+            precision = curvature + width**-2
+            mean = (gradient - offset * width**-2) / precision
+            change = mean + rng.standard_normal(self.n_conditions) / np.sqrt(precision)
+            change = np.where(moved, np.clip(change, -_LARGEST_STEP, _LARGEST_STEP), 0.0)
+            offset += change
+            self._move_rows(
+                change[:, None] * alike
+                if len(genes) < self.n_genes
+                else np.broadcast_to(change[:, None], self.x.shape)
+            )
+            square = _OFFSET_FREEDOM * _OFFSET_SD**2 + (offset[moved] ** 2).sum()
+            freedom = moved.sum() + _OFFSET_FREEDOM
+            self.offset_sd[i] = np.sqrt(square / rng.chisquare(freedom))
 
     def _draw_states(self) -> None:
         """Where the cells of each condition happened to be, along the axes of cell state.
@@ -602,7 +616,7 @@ class Sampler:
         curvature = (axes * weight[:, None, :]) @ axes.T  # (rows, d, d)
         old = self.state[rows]
         right = pull @ axes.T + np.einsum("rde,re->rd", curvature, old)
-        precision = curvature + np.eye(len(axes)) / self.counts.per_cell[rows, None, None]
+        precision = curvature + np.eye(len(axes)) / self.counts.least_per_cell[rows, None, None]
         mean = np.linalg.solve(precision, right[..., None])[..., 0]
         root = np.linalg.cholesky(precision).swapaxes(-1, -2)
         new = mean + np.linalg.solve(root, normal[rows][..., None])[..., 0]
@@ -759,6 +773,15 @@ class Sampler:
                         between = self.precision[at + place[d], genes] @ square
                         curvature[k] += value[i] * value[j] * between
         return np.asarray(curvature).ravel(), np.asarray(pull).ravel()
+
+
+def add_offsets(x: np.ndarray, offset: np.ndarray, parts: Sequence[slice]) -> None:
+    """Add to levels x (C, G) what conditions have in all features of a part alike.
+
+    `offset` is (C, parts), or (C,) where there is one.
+    """
+    for i, part in enumerate(parts):
+        x[:, part] += (offset[:, i] if offset.ndim > 1 else offset)[:, None]
 
 
 def gain_of_conditions(contexts: Contexts, genotype: sp.csr_array, gain: np.ndarray) -> np.ndarray:

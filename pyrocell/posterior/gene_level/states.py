@@ -15,12 +15,14 @@ from pyrocell._core.random import generator
 from pyrocell._core.threading import parallel_for
 from pyrocell.posterior.gene_level import kernels
 from pyrocell.posterior.gene_level.blocks import Blocks
+from pyrocell.posterior.gene_level.counts import moved_by, shared_noise
 from pyrocell.posterior.gene_level.prior import CALLED
 from pyrocell.posterior.gene_level.sampler import (
     LEAST_OWN,
     Contexts,
     Sampler,
     State,
+    add_offsets,
     gain_of_conditions,
     own_weights,
 )
@@ -132,6 +134,11 @@ class GeneLevel:
         arrays = {name: np.stack([np.asarray(getattr(s, name)) for s in states]) for name in _STATE}
         arrays |= {f"counts_{name}": getattr(sampler.counts, name) for name in _COUNTS}
         arrays |= {"noise_loading": sampler.noise_loading, **extra}
+        if sampler.counts.sizes:
+            arrays["view_sizes"] = np.array(sampler.counts.sizes)
+            places = [sampler.all_genes[part] for part in sampler.offsets]
+            ends = [(part[0], part[-1] + 1) for part in places]
+            arrays["offset_parts"] = np.array(ends, dtype=np.int64).reshape(-1, 2)
         arrays |= {name: np.mean([m[name] for m in means], 0) for name in means[0]}
         tensors = {}
         for name, values in arrays.items():
@@ -426,21 +433,31 @@ class GeneLevel:
         x = gain[:, None] * level[q]
         responds = np.flatnonzero(layout.contexts.is_response[q])
         x[responds] += level[layout.contexts.rest[q[responds]]]
-        x += part("offset")[rows][:, None]
+        ends = self.tensors.get("offset_parts")
+        parts = [slice(None)] if ends is None else [slice(a, b) for a, b in ends.tolist()]
+        add_offsets(x, part("offset")[rows], parts)
         loading = self.array("noise_loading")
         x += part("state")[rows] @ loading
         activity = part("activity")
         if activity.shape[1]:
             x += (layout.onset[rows] @ activity) @ part("loading").T
         self._add_stored(x, draw, rows, blocks)
-        moved = counts("share")[rows] @ (part("eta") - counts("eta"))
+        sizes = self._sizes
+        own = (lambda a: a[:, rows]) if sizes else (lambda a: a[rows])  # of views, or of one
+        moved = moved_by(own(counts("share")), part("eta") - counts("eta"), sizes)
         depth = counts("depth")[rows] * np.exp(np.log(counts("rate")) + moved)
         whole = counts("within")[rows] * np.exp(-part("log_theta")) + counts("between")[rows]
         whole += 1e-6
-        shared = counts("per_cell")[rows][:, None] * (loading**2).sum(0)
+        shared = shared_noise(own(counts("per_cell")), loading, sizes)
         spread = np.maximum(whole - shared, LEAST_OWN * whole)
         single = lambda a: np.ascontiguousarray(a, np.float32)  # noqa: E731
         return single(x), single(counts("total")[rows]), single(depth), single(spread)
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        """(V,) numbers of features of views, where there are several."""
+        found = self.tensors.get("view_sizes")
+        return () if found is None else tuple(found.tolist())
 
     def _counts(self, name: str, draw: int) -> np.ndarray:
         """A part of the likelihood of levels, from the cells that responded where that is known."""

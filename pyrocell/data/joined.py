@@ -1,0 +1,276 @@
+"""The modalities of a MuData as one AnnData: cells of any, features of all, and who has what.
+
+The AnnData says of itself, in `.uns["pyrocell_views"]` and `.obsm["pyrocell_seen"]`, which
+features are of which view and which cells have it, so that it is registered, written and read like
+any other.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from mudata import MuData
+
+from pyrocell._core.messages import did_you_mean, join_names
+from pyrocell.data.validation import as_csr, check_counts, count_matrix
+from pyrocell.errors import ScreenError, UnknownLabelError
+from pyrocell.screen.feature_views import FeatureViews
+
+__all__ = [
+    "SEEN",
+    "VIEWS",
+    "as_mudata",
+    "features_of",
+    "joined",
+    "joint_of",
+    "log_depths",
+    "remember",
+]
+
+VIEWS, SEEN = "pyrocell_views", "pyrocell_seen"
+BATCH = "batch of views"
+
+
+def joined(
+    mdata: MuData,
+    modalities: Mapping[str, str],
+    kinds: Mapping[str, str],
+    shares: Mapping[str, bool],
+    batch_key: str | Mapping[str, str] | None,
+    layers: Mapping[str, str | None] | None = None,
+) -> tuple[ad.AnnData, str | None]:
+    """One AnnData of all modalities asked for, and the column of batches in it.
+
+    Parameters
+    ----------
+    mdata
+        Left as it is.
+    modalities
+        Name of each view, and of the modality that it is measured in.
+    kinds
+        Name of each view, and of what its counts are, see `pyrocell.views.VIEWS`.
+    shares
+        Whether the counts of a view are shares of all counts of a cell there.
+    batch_key
+        A column, or one for each view; batches of a cell that differ between views are then one
+        batch of the two together.
+    layers
+        Layer of the counts of a view; default: `.X`.
+
+    Raises
+    ------
+    ScreenError, UnknownLabelError, CountError
+        If a modality is not there, if two features have one name within a view, if cells say two
+        things of one column, if a view holds no counts.
+    """
+    if not modalities:
+        raise ScreenError('no view was named; name a modality, such as rna="rna"')
+    parts = {}
+    for view, name in modalities.items():
+        if name not in mdata.mod:
+            raise UnknownLabelError(
+                f'{view}="{name}" is not a modality of mdata{did_you_mean(name, list(mdata.mod))}; it '
+                f"has {join_names(list(mdata.mod))}"
+            )
+        parts[view] = mdata.mod[name]
+    cells = pd.Index(mdata.obs_names)
+    seen = np.stack([cells.isin(part.obs_names) for part in parts.values()], 1)
+    cells, seen = cells[seen.any(1)], seen[seen.any(1)]
+    blocks, var = [], []
+    for (view, part), has in zip(parts.items(), seen.T, strict=True):
+        layer = (layers or {}).get(view)
+        check_counts(part, layer, has_size_factor=False, warn_of_genes=False)
+        counts = as_csr(count_matrix(part, layer))[part.obs_names.get_indexer(cells[has])]
+        place = sp.csr_matrix(
+            (
+                np.ones(len(counts.indptr) - 1, np.float32),
+                (np.flatnonzero(has), np.arange(has.sum())),
+            ),
+            (len(cells), int(has.sum())),
+        )
+        blocks.append(place @ counts)
+        table = part.var.copy()
+        table = table[[c for c in table if c != "feature_types"]]
+        table["view"], table["feature"] = view, part.var_names.astype(str)
+        var.append(table)
+    features = pd.concat(var)
+    features.index = _unique([(v, f) for v, f in zip(features["view"], features["feature"])])
+    out = ad.AnnData(
+        sp.csr_matrix(sp.hstack(blocks, format="csr"), dtype=np.float32),
+        obs=_columns(mdata, parts, cells),
+        var=features[["view", "feature", *_common(var)]],
+    )
+    out.X.sort_indices()
+    out.obsm[SEEN] = seen
+    out.uns[VIEWS] = {
+        "names": list(parts),
+        "kinds": [kinds[view] for view in parts],
+        "shares": [bool(shares[view]) for view in parts],
+        "sizes": [part.n_vars for part in parts.values()],
+    }
+    if isinstance(batch_key, Mapping):
+        out.obs[BATCH] = _batches(out, parts, batch_key)
+        return out, BATCH
+    return out, batch_key
+
+
+def _common(tables: list[pd.DataFrame]) -> list[str]:
+    """Columns that some modality's features have beside those set here."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    return [name for name in names if name not in ("view", "feature")]
+
+
+def _unique(names: list[tuple[str, str]]) -> pd.Index:
+    """Names of features: their own, with the view before it where another view has it too."""
+    own = pd.Series([feature for _, feature in names])
+    twice = pd.DataFrame(names).duplicated()
+    if twice.any():
+        view, feature = names[int(np.flatnonzero(twice)[0])]
+        raise ScreenError(
+            f'the features of {view} have the name "{feature}" more than once; make them unique '
+            "with var_names_make_unique()"
+        )
+    shared = own.duplicated(keep=False)
+    first = names[0][0]
+    return pd.Index(
+        [
+            f"{view}:{feature}" if again and view != first else feature
+            for (view, feature), again in zip(names, shared, strict=True)
+        ]
+    )
+
+
+def _columns(mdata: MuData, parts: Mapping[str, ad.AnnData], cells: pd.Index) -> pd.DataFrame:
+    """Columns of cells: those of `mdata.obs`, and those of its modalities by their own names."""
+    tables = [mdata.obs, *(part.obs for part in parts.values())]
+    out: dict[str, pd.Series] = {}
+    for table in tables:
+        for name in table:
+            column = table[name].reindex(cells)
+            if name not in out:
+                out[name] = column
+                continue
+            before = out[name]
+            both = before.notna() & column.notna()
+            left, right = (x[both].astype(object) for x in (before, column))
+            differs = (left != right).to_numpy()
+            if differs.any():
+                out[name] = pd.Series(pd.NA, index=cells, dtype=object)  # of each view its own
+                continue
+            if before.isna().any():
+                filled = before.astype(object).where(before.notna(), column.astype(object))
+                out[name] = filled.infer_objects()
+    return pd.DataFrame(out, index=cells)
+
+
+def _batches(
+    joint: ad.AnnData, parts: Mapping[str, ad.AnnData], batch_key: Mapping[str, str]
+) -> np.ndarray:
+    """Batch of each cell when views have batches of their own: the two names together."""
+    unknown = [view for view in batch_key if view not in parts]
+    if unknown:
+        raise UnknownLabelError(
+            f'batch_key names the view "{unknown[0]}"{did_you_mean(unknown[0], list(parts))}; '
+            f"there are {join_names(list(parts))}"
+        )
+    labels = []
+    for view, key in batch_key.items():
+        if key not in parts[view].obs:
+            raise UnknownLabelError(
+                f'batch_key of {view}="{key}" is not a column of its .obs'
+                f"{did_you_mean(key, parts[view].obs.columns)}"
+            )
+        column = parts[view].obs[key].reindex(joint.obs_names)
+        labels.append(column.astype(object).where(column.notna(), "none").astype(str).to_numpy())
+    out = labels[0]
+    for more in labels[1:]:
+        same = out == more
+        out = np.where(
+            same, out, np.char.add(np.char.add(out.astype(str), " | "), more.astype(str))
+        )
+    return out
+
+
+def features_of(adata: ad.AnnData) -> tuple[FeatureViews, list[str]] | None:
+    """Views of an AnnData that `joined` made, and what their counts are; None of any other.
+
+    Raises
+    ------
+    ScreenError
+        If features were left out or moved since.
+    """
+    kept: Any = adata.uns.get(VIEWS)
+    if kept is None:
+        return None
+    names = tuple(str(name) for name in kept["names"])
+    features = FeatureViews(names, tuple(int(n) for n in kept["sizes"]))
+    found = adata.var["view"].astype(str).to_numpy() if "view" in adata.var else None
+    if found is None or not np.array_equal(found, features.labels().astype(str)):
+        raise ScreenError(
+            "the features of adata are not those of its views any more; choose features in the "
+            "modalities, and register the MuData again"
+        )
+    return features, [str(kind) for kind in kept["kinds"]]
+
+
+def log_depths(adata: ad.AnnData, counts: Any, features: FeatureViews) -> np.ndarray:
+    """(N, V) float32 log depth of cells in each view, −inf where it was not measured.
+
+    Of views that are no share of all counts of a cell it is 0.
+    """
+    seen, shares = np.asarray(adata.obsm[SEEN], bool), list(adata.uns[VIEWS]["shares"])
+    out = np.zeros(seen.shape, np.float32)
+    for v, part in enumerate(features.slices):
+        if shares[v]:
+            total = np.asarray(counts[:, part].sum(1)).ravel()
+            empty = seen[:, v] & (total <= 0)
+            if empty.any():
+                raise ScreenError(
+                    f"{int(empty.sum())} cells have no counts of the view {features.names[v]}; leave "
+                    "them out of its modality, and they count as not measured there"
+                )
+            out[:, v] = np.log(np.maximum(total, 1.0))
+    return np.where(seen, out, -np.inf).astype(np.float32)
+
+
+def as_mudata(adata: ad.AnnData, features: FeatureViews) -> MuData:
+    """An answer over the features of all views as one modality each, by the names of views."""
+    parts = {}
+    for name, part in zip(features.names, features.slices, strict=True):
+        own = adata[:, part].copy()
+        if "feature" in own.var:
+            own.var_names = own.var["feature"].astype(str)
+        parts[name] = own
+    return MuData(parts)
+
+
+_JOINED: dict[int, ad.AnnData] = {}  # by the identity of the MuData, for as long as it is there
+
+
+def remember(mdata: MuData, adata: ad.AnnData) -> None:
+    """Keep the AnnData that a MuData was made into, until the MuData is gone."""
+    key = id(mdata)
+    if key not in _JOINED:
+        weakref.finalize(mdata, _JOINED.pop, key, None)
+    _JOINED[key] = adata
+
+
+def joint_of(data: Any) -> ad.AnnData:
+    """The AnnData of a registered MuData; any other AnnData as it is.
+
+    Raises
+    ------
+    ScreenError
+        If a MuData was not registered.
+    """
+    if not isinstance(data, MuData):
+        return data
+    if id(data) not in _JOINED:
+        raise ScreenError("mdata is not registered; call PyroCell.setup_mudata(mdata, ...) first")
+    return _JOINED[id(data)]

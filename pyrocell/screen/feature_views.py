@@ -1,0 +1,61 @@
+"""Which view measures which features, where the features of several views are one axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from pyrocell._core.messages import did_you_mean
+from pyrocell.errors import UnknownLabelError
+
+__all__ = ["FeatureViews"]
+
+
+@dataclass(frozen=True)
+class FeatureViews:
+    """Views in the order of their features.
+
+    Attributes
+    ----------
+    names
+        (V,) names of views.
+    sizes
+        (V,) numbers of features.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def slices(self) -> list[slice]:
+        """Features of each view."""
+        ends = list(accumulate(self.sizes))
+        return [slice(end - n, end) for end, n in zip(ends, self.sizes, strict=True)]
+
+    def of(self, name: str) -> int:
+        """Position of a view.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is none of that name.
+        """
+        if name not in self.names:
+            raise UnknownLabelError(
+                f'view="{name}" is not a view of this model{did_you_mean(name, self.names)}; it has '
+                f"{', '.join(self.names)}"
+            )
+        return self.names.index(name)
+
+    def labels(self) -> np.ndarray:
+        """(G,) name of each feature's view."""
+        return np.repeat(np.array(self.names, dtype=object), self.sizes)
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Values of views (..., V) as values of features, (..., G)."""
+        return np.repeat(values, self.sizes, axis=-1)
