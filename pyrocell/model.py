@@ -18,7 +18,7 @@ from mudata import MuData
 from scvi.model.base import BaseModelClass
 from torch import Tensor
 
-from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, obs_table
+from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, obs_table, var_table
 from pyrocell._core.messages import facts_html
 from pyrocell._core.progress import progress
 from pyrocell._core.threading import few_threads, in_turn, limit_threads, work_of
@@ -26,7 +26,7 @@ from pyrocell.assumptions.spec import Assume
 from pyrocell.assumptions.steady_state import steady_state_screen
 from pyrocell.assumptions.table import assumption_table
 from pyrocell.assumptions.testability import testability
-from pyrocell.data.joined import joined, remember
+from pyrocell.data.joined import as_mudata, joined, remember
 from pyrocell.data.joined import joint_of as _joint_of
 from pyrocell.data.loader import CellDataset, split_cells
 from pyrocell.data.model_files import cells_beside, read_model, write_model
@@ -85,6 +85,7 @@ from pyrocell.posterior.unseen import (
     place_of,
 )
 from pyrocell.posterior.unseen.requests import KnowledgeOrNone
+from pyrocell.posterior.views import imputed, of_view, rows_of_view, views_of
 from pyrocell.priors import Priors
 from pyrocell.screen.guide_pairs import numbered_as
 from pyrocell.screen.screen import Screen
@@ -681,6 +682,7 @@ class PyroCell(BaseModelClass):
         min_cells: float = 10.0,
         credible_level: float = 0.9,
         progress_bar: bool = False,
+        view: str | None = None,
     ) -> pd.DataFrame:
         """Whether the assumptions of the screen hold, each with a posterior.
 
@@ -702,6 +704,9 @@ class PyroCell(BaseModelClass):
             that a condition needs; where there are too few, the data say nothing.
         credible_level
             Of `lower` and `upper`.
+        view
+            Of a model of several views: the view in which they are to hold, such as "protein"; by
+            default they are to hold in all of them together.
 
         Returns
         -------
@@ -713,10 +718,15 @@ class PyroCell(BaseModelClass):
         """
         given = [*(Assume(**a) for a in self.module.config.assume), *assume]
         fit = self.fitted.without_sums
+        features, screen = views_of(fit, view), fit.screen
+        found, axes = levels(fit, n_samples), fit.axes_of_state()
+        if features is not None and view is not None:
+            screen, part = of_view(screen, features, view)
+            found, axes = [each.of_features(part) for each in found], axes[:, part]
         return assumption_table(
-            fit.screen,
-            levels(fit, n_samples),
-            self.fitted.axes_of_state(),
+            screen,
+            found,
+            axes,
             self.module.priors,
             region=region,
             prior=prior,
@@ -725,7 +735,9 @@ class PyroCell(BaseModelClass):
             min_cells=min_cells,
             credible_level=credible_level,
             assume=given,
-            guides=[
+            guides=[]
+            if features is not None
+            else [
                 {key: [found for _, found in mine] for key, mine in each.items()}
                 for each in agreement(self.fitted, region, min_count, 1)
             ],
@@ -832,6 +844,7 @@ class PyroCell(BaseModelClass):
         overwrite: bool = False,
         *,
         knowledge: KnowledgeOrNone | None = None,
+        view: str | None = None,
     ) -> pd.DataFrame | xr.Dataset:
         """Log-fold change of each gene under each perturbation, against control in that medium.
 
@@ -863,6 +876,10 @@ class PyroCell(BaseModelClass):
             gets a column `unseen`. An effect that was not measured counts as next to nothing below
             .05, and its `count` is 0.
 
+        view
+            Of a model of several views: the effects on the features of one, whose list `fdr` is
+            then of; default: of all. The table gets a column `view`.
+
         Returns
         -------
         DataFrame with a row per perturbation and gene: perturbation, media, time, gene; mean, sd,
@@ -890,6 +907,13 @@ class PyroCell(BaseModelClass):
         media = self.screen.baseline_media if media is None else media
         if time is None and self.screen.times:
             time = self.screen.times[-1]
+        features = views_of(self.fitted, view)
+        if view is not None and path is not None:
+            raise ScreenError("path= writes the effects of all views; leave view= out")
+
+        def in_view(table: pd.DataFrame) -> pd.DataFrame:
+            return rows_of_view(table, self.screen, features, view)
+
         if knowledge is not None:
             if path is not None or not shrunken:
                 raise ScreenError("knowledge= goes neither with path= nor with shrunken=False")
@@ -899,7 +923,7 @@ class PyroCell(BaseModelClass):
                 return cast("pd.DataFrame", self.perturbation_effects(*asked))
 
             asked = names, media, time, n_samples, credible_level, knowledge
-            return effects_with_unseen(self.fitted, *asked, measured)
+            return in_view(effects_with_unseen(self.fitted, *asked, measured))
         if not shrunken:
             if path is not None:
                 raise ScreenError(
@@ -910,19 +934,13 @@ class PyroCell(BaseModelClass):
                 self._check_conditions()
                 where = media, time, credible_level
                 return unshrunken_sums(self.screen, self._cells, asked, *where)
-            return unshrunken_effects(
-                self.screen,
-                self._level_counts,
-                asked,
-                media,
-                time,
-                credible_level,
-            )
+            where = self.screen, self._level_counts, asked, media, time, credible_level
+            return in_view(unshrunken_effects(*where))
         keep = OutputTarget(memory_budget, path, overwrite)
         bar = progress(progress_bar)
-        return perturbation_effects(
-            self.fitted, names, media, time, n_samples, credible_level, bar, keep
-        )
+        asked = names, media, time, n_samples, credible_level, bar, keep
+        found = perturbation_effects(self.fitted, *asked)
+        return found if path is not None else in_view(cast("pd.DataFrame", found))
 
     @limit_threads
     def knowledge(
@@ -1187,7 +1205,7 @@ class PyroCell(BaseModelClass):
         arguments["layer"] = None
         self.setup_anndata(some, **arguments)
         config = asdict(self.module.config)
-        for name in ("composition", "n_covariates", "assume", "objective"):
+        for name in ("composition", "n_covariates", "assume", "objective", "views"):
             config.pop(name)
         other = type(self)(some, priors=self.module.priors, **config)
         other.train(max_epochs=max_epochs, seed=seed, progress_bar=progress_bar)
@@ -1210,12 +1228,18 @@ class PyroCell(BaseModelClass):
 
     @limit_threads
     def batch_effects(
-        self, n_samples: int = 200, credible_level: float = 0.9, by: str = "batch"
+        self,
+        n_samples: int = 200,
+        credible_level: float = 0.9,
+        by: str = "batch",
+        view: str | None = None,
     ) -> pd.DataFrame:
         """η of every batch and gene: batch, gene, mean, sd, lower, upper (natural log).
 
-        `by="laboratory"`: of every laboratory, the average over its batches.
+        `by="laboratory"`: of every laboratory, the average over its batches. `view` is one of those
+        of a model of several views; the table has then a column of that name.
         """
+        features = views_of(self.fitted, view)
         if len(self.screen.batches) == 1:
             raise ScreenError(
                 "the screen has one batch, so batch noise cannot be told from anything else; "
@@ -1225,7 +1249,8 @@ class PyroCell(BaseModelClass):
             raise ScreenError(f'by="{by}" is neither "batch" nor "laboratory"')
         if by == "laboratory" and not self.screen.laboratories:
             raise ScreenError("the screen has no laboratories; register a laboratory_key")
-        return batch_effects(self.fitted, n_samples, credible_level, by)
+        table = batch_effects(self.fitted, n_samples, credible_level, by)
+        return rows_of_view(table, self.screen, features, view)
 
     @limit_threads
     def media_effects(
@@ -1391,12 +1416,83 @@ class PyroCell(BaseModelClass):
 
     @limit_threads
     def posterior_predictive_check(
-        self, n_samples: int = 50, n_cells: int = 5000, credible_level: float = 0.99
+        self,
+        n_samples: int = 50,
+        n_cells: int = 5000,
+        credible_level: float = 0.99,
+        view: str | None = None,
     ) -> pd.DataFrame:
-        """Mean, variance and zero fraction of each gene, observed and in replicated data."""
-        return posterior_predictive_check(
+        """Mean, variance and zero fraction of each gene, observed and in replicated data.
+
+        Of a model of several views with a column `view`, and of one of them where it is asked for;
+        cells that lack a view count as zero there, observed and replicated alike.
+        """
+        features = views_of(self.fitted, view)
+        table = posterior_predictive_check(
             self.posterior, self._cells, self.screen.genes, n_samples, n_cells, credible_level
         )
+        return rows_of_view(table, self.screen, features, view)
+
+    @limit_threads
+    def impute(
+        self,
+        view: str,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | None = None,
+        n_samples: int = 100,
+        credible_level: float = 0.9,
+        batch_size: int = 512,
+        progress_bar: bool = False,
+    ) -> AnnData:
+        """A view of cells, measured in them or not, from the views that they have.
+
+        Parameters
+        ----------
+        view
+            Such as "protein".
+        adata
+            Cells, registered; default: those that the model was fitted to.
+        indices
+            Positions of cells; default: all.
+        n_samples
+            Joint draws of parameters and of the states of cells.
+        credible_level
+            Of the intervals.
+        batch_size
+            Cells worked on at once.
+        progress_bar
+            Show progress.
+
+        Returns
+        -------
+        AnnData, cells × features of the view: `.X` expected counts, layer "sd" of what is expected,
+        layers "lower" and "upper" an interval of the count that would be measured; `.obs` with
+        `measured`, whether it was. Cells that have the view inform their own expected counts. Cells
+        that lack it are predicted at the view's usual depth, in their own batch.
+        """
+        self._check_if_trained(warn=True)
+        cells, obs = self._cells_of(adata)
+        if indices is not None:
+            cells, obs = cells.subset(np.asarray(indices)), obs.iloc[np.asarray(indices)]
+        asked = view, n_samples, credible_level, batch_size
+        return imputed(self.fitted, cells, obs, *asked, progress(progress_bar), self._seed)
+
+    def to_mudata(self, answer: AnnData) -> MuData:
+        """An answer over the features of all views, such as of `predict`, by view.
+
+        Raises
+        ------
+        ScreenError
+            If the model has one view, or the features are others.
+        """
+        features = self.module.config.features
+        if features is None:
+            raise ScreenError("the model has one view, and its answers are AnnData of that")
+        if not answer.var_names.equals(self.screen.genes.astype(str)):
+            raise ScreenError("the features of this AnnData are not those of the model")
+        answer = answer.copy()
+        answer.var["feature"] = var_table(self.adata)["feature"].to_numpy()
+        return as_mudata(answer, features)
 
     @limit_threads
     def posterior_samples(

@@ -16,8 +16,8 @@ diagonal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -34,6 +34,7 @@ _POOLED = 5.0  # counts by which the level that sets a variance leans towards th
 _NARROWEST = 1e-3
 _KURTOSIS = 8.0  # variance of log k times degrees of freedom
 _RAREST = 1e-12  # a gene without counts
+_UNKNOWN = 1e4  # relative variance where no cell was measured
 _FEWEST_PAIRS = 0.25  # of those expected were all counts at the pooled rate
 
 
@@ -72,6 +73,9 @@ class ConditionLevels:
         (C, G) counts expected at the pooled level: which genes can be judged, whatever they show.
     eta_sd
         (G,) standard deviation of η, of both levels together where there are two.
+    sizes
+        (V,) numbers of features of each view, where several are side by side; `share` is then
+        (V, C, B), and `per_cell` that of the view with fewest cells.
     """
 
     value: np.ndarray
@@ -81,6 +85,34 @@ class ConditionLevels:
     eta_covariance: np.ndarray
     expected: np.ndarray
     eta_sd: np.ndarray
+    sizes: tuple[int, ...] = ()
+
+    @classmethod
+    def side_by_side(cls, parts: Sequence[ConditionLevels]) -> ConditionLevels:
+        """Levels of several views of the same conditions, their features one axis."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = ("value", "variance", "expected", "eta_sd")
+        return cls(
+            **{name: np.concatenate([getattr(p, name) for p in parts], -1) for name in columns},
+            per_cell=np.max([p.per_cell for p in parts], 0),
+            share=np.stack([p.share for p in parts]),
+            eta_covariance=np.concatenate([p.eta_covariance for p in parts]),
+            sizes=tuple(p.value.shape[1] for p in parts),
+        )
+
+    def of_features(self, part: slice) -> ConditionLevels:
+        """Of the features of a view alone."""
+        starts = [0, *np.cumsum(self.sizes).tolist()] if self.sizes else [0]
+        share = self.share[starts.index(part.start)] if self.sizes else self.share
+        columns = ("value", "variance", "expected", "eta_sd")
+        return replace(
+            self,
+            **{name: getattr(self, name)[..., part] for name in columns},
+            share=share,
+            eta_covariance=self.eta_covariance[part],
+            sizes=(),
+        )
 
     def contrast(self, weights: Mapping[int, float]) -> Contrast:
         """Σ_c a_c β_c, for weights by row of `Screen.conditions`; zeros for none."""
@@ -92,8 +124,13 @@ class ConditionLevels:
     def batch_variance(self, weights: Mapping[int, float]) -> np.ndarray:
         """(G,) variance that the error of η adds to a contrast."""
         rows, a = _arrays(weights)
-        share = a @ self.share[rows]  # (B,)
-        return np.einsum("b,gbd,d->g", share, self.eta_covariance, share)
+        shares = self.share if self.sizes else self.share[None]
+        ends = np.cumsum(self.sizes) if self.sizes else [len(self.eta_covariance)]
+        found = []
+        for each, first, last in zip(shares, [0, *ends[:-1]], ends):
+            share = a @ each[rows]  # (B,)
+            found.append(np.einsum("b,gbd,d->g", share, self.eta_covariance[first:last], share))
+        return np.concatenate(found)
 
 
 def condition_levels(
@@ -104,6 +141,8 @@ def condition_levels(
     eta_sd: np.ndarray,
     laboratory: np.ndarray | None = None,
     laboratory_sd: np.ndarray | None = None,
+    n_conditions: int | None = None,
+    n_batches: int | None = None,
 ) -> ConditionLevels:
     """Estimate the levels of all conditions.
 
@@ -120,8 +159,11 @@ def condition_levels(
     laboratory, laboratory_sd
         (B,) code of each batch's laboratory and (G,) standard deviation of what laboratories add;
         None where there is one level.
+    n_conditions, n_batches
+        By default up to the last that has cells. Nothing is known of one without.
     """
-    n_conditions, n_batches = condition.max() + 1, batch.max() + 1
+    n_batches = batch.max() + 1 if n_batches is None else n_batches
+    n_conditions = condition.max() + 1 if n_conditions is None else n_conditions
     weight = np.minimum(1.0, DEEPEST * np.median(size) / size)
     group = condition * n_batches + batch
     groups = _Groups.of(counts, size, weight, group, n_conditions * n_batches)
@@ -132,12 +174,14 @@ def condition_levels(
     summed = total.sum(1)
     rate = np.maximum(total.sum((0, 1)) / depth.sum(), _RAREST)
     per_cell = np.divide(squares, depth**2, out=np.zeros(shape), where=depth > 0)
-    q = squares.sum(1) / depth.sum(1) ** 2  # (C,)
-    plain = groups.plain.reshape(shape).sum(1) / depth.sum(1)  # of Poisson noise, 1 without weights
+    none = depth.sum(1) <= 0  # (C,) conditions without cells
+    whole = np.where(none, 1.0, depth.sum(1))
+    q = squares.sum(1) / whole**2  # (C,)
+    plain = groups.plain.reshape(shape).sum(1) / whole  # of Poisson noise, 1 without weights
     eta = np.zeros((n_batches, total.shape[-1]))
     precision = _eta_precision(n_batches, eta_sd, laboratory, laboratory_sd)
     for _ in range(_ROUNDS if n_batches > 1 else 1):
-        within = np.einsum("cb,bg->cg", depth, np.exp(eta))  # D, (C, G)
+        within = np.einsum("cb,bg->cg", depth, np.exp(eta)) + none[:, None]  # D, (C, G)
         level = np.log((summed + _POOLED) / (within + _POOLED / rate))
         information = precision.copy()
         gradient = -np.einsum("gbd,dg->gb", precision, eta)
@@ -158,15 +202,21 @@ def condition_levels(
         eta = np.clip(eta + np.clip(step, -0.5, 0.5), -3, 3)
         if np.abs(step).max() < 1e-6:
             break
-    within = np.einsum("cb,bg->cg", depth, np.exp(eta))
+    within = np.einsum("cb,bg->cg", depth, np.exp(eta)) + none[:, None]
     smooth = within * (summed + _POOLED) / (within + _POOLED / rate)
     per_count = np.einsum("cb,bg->cg", squares, np.exp(2 * eta)) / within**2  # 1 / cells that count
     relative_variance = poisson * plain[:, None] / smooth + extra * per_count
+    relative_variance[none] = _UNKNOWN
     return ConditionLevels(
-        value=np.log((summed + poisson * plain[:, None] / 2) / within) + extra * per_count / 2,
+        value=np.where(
+            none[:, None],
+            0.0,
+            np.log(np.maximum(summed + poisson * plain[:, None] / 2, 1e-300) / within)
+            + extra * per_count / 2,
+        ),
         variance=polygamma(1, np.maximum(1 / relative_variance, 0.5)),  # of a log-gamma variable
         per_cell=q,
-        share=depth / depth.sum(1, keepdims=True),
+        share=depth / whole[:, None],
         eta_covariance=np.linalg.inv(information),
         expected=rate * depth.sum(1)[:, None],
         eta_sd=eta_sd if laboratory_sd is None else np.hypot(eta_sd, laboratory_sd),

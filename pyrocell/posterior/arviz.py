@@ -104,6 +104,8 @@ def labelled(
         "content": content_names(screen),
         "assumption": model.uncertain.kinds,
     }
+    for dim, part in model.measurement.coords.items():
+        coords[dim] = list(screen.genes[part])
     known = _DIMS | model.measurement.dims | model.dynamics.dims
     dims = {site: list(known[site]) for site in samples if site in known}
     used = {dim for names in dims.values() for dim in names}

@@ -57,9 +57,7 @@ def unshrunken_effects(
         return 1 / (1 / total + spread[c]), np.log(total / counts.depth[c])
 
     own, other = shape_and_level(np.array(rows)), shape_and_level(control)
-    away = counts.share[rows] - counts.share[control]  # (n, H)
-    batch = np.einsum("nh,ghk->ngk", away, counts.eta_root)
-    own_shape = 1 / (1 / own[0] + (batch**2).sum(-1))
+    own_shape = 1 / (1 / own[0] + counts.noise_variance(rows, control))
     ratio = own[1] - other[1]  # (n, G) log
     mean = ratio + (digamma(own_shape) - np.log(own_shape))
     mean -= digamma(other[0]) - np.log(other[0])

@@ -18,7 +18,6 @@ def levels(fit: FittedScreen, n_samples: int, ratio: float = 1.0) -> list[Condit
         raise ScreenError("the cells have conditions that this model was not built for")
     if not len(screen.conditions):  # all of them are sums of others
         return []
-    size = np.exp(data.log_size.astype(float))
     scales = [(np.ones(len(screen.genes)),)]  # of no consequence in one batch
     if len(screen.batches) > 1:
         sites = ["eta.scale", *["eta.laboratory_scale"] * fit.model.noise.has_laboratories]
@@ -28,7 +27,27 @@ def levels(fit: FittedScreen, n_samples: int, ratio: float = 1.0) -> list[Condit
             for one in zip(*draws.values(), strict=True)
         ]
     nested = (screen.batch_laboratory,) if fit.model.noise.has_laboratories else ()
-    return [
-        condition_levels(data.counts, size, data.condition, data.batch, own, *nested, *common)
-        for own, *common in scales
-    ]
+    if data.views is None:
+        size = np.exp(data.log_size.astype(float))
+        return [
+            condition_levels(data.counts, size, data.condition, data.batch, own, *nested, *common)
+            for own, *common in scales
+        ]
+    found, parts = [], list(zip(data.parts, data.views.slices, strict=True))
+    n_batches = len(screen.batches)
+    for own, *common in scales:
+        each = []
+        for cells, part in parts:
+            size = np.exp(cells.log_size.astype(float))
+            sds = [sd[part] for sd in (own, *common)]
+            each.append(
+                condition_levels(
+                    *(cells.counts, size, cells.condition, cells.batch, sds[0]),
+                    *(nested or (None,)),
+                    *(sds[1:] or (None,)),
+                    n_conditions=len(screen.conditions),
+                    n_batches=n_batches,
+                )
+            )
+        found.append(ConditionLevels.side_by_side(each))
+    return found

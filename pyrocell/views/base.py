@@ -42,6 +42,11 @@ class View(nn.Module):
         return self.slopes
 
     @property
+    def coords(self) -> dict[str, slice]:
+        """Dimensions of sites, beside "gene", and which features they are of."""
+        return {}
+
+    @property
     def compositions(self) -> list[slice]:
         """Features whose expression sums to one in every cell."""
         return [slice(None)] if self.composition else []

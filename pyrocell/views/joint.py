@@ -85,14 +85,19 @@ class JointView(View):
 
     @property
     def dims(self) -> dict[str, tuple[str, ...]]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Names of the dimensions of sites; the features of a view are "gene" in the first alone."""
+        """Names of the dimensions of sites; the features of a view have its name."""
         out = {}
         for view, _, before in self.parts:
             for site, dims in view.dims.items():
-                one = before.rstrip(".") or "gene"
+                one = before.rstrip(".") or self.features.names[0]
                 named = tuple(one if dim == "gene" else dim for dim in dims)
                 out[self._named(site, before)] = named
         return out
+
+    @property
+    def coords(self) -> dict[str, slice]:
+        """The features of each view, by its name."""
+        return dict(zip(self.features.names, self.features.slices, strict=True))
 
     @property
     def compositions(self) -> list[slice]:
@@ -145,12 +150,15 @@ class JointView(View):
         """Counts of all views; `log_size` is the table of the module, (cells, V + 1)."""
         seen = torch.isfinite(log_size[:, :-1])
         depth = torch.where(seen, log_size[:, :-1], torch.zeros_like(log_size[:, :-1]))
-        parts = []
-        for i, (view, part, before) in enumerate(self.parts):
-            own = None if offset is None else (offset[0][:, part], offset[1])
+        parts, sizes = [], self.features.sizes
+        # split: the gradient of slices would be as many tables of zeros as there are views
+        tables = [None] * len(sizes) if offset is None else offset[0].split(sizes, -1)
+        each = zip(self.parts, logits.split(sizes, -1), tables, strict=True)
+        for i, ((view, _, before), own_logits, table) in enumerate(each):
+            own = None if offset is None or table is None else (table, offset[1])
             more = {"batch": log_size[:, -1]} if getattr(view, "by_batch", False) else {}
             mine = self._own(values, view, before)
-            parts.append(view.likelihood(mine, logits[..., part], depth[:, i], z, own, **more))
+            parts.append(view.likelihood(mine, own_logits, depth[:, i], z, own, **more))
         return JointCounts(parts, self.features, seen)
 
     def moments(
@@ -278,6 +286,10 @@ def _columns(value: Tensor, features: FeatureViews) -> list[Tensor]:
     if value.layout == torch.strided:
         return [value[..., part] for part in features.slices]
     start, column, count = value.crow_indices(), value.col_indices(), value.values()
+    if value.device.type == "cpu":
+        from pyrocell.distributions.kernels.split_rows import split_rows  # loads numba
+
+        return split_rows(value, features.sizes)
     out = []
     for part in features.slices:
         mine = (column >= part.start) & (column < part.stop)

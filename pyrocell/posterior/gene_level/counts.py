@@ -142,6 +142,17 @@ class LevelCounts:
         """(C, G) variance of levels that cells' states bring along a loading (d, G)."""
         return shared_noise(self.per_cell, loading, self.sizes)
 
+    def noise_variance(self, rows: Sequence[int], other: int) -> np.ndarray:
+        """(n, G) variance that the error of batch noise adds to conditions against another."""
+        shares = self.share if self.sizes else self.share[None]
+        ends = np.cumsum(self.sizes) if self.sizes else [len(self.eta_root)]
+        found = []
+        for share, first, last in zip(shares, [0, *ends[:-1]], ends):
+            away = share[list(rows)] - share[other]  # (n, H)
+            batch = np.einsum("nh,ghk->ngk", away, self.eta_root[first:last])
+            found.append((batch**2).sum(-1))
+        return np.concatenate(found, 1)
+
     @property
     def least_per_cell(self) -> np.ndarray:
         """(C,) `per_cell` of the view with most cells."""
