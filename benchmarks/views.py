@@ -97,7 +97,7 @@ def silent(model: pyrocell.PyroCell, truth: dict[str, Any]) -> dict[str, Any]:
     out = {}
     for view in ("rna", "protein"):
         table = model.assumptions(view=view)
-        rows = table[(table["assumption"] == "silent") & table["testable"]]
+        rows = table[(table["assumption"] == "silent_at_baseline") & table["testable"]]
         kind = rows["perturbation"].map(truth["kinds"])
         is_silent = ~kind.isin([view, "both"]).to_numpy()
         p = rows["posterior"].to_numpy()
@@ -124,7 +124,7 @@ def shuffled(seed: int) -> dict[str, Any]:
         table = model.perturbation_effects(view=view)
         without = (table["lower"] > 0) | (table["upper"] < 0)
         rows = model.assumptions(view=view)
-        rows = rows[(rows["assumption"] == "silent") & rows["testable"]]
+        rows = rows[(rows["assumption"] == "silent_at_baseline") & rows["testable"]]
         out[view] = {
             "listed": int((table["fdr"] <= 0.1).sum()),
             "excluding_zero": float(without.mean()),
@@ -134,7 +134,9 @@ def shuffled(seed: int) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- cells that lack a view
-def totalvi(mdata: MuData, seed: int, n_latent: int, epochs: int | None = None, **setup: Any) -> Any:
+def totalvi(
+    mdata: MuData, seed: int, n_latent: int, epochs: int | None = None, **setup: Any
+) -> Any:
     """scvi-tools' TOTALVI of an AnnData with protein_expression in obsm."""
     import scvi
 
@@ -160,8 +162,12 @@ def missing(seed: int) -> dict[str, Any]:
     mdata, truth = view_screen(seed)
     prot = mdata["prot"]
     lacks = (prot.obs["batch"] == "b2").to_numpy()
-    model = fitted(only(mdata, {"rna": np.ones(len(lacks), bool), "prot": ~lacks}), seed,
-                   rna="rna", protein="prot")
+    model = fitted(
+        only(mdata, {"rna": np.ones(len(lacks), bool), "prot": ~lacks}),
+        seed,
+        rna="rna",
+        protein="prot",
+    )
     at = np.flatnonzero(model.adata.obs_names.isin(prot.obs_names[lacks]))
     start = time.process_time()
     found = model.impute("protein", indices=at, n_samples=100)
@@ -174,8 +180,11 @@ def missing(seed: int) -> dict[str, Any]:
     hidden.loc[lacks] = 0
     theirs = totalvi(for_totalvi(mdata["rna"], hidden), seed, 10)
     _, peer = theirs.get_normalized_expression(
-        n_samples=25, return_mean=True, include_protein_background=True,
-        sample_protein_mixing=False, scale_protein=False,
+        n_samples=25,
+        return_mean=True,
+        include_protein_background=True,
+        sample_protein_mixing=False,
+        scale_protein=False,
         transform_batch=["b0", "b1"],
     )
     peer = peer.loc[found.obs_names].to_numpy()
@@ -229,7 +238,11 @@ def by_view(model: pyrocell.PyroCell, cells: Any, n_particles: int = 500) -> np.
         z = q.sample()
         logits = module.resting_logits(values, z) + module.cell_shift(values, *labels)
         view = module.view(values, logits, args["log_size"], z)
-        each = view.by_view(args["x"]) if hasattr(view, "by_view") else view.log_prob(args["x"])[:, None]
+        each = (
+            view.by_view(args["x"])
+            if hasattr(view, "by_view")
+            else view.log_prob(args["x"])[:, None]
+        )
         weight = Normal(0.0, 1.0).log_prob(z).sum(-1) - q.log_prob(z).sum(-1)
         parts = torch.cat([each.sum(1, keepdim=True), each], 1) + weight[:, None]
         parts = parts.double().numpy()
@@ -242,6 +255,7 @@ def by_view(model: pyrocell.PyroCell, cells: Any, n_particles: int = 500) -> np.
 def totalvi_by_view(model: Any, adata: ad.AnnData, n_particles: int = 500) -> np.ndarray:
     """(cells, 3): as `by_view`, of TOTALVI, background integrated over its own posterior."""
     module, total = model.module.eval(), None
+    adata = model._validate_anndata(adata)
     (batch,) = list(model._make_data_loader(adata=adata, batch_size=len(adata), shuffle=False))
     for s in range(n_particles):
         torch.manual_seed(s)
@@ -267,9 +281,9 @@ def halves(n: int, seed: int, share: float = 0.25) -> tuple[np.ndarray, np.ndarr
     return np.sort(order[k:]), np.sort(order[:k])
 
 
-def register(rna: ad.AnnData | None, other: ad.AnnData | None, **views: Any) -> MuData:
+def register(first: ad.AnnData | None, other: ad.AnnData | None, **views: Any) -> MuData:
     """A MuData of an unperturbed screen, registered."""
-    mods = {"rna": rna, "other": other}
+    mods = {"rna": first, "other": other}
     mdata = MuData({k: v for k, v in mods.items() if v is not None})
     pyrocell.PyroCell.setup_mudata(mdata, perturbation_key=None, **views)
     return mdata
@@ -324,14 +338,12 @@ def citeseq(seed: int, n_genes: int = 1_000) -> dict[str, Any]:
     }
 
 
-def held_out(model: pyrocell.PyroCell, rna: ad.AnnData | None, other: Any, **views: Any) -> Any:
+def held_out(model: pyrocell.PyroCell, first: ad.AnnData | None, other: Any, **views: Any) -> Any:
     """Cells that a model was not trained on, as it takes them."""
-    mods = {"rna": rna, "other": other}
+    mods = {"rna": first, "other": other}
     mdata = MuData({k: v for k, v in mods.items() if v is not None})
     registry = model.adata_manager.registry
-    pyrocell.PyroCell.setup_mudata(
-        mdata, perturbation_key=None, source_registry=registry, **views
-    )
+    pyrocell.PyroCell.setup_mudata(mdata, perturbation_key=None, source_registry=registry, **views)
     return model._cells_of(mdata)[0]
 
 
@@ -368,17 +380,24 @@ def multiome(seed: int) -> dict[str, Any]:
 def peer_evidence(model: Any, adata: ad.AnnData, n_particles: int = 500) -> float:
     """Importance-weighted log p per cell of PEAKVI (of binary data) or POISSONVI (of counts)."""
     module, total = model.module.eval(), None
+    adata = model._validate_anndata(adata)
     (batch,) = list(model._make_data_loader(adata=adata, batch_size=len(adata), shuffle=False))
     x = batch["X"]
     binary = type(model).__name__ == "PEAKVI"
     for s in range(n_particles):
         torch.manual_seed(s)
         inference, generative = module(batch, compute_loss=False)
-        qz = inference["qz"] if "qz" in inference else Normal(inference["qz_m"], inference["qz_v"].sqrt())
+        qz = (
+            inference["qz"]
+            if "qz" in inference
+            else Normal(inference["qz_m"], inference["qz_v"].sqrt())
+        )
         z = inference["z"]
         weight = Normal(0, 1).log_prob(z).sum(-1) - qz.log_prob(z).sum(-1)
         if binary:
-            factor = torch.sigmoid(module.region_factors) if module.region_factors is not None else 1
+            factor = (
+                torch.sigmoid(module.region_factors) if module.region_factors is not None else 1
+            )
             depth = inference["d"]
             p = (generative["p"] if "p" in generative else generative["px"]) * depth * factor
             p = p.clamp(1e-7, 1 - 1e-7)

@@ -91,7 +91,7 @@ from pyrocell.screen.guide_pairs import numbered_as
 from pyrocell.screen.screen import Screen
 from pyrocell.training.checkpoints import Checkpoints
 from pyrocell.training.fit import TrainingConfig, train
-from pyrocell.views import USUAL, is_share
+from pyrocell.views import USUAL, depth_of
 
 if TYPE_CHECKING:
     import arviz as az
@@ -389,14 +389,20 @@ class PyroCell(BaseModelClass):
         for unknown in set(kinds or ()) - set(modalities):
             raise UnknownLabelError(f'kinds names the view "{unknown}", which is not registered')
         what = {view: (kinds or {}).get(view, USUAL[view]) for view in modalities}
-        shares = {view: is_share(kind) for view, kind in what.items()}
+        depths = {view: depth_of(kind) for view, kind in what.items()}
         for argument in ("size_factor_key", "guide_matrix_key", "layer"):
             if arguments.get(argument) is not None:
                 raise ScreenError(
                     f"{argument} is of one view; with several leave it out"
                     + (", and name layers={...}" if argument == "layer" else "")
                 )
-        adata, batch = joined(mdata, modalities, what, shares, batch_key, layers)
+        named_columns = [v for k, v in arguments.items() if k.endswith("_key") and v]
+        for several in ("categorical_covariate_keys", "continuous_covariate_keys"):
+            named_columns += list(arguments.get(several) or ())
+        needed = {*named_columns, arguments.get("perturbation_key", "perturbation")}
+        if isinstance(batch_key, str):
+            needed.add(batch_key)
+        adata, batch = joined(mdata, modalities, what, depths, batch_key, layers, needed)
         cls.setup_anndata(adata, batch_key=batch, **arguments)
         remember(mdata, adata)
 

@@ -8,7 +8,7 @@ any other.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import anndata as ad
@@ -41,9 +41,10 @@ def joined(
     mdata: MuData,
     modalities: Mapping[str, str],
     kinds: Mapping[str, str],
-    shares: Mapping[str, bool],
+    depths: Mapping[str, str],
     batch_key: str | Mapping[str, str] | None,
     layers: Mapping[str, str | None] | None = None,
+    needed: Collection[str] = (),
 ) -> tuple[ad.AnnData, str | None]:
     """One AnnData of all modalities asked for, and the column of batches in it.
 
@@ -55,13 +56,16 @@ def joined(
         Name of each view, and of the modality that it is measured in.
     kinds
         Name of each view, and of what its counts are, see `pyrocell.views.VIEWS`.
-    shares
-        Whether the counts of a view are shares of all counts of a cell there.
+    depths
+        What the depth of a cell in a view is: "total" counts, "open" for the number of features with
+        any, "one" where there is none.
     batch_key
         A column, or one for each view; batches of a cell that differ between views are then one
         batch of the two together.
     layers
         Layer of the counts of a view; default: `.X`.
+    needed
+        Columns that will be asked for.
 
     Raises
     ------
@@ -75,8 +79,8 @@ def joined(
     for view, name in modalities.items():
         if name not in mdata.mod:
             raise UnknownLabelError(
-                f'{view}="{name}" is not a modality of mdata{did_you_mean(name, list(mdata.mod))}; it '
-                f"has {join_names(list(mdata.mod))}"
+                f'{view}="{name}" is not a modality of mdata'
+                f"{did_you_mean(name, list(mdata.mod))}; it has {join_names(list(mdata.mod))}"
             )
         parts[view] = mdata.mod[name]
     cells = pd.Index(mdata.obs_names)
@@ -103,7 +107,7 @@ def joined(
     features.index = _unique([(v, f) for v, f in zip(features["view"], features["feature"])])
     out = ad.AnnData(
         sp.csr_matrix(sp.hstack(blocks, format="csr"), dtype=np.float32),
-        obs=_columns(mdata, parts, cells),
+        obs=_columns(mdata, parts, cells, needed),
         var=features[["view", "feature", *_common(var)]],
     )
     out.X.sort_indices()
@@ -111,7 +115,7 @@ def joined(
     out.uns[VIEWS] = {
         "names": list(parts),
         "kinds": [kinds[view] for view in parts],
-        "shares": [bool(shares[view]) for view in parts],
+        "depths": [depths[view] for view in parts],
         "sizes": [part.n_vars for part in parts.values()],
     }
     if isinstance(batch_key, Mapping):
@@ -146,27 +150,43 @@ def _unique(names: list[tuple[str, str]]) -> pd.Index:
     )
 
 
-def _columns(mdata: MuData, parts: Mapping[str, ad.AnnData], cells: pd.Index) -> pd.DataFrame:
-    """Columns of cells: those of `mdata.obs`, and those of its modalities by their own names."""
-    tables = [mdata.obs, *(part.obs for part in parts.values())]
+def _columns(
+    mdata: MuData, parts: Mapping[str, ad.AnnData], cells: pd.Index, needed: Collection[str]
+) -> pd.DataFrame:
+    """Columns of cells: those of `mdata.obs`, and those of its modalities by their own names.
+
+    A column of which views of a cell say different things is of no use for all of them together; it
+    is refused where it is `needed`, and left out otherwise.
+    """
+    pulled = {f"{name}:{column}" for name, part in mdata.mod.items() for column in part.obs}
+    own = mdata.obs[[name for name in mdata.obs if name not in pulled]]
     out: dict[str, pd.Series] = {}
-    for table in tables:
+    differ: set[str] = set()
+    for view, table in {"mdata": own, **{v: part.obs for v, part in parts.items()}}.items():
         for name in table:
             column = table[name].reindex(cells)
             if name not in out:
                 out[name] = column
                 continue
             before = out[name]
-            both = before.notna() & column.notna()
-            left, right = (x[both].astype(object) for x in (before, column))
-            differs = (left != right).to_numpy()
-            if differs.any():
-                out[name] = pd.Series(pd.NA, index=cells, dtype=object)  # of each view its own
-                continue
-            if before.isna().any():
+            both = (before.notna() & column.notna()).to_numpy()
+            left, right = (x[both].astype(object).to_numpy() for x in (before, column))
+            unequal = left != right
+            if unequal.any():
+                if name in needed:
+                    i = int(np.flatnonzero(unequal)[0])
+                    cell = cells[both][i]
+                    raise ScreenError(
+                        f'the column "{name}" of cell {cell} is "{left[i]}" and, in {view}, '
+                        f'"{right[i]}"; cells are the same in all views, so make one of them: '
+                        f'mdata.obs["{name}"] = ... , and take it out of the modalities'
+                        + (", or name the batch of each view" if name == "batch" else "")
+                    )
+                differ.add(name)
+            elif before.isna().any():
                 filled = before.astype(object).where(before.notna(), column.astype(object))
                 out[name] = filled.infer_objects()
-    return pd.DataFrame(out, index=cells)
+    return pd.DataFrame({k: v for k, v in out.items() if k not in differ}, index=cells)
 
 
 def _batches(
@@ -220,23 +240,38 @@ def features_of(adata: ad.AnnData) -> tuple[FeatureViews, list[str]] | None:
 
 
 def log_depths(adata: ad.AnnData, counts: Any, features: FeatureViews) -> np.ndarray:
-    """(N, V) float32 log depth of cells in each view, −inf where it was not measured.
-
-    Of views that are no share of all counts of a cell it is 0.
-    """
-    seen, shares = np.asarray(adata.obsm[SEEN], bool), list(adata.uns[VIEWS]["shares"])
+    """(N, V) float32 log depth of cells in each view, −inf where it was not measured."""
+    seen, kinds = np.asarray(adata.obsm[SEEN], bool), list(adata.uns[VIEWS]["depths"])
     out = np.zeros(seen.shape, np.float32)
-    for v, part in enumerate(features.slices):
-        if shares[v]:
-            total = np.asarray(counts[:, part].sum(1)).ravel()
-            empty = seen[:, v] & (total <= 0)
-            if empty.any():
-                raise ScreenError(
-                    f"{int(empty.sum())} cells have no counts of the view {features.names[v]}; leave "
-                    "them out of its modality, and they count as not measured there"
-                )
-            out[:, v] = np.log(np.maximum(total, 1.0))
+    for v, (part, kind) in enumerate(zip(features.slices, kinds, strict=True)):
+        if kind == "one":
+            continue
+        own = sp.csr_matrix(counts[:, part])
+        total = np.asarray(own.sum(1)).ravel()
+        empty = seen[:, v] & (total <= 0)
+        if empty.any():
+            raise ScreenError(
+                f"{int(empty.sum())} cells have no counts of the view {features.names[v]}; "
+                "leave them out of its modality, and they count as not measured there"
+            )
+        depth = total if kind == "total" else _open_depths(own)
+        out[:, v] = np.log(np.maximum(depth, 1e-3))
     return np.where(seen, out, -np.inf).astype(np.float32)
+
+
+def _open_depths(counts: sp.csr_matrix) -> np.ndarray:
+    """(N,) fragments at which as many features are expected to have any as have some.
+
+    Fragments fall on features in proportion to how often these are open: of n cells, features have
+    a rate r with a share 1 − exp(−r) of them open. A depth d in units of the usual then leaves
+    Σ 1 − exp(−d r) open, which grows with d.
+    """
+    number = np.asarray((counts > 0).sum(1)).ravel().astype(float)
+    share = np.asarray((counts > 0).mean(0)).ravel()
+    rate = -np.log1p(-np.clip(share, 1e-6, 1 - 1e-6))
+    grid = np.exp(np.linspace(np.log(1e-3), np.log(1e3), 400))
+    expected = -np.expm1(-grid[:, None] * rate).sum(1)
+    return np.interp(number, expected, grid) * rate.sum()
 
 
 def as_mudata(adata: ad.AnnData, features: FeatureViews) -> MuData:

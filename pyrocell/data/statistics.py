@@ -53,7 +53,7 @@ class CountStatistics:
 
     @property
     def parts(self) -> list[tuple[slice, np.ndarray]]:
-        """Features of each view, and depth of all cells there, (N,), 0 where it was not measured."""
+        """Features of each view, and depth of cells there, (N,), 0 where it was not measured."""
         if self.views is None or self.depths is None:
             return [(slice(None), np.exp(self.log_size).astype(np.float64))]
         depths = np.exp(self.depths.astype(np.float64))

@@ -1,4 +1,4 @@
-"""Answers of one view, where the features of several are one axis; and a view that was not measured."""
+"""Answers of one view, where features of several are one axis; and of one not measured."""
 
 from __future__ import annotations
 

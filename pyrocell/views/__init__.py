@@ -27,7 +27,7 @@ __all__ = [
     "RNAView",
     "Start",
     "View",
-    "is_share",
+    "depth_of",
     "register",
     "rna",
 ]
@@ -44,12 +44,14 @@ VIEWS: dict[str, Callable[..., View]] = {
 USUAL = {"rna": "zinb", "protein": "antibodies", "chromatin": "fragments"}
 
 
-def is_share(kind: str) -> bool:
-    """Whether counts of a kind are shares of all counts of a cell."""
+def depth_of(kind: str) -> str:
+    """What the depth of a cell is in counts of a kind; see `View.depth`."""
     if kind not in VIEWS:
         raise ScreenError(f'"{kind}" is no kind of counts; there are {", ".join(VIEWS)}')
     view = VIEWS[kind]
-    return bool(getattr(getattr(view, "func", view), "composition", True))
+    if getattr(view, "keywords", {}).get("counts") == "binary":
+        return "open"
+    return str(getattr(getattr(view, "func", view), "depth", "total"))
 
 
 def register(name: str, view: Callable[..., View]) -> None:

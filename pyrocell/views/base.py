@@ -28,12 +28,16 @@ class View(nn.Module):
         Names of the dimensions of each site, for ArviZ; "gene" is known.
     composition
         Whether expression is a share of all counts of a cell.
+    depth
+        What the depth of a cell is: its "total" counts, the number of "open" features in units of
+        fragments, or "one" where it has none.
     slopes
         Least and greatest change of a log mean count with its logit at rest.
     """
 
     dims: dict[str, tuple[str, ...]] = {}
     composition: bool = True
+    depth: str = "total"
     slopes: tuple[float, float] = (0.5, 3.0)
 
     @property
@@ -106,7 +110,7 @@ class View(nn.Module):
         return log_mean
 
     def information(self, values: dict[str, Tensor], mean: Tensor, log_size: Tensor) -> Tensor:
-        """Fisher information (cells, G) of the logits of cells with mean counts `mean` (cells, G)."""
+        """Fisher information of the logits of cells with mean counts `mean`, (cells, G)."""
         return mean / (1 + mean / self.theta(values))
 
     # ------------------------------------------------------------------ levels and depths

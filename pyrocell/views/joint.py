@@ -259,7 +259,7 @@ class JointCounts(TorchDistribution):
         return torch.cat([part.variance for part in self.parts], -1)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw counts, (*sample_shape, ..., cells, features); zero where a view was not measured."""
+        """Draw counts, (*sample_shape, ..., cells, features); zero where there is no view."""
         drawn = []
         for i, part in enumerate(self.parts):
             counts = part.sample(torch.Size(sample_shape))

@@ -62,6 +62,7 @@ class ProteinView(View):
         "V.gate": ("gene", "gate"),
     }
     composition = False
+    depth = "one"
     by_batch = True
     slopes = (0.1, 3.0)
     one: Tensor
