@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,14 +20,14 @@ from scvi.model.base import BaseModelClass
 from torch import Tensor
 
 from pyrocell._compat import MODEL_NAME, SETUP_ARGS, SETUP_METHOD, obs_table, var_table
-from pyrocell._core.messages import facts_html
+from pyrocell._core.messages import did_you_mean, facts_html
 from pyrocell._core.progress import progress
 from pyrocell._core.threading import few_threads, in_turn, limit_threads, work_of
 from pyrocell.assumptions.spec import Assume
 from pyrocell.assumptions.steady_state import steady_state_screen
 from pyrocell.assumptions.table import assumption_table
 from pyrocell.assumptions.testability import testability
-from pyrocell.data.joined import as_mudata, joined, remember
+from pyrocell.data.joined import as_mudata, forget_views, joined, remember
 from pyrocell.data.joined import joint_of as _joint_of
 from pyrocell.data.loader import CellDataset, split_cells
 from pyrocell.data.model_files import cells_beside, read_model, write_model
@@ -85,7 +86,7 @@ from pyrocell.posterior.unseen import (
     place_of,
 )
 from pyrocell.posterior.unseen.requests import KnowledgeOrNone
-from pyrocell.posterior.views import imputed, of_view, rows_of_view, views_of
+from pyrocell.posterior.views import imputed, rows_of_view, views_of, views_of_config
 from pyrocell.priors import Priors
 from pyrocell.screen.guide_pairs import numbered_as
 from pyrocell.screen.screen import Screen
@@ -238,7 +239,11 @@ class PyroCell(BaseModelClass):
             trained += ", interrupted" if self.interrupted_ else ""
         return [
             *self.screen.facts(),
-            ("counts", f"{config.likelihood}, {config.decoder} decoder"),
+            *(
+                [("counts", f"{config.likelihood}, {config.decoder} decoder")]
+                if not config.views
+                else [(v["name"], f"{v['kind']}, {v['size']:,} features") for v in config.views]
+            ),
             (
                 "axes",
                 f"{config.n_latent} of resting state, {config.n_response} further of response",
@@ -386,23 +391,7 @@ class PyroCell(BaseModelClass):
         """
         named = {"rna": rna, "protein": protein, "chromatin": chromatin}
         modalities = {view: name for view, name in named.items() if name is not None}
-        for unknown in set(kinds or ()) - set(modalities):
-            raise UnknownLabelError(f'kinds names the view "{unknown}", which is not registered')
-        what = {view: (kinds or {}).get(view, USUAL[view]) for view in modalities}
-        depths = {view: depth_of(kind) for view, kind in what.items()}
-        for argument in ("size_factor_key", "guide_matrix_key", "layer"):
-            if arguments.get(argument) is not None:
-                raise ScreenError(
-                    f"{argument} is of one view; with several leave it out"
-                    + (", and name layers={...}" if argument == "layer" else "")
-                )
-        named_columns = [v for k, v in arguments.items() if k.endswith("_key") and v]
-        for several in ("categorical_covariate_keys", "continuous_covariate_keys"):
-            named_columns += list(arguments.get(several) or ())
-        needed = {*named_columns, arguments.get("perturbation_key", "perturbation")}
-        if isinstance(batch_key, str):
-            needed.add(batch_key)
-        adata, batch = joined(mdata, modalities, what, depths, batch_key, layers, needed)
+        adata, batch = join_views(mdata, modalities, batch_key, kinds, layers, arguments)
         cls.setup_anndata(adata, batch_key=batch, **arguments)
         remember(mdata, adata)
 
@@ -666,15 +655,41 @@ class PyroCell(BaseModelClass):
         """Posterior, screen and cells together: what the questions in `pyrocell.posterior` take."""
         return FittedScreen(self.posterior, self.screen, self._cells, self.module.gene_level)
 
-    def testability(self) -> pd.DataFrame:
+    def testability(self, view: str | None = None) -> pd.DataFrame:
         """Which assumptions the layout of the screen can test, and why; needs no training.
+
+        Parameters
+        ----------
+        view
+            Of a model of several views: by the cells that have this one, see :meth:`screen_of`.
 
         Returns
         -------
         DataFrame with assumption, perturbation, media, testable, reason; see
         `pyrocell.assumptions.testability`.
         """
-        return testability(self.screen)
+        return testability(self.screen if view is None else self.screen_of(view))
+
+    def screen_of(self, view: str) -> Screen:
+        """The screen of one of several views: the cells that have it, and its features.
+
+        Its layout, `aliased` and `aliased_contrasts` say what that view can tell apart.
+        """
+        return self._cells_of_view(view)[0]
+
+    def _cells_of_view(self, view: str) -> tuple[Screen, CellDataset]:
+        """The screen and the cells of a view, with conditions of their own."""
+        features = views_of_config(self.module.config, view)
+        assert features is not None
+        data, cells = self._cells.of_view(view)
+        own = self.adata[cells, features.slices[features.of(view)]].copy()
+        forget_views(own)
+        args = self.adata_manager.registry[SETUP_ARGS]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to say was said of the whole screen
+            screen = register(type(self), own, **args).screen
+        labels = {"condition": screen.cell_condition, "batch": screen.cell_batch}
+        return screen, replace(data, **labels, conditions=None)
 
     @limit_threads
     def assumptions(
@@ -724,11 +739,14 @@ class PyroCell(BaseModelClass):
         """
         given = [*(Assume(**a) for a in self.module.config.assume), *assume]
         fit = self.fitted.without_sums
-        features, screen = views_of(fit, view), fit.screen
-        found, axes = levels(fit, n_samples), fit.axes_of_state()
-        if features is not None and view is not None:
-            screen, part = of_view(screen, features, view)
-            found, axes = [each.of_features(part) for each in found], axes[:, part]
+        features, screen, axes = views_of(fit, view), fit.screen, fit.axes_of_state()
+        if features is None or view is None:
+            found = levels(fit, n_samples)
+        else:
+            part = features.slices[features.of(view)]
+            screen, cells = self._cells_of_view(view)
+            of_one = FittedScreen(fit.posterior, screen, cells)
+            found, axes = levels(of_one, n_samples, part=part), axes[:, part]
         return assumption_table(
             screen,
             found,
@@ -1335,7 +1353,8 @@ class PyroCell(BaseModelClass):
         n_samples
             Posterior draws.
         size_factor
-            Depth of the cells predicted; default: the median of the data.
+            Depth of the cells predicted; default: the median of the data. With several views that
+            of the first; the others are predicted at their median.
         credible_level
             Mass of the intervals.
         return_draws
@@ -1408,7 +1427,7 @@ class PyroCell(BaseModelClass):
             raise ScreenError("the cells have conditions that this model was not built for")
         return steady_state_screen(
             cells.counts,
-            np.exp(cells.log_size.astype(float)),
+            cells.size,
             self.screen,
             confidence_level=confidence_level,
             n_draws=n_draws,
@@ -1814,3 +1833,38 @@ def _views_of(cells: CellTensors) -> tuple[dict[str, Any], ...]:
         return ()
     every = zip(cells.views.names, cells.kinds, cells.views.sizes, strict=True)
     return tuple({"name": name, "kind": kind, "size": size} for name, kind, size in every)
+
+
+def join_views(
+    mdata: MuData,
+    modalities: Mapping[str, str],
+    batch_key: str | Mapping[str, str] | None,
+    kinds: Mapping[str, str] | None,
+    layers: Mapping[str, str | None] | None,
+    arguments: Mapping[str, Any],
+) -> tuple[AnnData, str | None]:
+    """One AnnData of the modalities of views by name, and its column of batches.
+
+    Parameters are those of :meth:`PyroCell.setup_mudata`; `arguments` of `setup_anndata` say which
+    columns must be there, and none may be of one view.
+    """
+    unknown = [view for view in (*modalities, *(kinds or ())) if view not in USUAL]
+    unknown += [view for view in kinds or () if view not in modalities]
+    if unknown:
+        raise UnknownLabelError(
+            f'"{unknown[0]}" is not a view that was registered'
+            f"{did_you_mean(unknown[0], list(USUAL))}"
+        )
+    for argument in ("size_factor_key", "guide_key", "guide_matrix_key", "layer"):
+        if arguments.get(argument) is not None:
+            instead = ", and name layers={...}" if argument == "layer" else ""
+            raise ScreenError(f"{argument} is of one view; with several leave it out{instead}")
+    what = {view: (kinds or {}).get(view, USUAL[view]) for view in modalities}
+    depths = {view: depth_of(kind) for view, kind in what.items()}
+    needed = [v for k, v in arguments.items() if k.endswith("_key") and v]
+    for several in ("categorical_covariate_keys", "continuous_covariate_keys"):
+        needed += list(arguments.get(several) or ())
+    needed.append(arguments.get("perturbation_key", "perturbation"))
+    if isinstance(batch_key, str):
+        needed.append(batch_key)
+    return joined(mdata, modalities, what, depths, batch_key, layers, needed)

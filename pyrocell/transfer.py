@@ -100,7 +100,7 @@ def _pseudobulks(
     "depth", the (rows,) mean depth.
     """
     screen, cells = model.screen, model._cells
-    size = np.exp(cells.log_size.astype(float))
+    size = cells.size
     table = screen.treatments.assign(condition=np.arange(len(screen.conditions)))
     found, parts = [], {"here": [], "elsewhere": [], "depth": []}
     known = set(other.screen.perturbations)

@@ -75,6 +75,14 @@ def add_screen(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="labels of cells that FILE lacks: .csv or .tsv whose first column names the cells",
     )
+    screen.add_argument(
+        "--view",
+        metavar="VIEW=MODALITY",
+        action="append",
+        default=[],
+        help="of a .h5mu, a view of cells and the modality it is in, such as protein=prot; "
+        "repeated for each of several views that are to be fitted together",
+    )
     for column in COLUMNS:
         add_column(screen, column)
 
@@ -84,11 +92,31 @@ def read_screen(arguments: argparse.Namespace) -> tuple[AnnData, Screen]:
     from pyrocell.cli.reading import read_cells, read_table
 
     say(f"reading {arguments.file}")
+    if arguments.view:
+        return _read_views(arguments)
     adata = read_cells(arguments.file, arguments.labels)
     setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
     targets = setup["guide_targets"]
     if targets is not None and Path(targets).suffix in (".csv", ".tsv", ".txt", ".tab"):
         setup["guide_targets"] = read_table(Path(targets))
+    return adata, register(adata, setup)
+
+
+def _read_views(arguments: argparse.Namespace) -> tuple[AnnData, Screen]:
+    """Read several modalities of a .h5mu, and register them as views of one state."""
+    from pyrocell.cli.reading import add_labels, read_modalities
+    from pyrocell.model import join_views
+
+    modalities = {}
+    for given in arguments.view:
+        view, _, name = given.partition("=")
+        modalities[view] = name or view
+    mdata = read_modalities(arguments.file)
+    setup = {column.name: getattr(arguments, column.name) for column in COLUMNS}
+    batch_key = setup.pop("batch_key")
+    if arguments.labels is not None:
+        add_labels(mdata, arguments.labels)
+    adata, setup["batch_key"] = join_views(mdata, modalities, batch_key, None, None, setup)
     return adata, register(adata, setup)
 
 

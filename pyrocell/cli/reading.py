@@ -6,6 +6,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata
 import pandas as pd
@@ -17,7 +18,10 @@ from pyrocell.data.backed import check_chunks
 from pyrocell.data.hdf5_probe import check_hdf5
 from pyrocell.errors import PyrocellError, ScreenWarning
 
-__all__ = ["add_labels", "read_cells", "read_table"]
+if TYPE_CHECKING:
+    from mudata import MuData
+
+__all__ = ["add_labels", "read_cells", "read_modalities", "read_table"]
 
 _TAB = (".tsv", ".txt", ".tab")
 
@@ -99,6 +103,21 @@ def _read_h5mu(file: Path) -> AnnData:
     return adata
 
 
+def read_modalities(file: Path) -> MuData:
+    """Read a .h5mu whole, or raise PyrocellError."""
+    import mudata
+
+    if file.suffix.casefold() != ".h5mu":
+        raise PyrocellError(f"{file} has one view; --view is for modalities of a .h5mu")
+    if not file.exists():
+        raise PyrocellError(f"{file} is not a file or folder")
+    check_hdf5(file)
+    try:
+        return mudata.read_h5mu(file)
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise PyrocellError(f"{file} cannot be read as .h5mu: {error}") from error
+
+
 def _read_10x(file: Path) -> AnnData:
     import scanpy as sc
 
@@ -136,7 +155,7 @@ def read_table(file: Path) -> pd.DataFrame:
         raise PyrocellError(f"{file} cannot be read as a table: {error}") from error
 
 
-def add_labels(adata: AnnData, file: Path) -> None:
+def add_labels(adata: AnnData | MuData, file: Path) -> None:
     """Join a table of labels to `.obs`, in place."""
     try:
         table = pd.read_csv(file, sep="\t" if file.suffix in _TAB else ",", index_col=0)

@@ -17,7 +17,7 @@ diagonal.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -99,19 +99,6 @@ class ConditionLevels:
             share=np.stack([p.share for p in parts]),
             eta_covariance=np.concatenate([p.eta_covariance for p in parts]),
             sizes=tuple(p.value.shape[1] for p in parts),
-        )
-
-    def of_features(self, part: slice) -> ConditionLevels:
-        """Of the features of a view alone."""
-        starts = [0, *np.cumsum(self.sizes).tolist()] if self.sizes else [0]
-        share = self.share[starts.index(part.start)] if self.sizes else self.share
-        columns = ("value", "variance", "expected", "eta_sd")
-        return replace(
-            self,
-            **{name: getattr(self, name)[..., part] for name in columns},
-            share=share,
-            eta_covariance=self.eta_covariance[part],
-            sizes=(),
         )
 
     def contrast(self, weights: Mapping[int, float]) -> Contrast:

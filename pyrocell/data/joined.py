@@ -27,6 +27,7 @@ __all__ = [
     "VIEWS",
     "as_mudata",
     "features_of",
+    "forget_views",
     "joined",
     "joint_of",
     "log_depths",
@@ -57,8 +58,8 @@ def joined(
     kinds
         Name of each view, and of what its counts are, see `pyrocell.views.VIEWS`.
     depths
-        What the depth of a cell in a view is: "total" counts, "open" for the number of features with
-        any, "one" where there is none.
+        What the depth of a cell in a view is: "total" counts, "open" for the number of features
+        with any, "one" where there is none.
     batch_key
         A column, or one for each view; batches of a cell that differ between views are then one
         batch of the two together.
@@ -79,8 +80,7 @@ def joined(
     for view, name in modalities.items():
         if name not in mdata.mod:
             raise UnknownLabelError(
-                f'{view}="{name}" is not a modality of mdata'
-                f"{did_you_mean(name, list(mdata.mod))}; it has {join_names(list(mdata.mod))}"
+                f'{view}="{name}" is not a modality of mdata{did_you_mean(name, list(mdata.mod))}'
             )
         parts[view] = mdata.mod[name]
     cells = pd.Index(mdata.obs_names)
@@ -237,6 +237,12 @@ def features_of(adata: ad.AnnData) -> tuple[FeatureViews, list[str]] | None:
             "modalities, and register the MuData again"
         )
     return features, [str(kind) for kind in kept["kinds"]]
+
+
+def forget_views(adata: ad.AnnData) -> None:
+    """Make an AnnData of the features of one view one like any other."""
+    adata.uns.pop(VIEWS, None)
+    adata.obsm.pop(SEEN, None)
 
 
 def log_depths(adata: ad.AnnData, counts: Any, features: FeatureViews) -> np.ndarray:

@@ -62,6 +62,23 @@ class CellDataset(Dataset):
     def __len__(self) -> int:
         return len(self.condition)
 
+    @property
+    def size(self) -> np.ndarray:
+        """(N,) float64 depth of cells.
+
+        Raises
+        ------
+        ScreenError
+            If cells have several views, and with them several depths.
+        """
+        if self.views is not None:
+            raise ScreenError(
+                "this question is asked of cells with one view, and these have "
+                f"{', '.join(self.views.names)}; fit the view that it is about by itself, "
+                "PyroCell.setup_anndata(mdata.mod[...], ...)"
+            )
+        return np.exp(self.log_size.astype(float))
+
     def __getitems__(self, positions: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         return self.rows(np.asarray(positions), index=np.arange(len(positions)))
 

@@ -44,7 +44,7 @@ def fitted_noise(model: PyroCell, n_samples: int, stated: frozenset[str]) -> dic
 def cell_variance(model: PyroCell) -> np.ndarray:
     """(G,) f/μ + k: what one cell leaves of a gene's log mean, by moments of the counts."""
     data = model._cells
-    cells = Cells(data.counts, np.exp(data.log_size.astype(float)), data.batch)
+    cells = Cells(data.counts, data.size, data.batch)
     moments = Variance.of(cells[data.condition == c] for c in np.unique(data.condition))
     mean = np.maximum(rates(cells) * cells.size.mean(), 1 / len(cells))
     return moments.poisson / mean + np.maximum(moments.extra, 0)

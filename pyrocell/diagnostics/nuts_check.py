@@ -193,7 +193,7 @@ def check_assumption(
     if not rows[0].testable:
         raise ScreenError(f"{', '.join(name)} cannot be tested: {rows[0].reason}")
     weights = rows[0].weights
-    counts, size = model._cells.counts, np.exp(model._cells.log_size.astype(float))
+    counts, size = model._cells.counts, model._cells.size
     condition = screen.cell_condition
     depth = min(size[condition == c].sum() for c in weights)
     rate = gene_totals(counts) / size.sum()

@@ -86,7 +86,7 @@ def _cells(
     """Observed and predicted cells of each medium and time, with controls, for each method."""
     screen, counts = model.screen, cast("Any", model._cells.counts)
     depth = evaluation.predicted.uns["depth"]
-    size = np.exp(model._cells.log_size.astype(float))
+    size = model._cells.size
     logged = sp.csr_matrix(counts, dtype=np.float32, copy=True)
     logged.data *= np.repeat((depth / size).astype(np.float32), np.diff(logged.indptr))
     np.log1p(logged.data, out=logged.data)

@@ -216,7 +216,7 @@ def _pseudobulks(model: PyroCell) -> Pseudobulks:
             "the counts of the cells are in a file; evaluate() takes some of the cells away and "
             "needs them in memory: adata = adata.to_memory(), and register that"
         )
-    size = np.exp(cells.log_size.astype(float))
+    size = cells.size
     return Pseudobulks(model.screen, cast("Any", cells.counts), size, float(np.median(size)))
 
 

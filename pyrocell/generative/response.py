@@ -33,9 +33,9 @@ from pyrocell.screen.screen import Screen
 from pyrocell.views import VIEWS, JointView, View
 from pyrocell.views.decoder import CurvedDecoder
 
-__all__ = ["COMMON", "COURSE", "ONSET", "ScreenMap"]
+__all__ = ["COMMON", "COURSE", "ONSET", "SLOPE", "ScreenMap"]
 
-COMMON, COURSE = "P.common", "W.course"
+COMMON, COURSE, SLOPE = "P.common", "W.course", "V.slope"
 ONSET = "W.onset"  # derived of the rates: kept among the values while a guide needs it often
 
 
@@ -277,6 +277,15 @@ class ScreenMap(ScreenTensors):
 
     def shift_of(self, values: dict[str, Tensor], state: State, conditions: Conditions) -> Tensor:
         """Log-mean shift of cells in a given state, however they came there, (C, G)."""
+        out = self._plain_shift(values, state, conditions)
+        if SLOPE in values:
+            return self.measurement.logit_shift(out, values[SLOPE])
+        return out
+
+    def _plain_shift(
+        self, values: dict[str, Tensor], state: State, conditions: Conditions
+    ) -> Tensor:
+        """The sum of all parts of the shift, (C, G)."""
         y, axes = self.displacement(values, state, conditions), self.axes(values)
         carried, measured = conditions.genotype, self.target >= 0
         place, k = (carried * measured).nonzero(as_tuple=True)  # of conditions, own genes measured

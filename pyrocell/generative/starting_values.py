@@ -21,7 +21,7 @@ from pyrocell.screen.screen import Screen
 __all__ = ["ScreenStatistics", "starting_values"]
 
 _PSEUDO_COUNT = 0.5
-_LOW = 25  # percentile of a feature's counts that is their low end
+_LOW = 10  # percentile of a feature's counts that is their low end
 _MAX_DENSE = 500  # perturbations and media, or genes, up to which all singular vectors are found
 
 

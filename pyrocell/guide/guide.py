@@ -474,12 +474,13 @@ class Guide(GuideParameters):
         depth = (relative.exp() * seen).sum(1) / seen.sum(1).clamp_min(1)
         sizes = torch.tensor(view.features.sizes, device=seen.device)
         moved = torch.zeros_like(loc)
-        patterns, which = torch.unique(seen, dim=0, return_inverse=True)
-        for i, pattern in enumerate(patterns):
+        number = 2 ** torch.arange(seen.shape[1], device=seen.device)
+        pattern, which = torch.unique(seen.long() @ number, return_inverse=True)
+        for i in range(len(pattern)):
             cells = (which == i).nonzero()[:, 0]
-            measured = pattern.to(self.mean_count).repeat_interleave(sizes)
+            measured = seen[cells[0]].to(self.mean_count).repeat_interleave(sizes)
             some = state_shift(
-                change.of_cells(cells) if len(patterns) > 1 else change,
+                change.of_cells(cells) if len(pattern) > 1 else change,
                 depth[cells],
                 self.model.loading.detach(),
                 self.mean_count * measured,

@@ -61,6 +61,7 @@ _DIMS = {
     "W.gene_scale": ("gene",),
     "W.driver_scale": ("driver",),
     "V.baseline": ("gene",),
+    "V.slope": ("gene",),
     "V.loading": ("own_axis", "gene"),
     "V.curvature": ("feature", "gene"),
     "V.covariate": ("covariate", "gene"),

@@ -124,7 +124,7 @@ def agreement(
     contrasts = guide_contrasts(screen, groups)
     if not contrasts:
         return []
-    size, loading = np.exp(data.log_size.astype(float)), fit.axes_of_state()
+    size, loading = data.size, fit.axes_of_state()
     effect = _effects(fit, {c for each in contrasts for c in each.conditions})
     out = []
     for scale in _scales(fit, n_samples):

@@ -11,8 +11,13 @@ from pyrocell.posterior.fitted_screen import FittedScreen
 __all__ = ["levels"]
 
 
-def levels(fit: FittedScreen, n_samples: int, ratio: float = 1.0) -> list[ConditionLevels]:
-    """Levels of all conditions under draws of the scale of batch noise, times a ratio."""
+def levels(
+    fit: FittedScreen, n_samples: int, ratio: float = 1.0, part: slice = slice(None)
+) -> list[ConditionLevels]:
+    """Levels of all conditions under draws of the scale of batch noise, times a ratio.
+
+    `part` are the features that the cells have, of those of the model.
+    """
     data, screen = fit.data, fit.screen
     if data.conditions is not None:
         raise ScreenError("the cells have conditions that this model was not built for")
@@ -23,12 +28,12 @@ def levels(fit: FittedScreen, n_samples: int, ratio: float = 1.0) -> list[Condit
         sites = ["eta.scale", *["eta.laboratory_scale"] * fit.model.noise.has_laboratories]
         draws = fit.posterior.samples(n_samples, sites)
         scales = [
-            tuple(ratio * each.astype(float) for each in one)
+            tuple(ratio * each[part].astype(float) for each in one)
             for one in zip(*draws.values(), strict=True)
         ]
     nested = (screen.batch_laboratory,) if fit.model.noise.has_laboratories else ()
     if data.views is None:
-        size = np.exp(data.log_size.astype(float))
+        size = data.size
         return [
             condition_levels(data.counts, size, data.condition, data.batch, own, *nested, *common)
             for own, *common in scales
@@ -38,7 +43,7 @@ def levels(fit: FittedScreen, n_samples: int, ratio: float = 1.0) -> list[Condit
     for own, *common in scales:
         each = []
         for cells, part in parts:
-            size = np.exp(cells.log_size.astype(float))
+            size = cells.size
             sds = [sd[part] for sd in (own, *common)]
             each.append(
                 condition_levels(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from pyrocell._core.random import seeded
 from pyrocell.data.loader import CellDataset
 from pyrocell.errors import ScreenError
+from pyrocell.generative.config import ModelConfig
 from pyrocell.posterior.cell_state import draw_own_state
 from pyrocell.posterior.draws import check_draws, check_level
 from pyrocell.posterior.effects import expected_false_signs
@@ -21,7 +21,7 @@ from pyrocell.screen.feature_views import FeatureViews
 from pyrocell.screen.screen import Screen
 from pyrocell.views import JointView
 
-__all__ = ["imputed", "of_view", "rows_of_view", "views_of"]
+__all__ = ["imputed", "rows_of_view", "views_of", "views_of_config"]
 
 
 def views_of(fit: FittedScreen, view: str | None) -> FeatureViews | None:
@@ -32,22 +32,20 @@ def views_of(fit: FittedScreen, view: str | None) -> FeatureViews | None:
     ScreenError
         If a view is asked of a model that has one.
     """
-    features = fit.model.config.features
+    return views_of_config(fit.model.config, view)
+
+
+def views_of_config(config: ModelConfig, view: str | None) -> FeatureViews | None:
+    """As `views_of`, of a model's settings."""
+    features = config.features
     if features is None and view is not None:
         raise ScreenError(
             f'view="{view}" was asked of a model with one view; register several with '
             "PyroCell.setup_mudata"
         )
+    if features is not None and view is not None:
+        features.of(view)
     return features
-
-
-def of_view(screen: Screen, features: FeatureViews, name: str) -> tuple[Screen, slice]:
-    """The screen with the features of a view alone, and which they are."""
-    part = features.slices[features.of(name)]
-    own = np.asarray(screen.own_columns)
-    mine = (own >= part.start) & (own < part.stop)
-    columns = np.where(mine, own - part.start, -1)
-    return replace(screen, genes=screen.genes[part], own_columns=columns), part
 
 
 def rows_of_view(

@@ -47,8 +47,7 @@ class FeatureViews:
         """
         if name not in self.names:
             raise UnknownLabelError(
-                f'view="{name}" is not a view of this model{did_you_mean(name, self.names)}; it has '
-                f"{', '.join(self.names)}"
+                f'view="{name}" is not a view of this model{did_you_mean(name, self.names)}'
             )
         return self.names.index(name)
 

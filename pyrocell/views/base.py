@@ -31,6 +31,8 @@ class View(nn.Module):
     depth
         What the depth of a cell is: its "total" counts, the number of "open" features in units of
         fragments, or "one" where it has none.
+    curved
+        Whether log mean counts are no straight line in logits, see `logit_shift`.
     slopes
         Least and greatest change of a log mean count with its logit at rest.
     """
@@ -39,6 +41,7 @@ class View(nn.Module):
     composition: bool = True
     depth: str = "total"
     slopes: tuple[float, float] = (0.5, 3.0)
+    curved: bool = False
 
     @property
     def limits(self) -> tuple[Any, Any]:
@@ -137,6 +140,13 @@ class View(nn.Module):
             moved = rows[..., part] - mean
             rows = torch.cat([rows[..., : part.start], moved, rows[..., part.stop :]], -1)
         return rows
+
+    def logit_shift(self, shift: Tensor, slope: Tensor) -> Tensor:
+        """Shift of logits that moves log means as `shift` (C, G) would along a straight line.
+
+        `slope` (G,) is that of log means in logits at rest.
+        """
+        return shift
 
     def log_depth(self, size_factor: float) -> float | Tensor:
         """Log depth of features, a number or (G,), in cells of a given depth."""

@@ -187,6 +187,17 @@ class JointView(View):
             found.append(own * seen[:, i, None])
         return torch.cat(found, -1)
 
+    @property
+    def curved(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether any view is."""
+        return any(view.curved for view, _, _ in self.parts)
+
+    def logit_shift(self, shift: Tensor, slope: Tensor) -> Tensor:
+        """That of each view."""
+        return torch.cat(
+            [view.logit_shift(shift[..., part], slope[part]) for view, part, _ in self.parts], -1
+        )
+
     # ------------------------------------------------------------------ depths
     def log_depth(self, size_factor: float) -> Tensor:
         """(G,): of the first view as asked for, of the others as usual."""

@@ -24,7 +24,8 @@ from pyrocell.views.base import View
 
 __all__ = ["AntibodyCounts", "ProteinView"]
 
-_BACKGROUND_SD, _BATCH_SD = 0.7, 0.5
+_BACKGROUND_SD, _BATCH_SD = 1.0, 0.5
+_LEAST_LEFT = 0.02  # of the foreground, however far a mean is said to fall
 _GATE_LOC, _GATE_SD = (-3.0, -1.0), (1.5, 0.5)
 _BACKGROUND_SHARE = (0.02, 0.9)  # of the mean, between which background starts
 _LEAST_FOREGROUND = 0.1  # of the mean, at the start
@@ -64,7 +65,8 @@ class ProteinView(View):
     composition = False
     depth = "one"
     by_batch = True
-    slopes = (0.1, 3.0)
+    slopes = (0.05, 1.0)  # the share of foreground in the mean
+    curved = True
     one: Tensor
     centre: Tensor
 
@@ -181,6 +183,16 @@ class ProteinView(View):
         """Fisher information of log foreground, about: what is background tells nothing of it."""
         share = (1 - self.background(values).exp() / mean).clamp(0.0, 1.0)
         return share.square() * mean / (1 + mean / self.theta(values))
+
+    def logit_shift(self, shift: Tensor, slope: Tensor) -> Tensor:
+        """See `View.logit_shift`: background stays, and foreground alone moves the mean.
+
+        With a share w of foreground at rest the mean is 1 − w + w exp(x) times that at rest, and a
+        straight line would have it exp(w x).
+        """
+        mean = torch.exp((slope * shift).clamp(-20.0, 20.0))
+        left = (mean - 1 + slope).clamp_min(_LEAST_LEFT * slope)
+        return torch.where(slope < 1, (left / slope).log(), shift)
 
     def theta(self, values: dict[str, Tensor]) -> Tensor:
         """θ of each protein where there is foreground, (G,)."""

@@ -210,7 +210,7 @@ def counts_of_screen(screen: Screen, data: CellDataset, priors: Priors) -> Level
         [
             level_counts(
                 own.counts,
-                np.exp(own.log_size.astype(float)),
+                own.size,
                 screen.cell_condition[cells],
                 group[cells],
                 len(screen.conditions),
@@ -425,7 +425,7 @@ def _halves(
     shape = len(screen.conditions), len(counts.eta)
     halves: list[list[LevelCounts]] = [[], []]
     for (own, cells), whole in zip(data.with_positions, apart(counts), strict=True):
-        size = np.exp(own.log_size.astype(float))
+        size = own.size
         most = highest_allowed(own.counts)
         labels = screen.cell_condition[cells], group[cells]
         for half, keep in zip(halves, (first[cells], ~first[cells])):

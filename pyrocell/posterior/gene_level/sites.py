@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyrocell._core.random import generator
 from pyrocell.generative.model import GenerativeModel
-from pyrocell.generative.response import COMMON, COURSE
+from pyrocell.generative.response import COMMON, COURSE, SLOPE
 from pyrocell.posterior.draws import Asked
 from pyrocell.posterior.gene_level.states import GeneLevel, Layout
 
@@ -82,6 +82,8 @@ class _Draw:
         if chosen is None:
             chosen = np.arange(model.n_perturbations)
         values |= self._effects(values, np.asarray(chosen, dtype=np.int64))
+        if model.measurement.curved:
+            values[SLOPE] = self._slope
         return values | self._guides()
 
     def _guides(self) -> dict[str, Tensor]:
