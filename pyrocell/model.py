@@ -67,6 +67,7 @@ from pyrocell.posterior.guides import (
     response_probability,
     response_share,
 )
+from pyrocell.posterior.lag import view_lag
 from pyrocell.posterior.levels import levels
 from pyrocell.posterior.media_effects import media_effects
 from pyrocell.posterior.module import ScreenModule
@@ -1501,6 +1502,45 @@ class PyroCell(BaseModelClass):
             cells, obs = cells.subset(np.asarray(indices)), obs.iloc[np.asarray(indices)]
         asked = view, n_samples, credible_level, batch_size
         return imputed(self.fitted, cells, obs, *asked, progress(progress_bar), self._seed)
+
+    def lag(
+        self,
+        view: str,
+        after: str | None = None,
+        media: str | None = None,
+        credible_level: float = 0.9,
+    ) -> pd.DataFrame:
+        """Whether a view follows another with a lag, from the counts; needs no training.
+
+        Parameters
+        ----------
+        view
+            Such as "protein".
+        after
+            The view it may follow; default: the first.
+        media
+            Where; default: the baseline medium.
+        credible_level
+            Of the interval.
+
+        Returns
+        -------
+        DataFrame with one row: view, after; lag, the time constant with which one follows the
+        other, in units of the screen's times, posterior median given that there is one, with lower
+        and upper; log_bayes_factor for a lag against none, and posterior of a lag at even odds;
+        n_times, n_features. Effects at each time are free; see `pyrocell.posterior.lag`.
+
+        Raises
+        ------
+        ScreenError
+            If there are fewer than three times after zero.
+        """
+        features = views_of_config(self.module.config, view)
+        assert features is not None
+        media = self.screen.baseline_media if media is None else media
+        first = features.names[0] if after is None else after
+        asked = features, view, first, media, credible_level
+        return view_lag(self.screen, self._level_counts, *asked)
 
     def to_mudata(self, answer: AnnData) -> MuData:
         """An answer over the features of all views, such as of `predict`, by view.

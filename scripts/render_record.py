@@ -190,7 +190,88 @@ def unseen() -> str:
     return f"{made}\n\n{origin(['unseen.py'], [part['from'] for part in parts.values()])}"
 
 
+def views() -> str:
+    """Several views of one state."""
+    parts = of_record(parts_of("views"))
+    if not parts:
+        return ""
+    rows = []
+
+    def line(part: str, what: str, mine: str, anchor: str = "") -> None:
+        if part not in parts:
+            return
+        found = parts[part]["figures"]["mean"]
+        rows.append([what, *(read(found, path) for path in (mine, anchor))])
+
+    def read(found: dict[str, Any], path: str) -> str:
+        if not path:
+            return ""
+        for key in path.split("/"):
+            found = found[key]
+        return number(found)
+
+    line(
+        "effects",
+        "effects on proteins, RMSE (log ratio of mean counts)",
+        "protein/rmse",
+        "plain_protein",
+    )
+    line("effects", "effects on RNA, RMSE (RNA fitted alone)", "rna/rmse", "rna_alone/rmse")
+    for view in ("protein", "rna"):
+        name = {"protein": "proteins", "rna": "RNA"}[view]
+        line("effects", f"{name}: 90% intervals hold, pairs with lfsr < .5", f"{view}/cover_sure")
+        line("effects", f"{name}: the same, effects above .05", f"{view}/cover_active")
+        line("effects", f"{name}: the same, of no effect", f"{view}/cover_silent")
+        line("effects", f"{name}: false among those listed at 10%", f"{view}/false_at_10")
+        line("effects", f"{name}: silent at baseline, AUROC", f"silent/{view}/auroc")
+        line("effects", f"{name}: silent at baseline, Brier score", f"silent/{view}/brier")
+        line("shuffled", f"{name}, labels shuffled: listed", f"{view}/listed")
+        line("shuffled", f"{name}, labels shuffled: intervals without 0", f"{view}/excluding_zero")
+        line("shuffled", f"{name}, labels shuffled: called active", f"{view}/called_active")
+    for part, name in (("at_random", "a third of the cells"), ("whole_batch", "a batch")):
+        what = f"proteins of {name} without them"
+        line(
+            "missing",
+            f"{what}, log scale, RMSE of counts (TOTALVI)",
+            f"{part}/pyrocell/rmse_counts",
+            f"{part}/totalvi/rmse_counts",
+        )
+        line(
+            "missing",
+            f"{what}: the same (mean of the others)",
+            f"{part}/pyrocell/rmse_counts",
+            f"{part}/mean/rmse_counts",
+        )
+        line("missing", f"{what}: 90% intervals hold", f"{part}/cover")
+    for view in ("rna", "chromatin"):
+        line(
+            "unpaired",
+            f"{view}, and the other in other cells: RMSE over that of the same cells",
+            f"{view}/ratio",
+        )
+    line(
+        "citeseq",
+        "CITE-seq, held-out cells, log p of proteins given RNA (TOTALVI)",
+        "protein",
+        "protein_totalvi",
+    )
+    line("citeseq", "the same of RNA (RNA fitted alone)", "rna", "rna_alone")
+    line("citeseq", "the same of RNA (TOTALVI)", "rna", "rna_totalvi")
+    line(
+        "multiome",
+        "regions, held-out cells, log p: negative binomial (POISSONVI)",
+        "fragments",
+        "POISSONVI",
+    )
+    line("multiome", "the same: Poisson (POISSONVI)", "poisson fragments", "POISSONVI")
+    line("multiome", "the same of binary data (PEAKVI)", "binary fragments", "PEAKVI")
+    line("step", "a training step with 200 proteins, over that of 2,000 genes", "ratio")
+    made = table(["what", "pyrocell", "anchor"], rows)
+    return f"{made}\n\n{origin(['views.py'], [part['from'] for part in parts.values()])}"
+
+
 BLOCKS = {
+    "views": views,
     "unseen": unseen,
     "guides": guides,
     "record": recorded,

@@ -3,7 +3,8 @@
 `score` says what error to expect of a layout, `aliasing` what it cannot tell from batch noise,
 `recommend` which layout to take, `cost_curve` what more lanes or controls would buy,
 `error_analysis` what batch noise does to a fitted model's map (App. B.2), `noise_sensitivity` what
-would be concluded of a fit were batch noise wider or narrower.
+would be concluded of a fit were batch noise wider or narrower, `view_value` what a view of more
+cells would buy.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pyrocell.design.planner import Recommendation, controls_in_one_lane, random
 from pyrocell.design.questions import KINDS, Arm
 from pyrocell.design.scoring import Score, compare, score
 from pyrocell.design.sensitivity import noise_sensitivity
+from pyrocell.design.view_value import view_value
 
 __all__ = [
     "KINDS",
@@ -42,5 +44,6 @@ __all__ = [
     "read_lane_map",
     "recommend",
     "score",
+    "view_value",
     "whole",
 ]

@@ -6,5 +6,6 @@ from pyrocell.simulate.capture import GuideCapture, write_10x
 from pyrocell.simulate.differentiation import differentiation
 from pyrocell.simulate.pooled import screen
 from pyrocell.simulate.settings import ScreenSettings
+from pyrocell.simulate.several_views import views
 
-__all__ = ["GuideCapture", "ScreenSettings", "differentiation", "screen", "write_10x"]
+__all__ = ["GuideCapture", "ScreenSettings", "differentiation", "screen", "views", "write_10x"]

@@ -70,12 +70,15 @@ class Programs:
     ----------
     rank
         Number of programs kept.
+    shared
+        Whether they move the features of all views; otherwise each view has that many of its own.
     gain
         {rank tried: (gain in nats of log likelihood of held-out halves, standard error)}.
     """
 
     rank: int
     gain: dict[int, tuple[float, float]]
+    shared: bool = True
 
     @classmethod
     def of(cls, saved: dict | None) -> Programs | None:
@@ -83,7 +86,7 @@ class Programs:
         if saved is None:
             return None
         gain = {int(rank): (float(x), float(se)) for rank, (x, se) in saved["gain"].items()}
-        return cls(saved["rank"], gain)
+        return cls(saved["rank"], gain, saved.get("shared", True))
 
 
 def has_gene_level(model: GenerativeModel) -> bool:
@@ -271,7 +274,13 @@ def fit_gene_level(
         found = Programs(int(programs), {})
     n_levels = len(screen.conditions) * len(screen.genes)
     chains = [
-        _sampler(counts, found.rank, seed=stream("gene level", seed, i) % 2**31, **common)
+        _sampler(
+            counts,
+            found.rank,
+            seed=stream("gene level", seed, i) % 2**31,
+            shared=found.shared,
+            **common,
+        )
         for i in range(_CHAINS if n_levels <= _SMALL else 1)
     ]
     n_states = _STATES if n_levels <= _LARGE else _FEWER_STATES
@@ -376,6 +385,7 @@ def _sampler(
     layout: Layout,
     loading: np.ndarray,
     seed: int,
+    shared: bool = True,
 ) -> Sampler:
     p = model.priors
     gains = None
@@ -391,6 +401,7 @@ def _sampler(
         layout.genotype,
         loading,
         rank=rank,
+        shared=shared,
         offsets=_offsets(model, counts),
         gain_prior=gains,
         n_media=len(screen.media),
@@ -452,7 +463,11 @@ def _try_programs(halves: list[LevelCounts], rank: int, common: dict, seed: int)
         gain[r] = float(better.sum()), error
     # programs that nothing is in cost nothing: the more that are sure, the better
     sure = [r for r, (g, error) in gain.items() if g > _SURE * error and g > 0]
-    return Programs(max(sure, default=0), gain)
+    rank, shared = max(sure, default=0), True
+    if rank and halves[0].sizes:  # what moves one view need not move another
+        fits = [_short(half, rank, common, seed + i, False) for i, half in enumerate(halves)]
+        shared = bool(_foretold(fits, reference, halves).sum() <= scores[rank].sum())
+    return Programs(rank, gain, shared)
 
 
 def _of_genes(layout: Layout, genes: np.ndarray) -> Layout:
@@ -485,10 +500,11 @@ def _genes_of(counts: LevelCounts, genes: np.ndarray) -> LevelCounts:
 
 
 def _short(
-    counts: LevelCounts, rank: int, common: dict, seed: int
+    counts: LevelCounts, rank: int, common: dict, seed: int, shared: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Levels without effects, and effects of every condition, (C, G) posterior means."""
-    sampler = _sampler(counts, rank, seed=stream("programs", seed) % 2**31, **common)
+    seed = stream("programs", seed) % 2**31
+    sampler = _sampler(counts, rank, seed=seed, shared=shared, **common)
     level = effect = 0.0
     n = 0
     blocks = sampler.blocks

@@ -173,7 +173,9 @@ class Sampler:
     noise_loading
         (d, G) axes D on which cells of a condition differ, of a standard normal state.
     rank
-        Number of programs.
+        Number of programs; with several views, where they are not shared, of each view.
+    shared
+        Whether programs move the features of all views.
     offsets
         Whether conditions have a shift in all genes alike: depths that are sums over these genes.
         With several views, the features of each view whose depths are such sums.
@@ -196,6 +198,7 @@ class Sampler:
         genotype,
         noise_loading: np.ndarray,
         rank: int = 0,
+        shared: bool = True,
         offsets: bool | Sequence[slice] = True,
         gain_prior: GainPrior | None = None,
         n_media: int = 0,
@@ -204,19 +207,29 @@ class Sampler:
         self.counts, self.blocks, self.contexts = counts, blocks, contexts
         self.onset, self.genotype = onset.tocsr(), genotype.tocsr()
         self.by_driver = onset.tocsc()
-        self.rank, self.gain_prior = rank, gain_prior
+        self.gain_prior = gain_prior
         self.offsets = [slice(None)] * offsets if isinstance(offsets, bool) else list(offsets)
         self.rng, self.seed = np.random.default_rng(seed), seed
         n_conditions, n_genes = counts.total.shape
         self.n_conditions, self.n_genes = n_conditions, n_genes
         self.n_perturbations, self.n_media = blocks.n_perturbations, n_media
         self.rate = np.log(counts.rate).astype(np.float32)
+        ends = np.cumsum(counts.sizes or [n_genes]).tolist()
+        starts = [0, *ends[:-1]]
+        self.views = list(zip(starts, ends, strict=True))  # first and last feature of each
+        spans = [(0, n_genes)] if shared else self.views
+        self.axis_spans = [span for span in spans for _ in range(rank)]
+        self.rank = len(self.axis_spans)
         self._split_noise(noise_loading)
         self.perturbed = np.asarray(self.genotype.sum(1)).ravel() > 0
         self._start()
-        n_tasks = 2 * -(-n_genes // (2 * _AT_ONCE))  # an even number, for two threads
-        edges = np.linspace(0, n_genes, n_tasks + 1).astype(int)
-        self.parts = [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
+        self.parts, self.part_view = [], []
+        for v, (first, last) in enumerate(self.views):
+            n_tasks = 2 * -(-(last - first) // (2 * _AT_ONCE))  # an even number, for two threads
+            edges = np.linspace(first, last, n_tasks + 1).astype(int)
+            mine = [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
+            self.parts += mine
+            self.part_view += [v] * len(mine)
         rows = np.arange(0, n_conditions + 16, 16).clip(max=n_conditions)
         self.row_parts = [(a, b) for a, b in pairwise(rows) if b > a]
         self.all_genes = np.arange(n_genes)
@@ -266,7 +279,8 @@ class Sampler:
         )
         self.gain = np.ones((self.n_perturbations, self.n_media))
         self.eta = self.counts.eta.copy()
-        self.weights = blocks.starting_weights()
+        n_views = len(self.views)
+        self.weights = np.stack([blocks.starting_weights()] * n_views)  # (V, blocks, components)
         depth = np.log(self.counts.depth) + self.rate  # at the pooled rate: levels start at zero
         self.log_depth = depth.astype(np.float32)
         self.depth = np.exp(self.log_depth)
@@ -282,8 +296,8 @@ class Sampler:
         n = len(_RESPONSE_SCALES)
         self.response_weights = np.tile([0.5, *[0.5 / n] * n], (n_contexts, 1))
         self.own_weights = own_weights(blocks)
-        self.spike = np.ones(len(blocks))
-        self.spike_weights = np.full(len(SPIKES), 1 / len(SPIKES))
+        self.spike = np.ones((n_views, len(blocks)))
+        self.spike_weights = np.full((n_views, len(SPIKES)), 1 / len(SPIKES))
         programs = zeros(self.n_perturbations if self.rank else 0, n_genes)
         self._summed_up, self.imputation = False, 0
         self._responses = np.zeros((n_contexts, 2, n_genes)), np.zeros(n_contexts)
@@ -361,12 +375,16 @@ class Sampler:
             eta=self.eta.astype(np.float32),
             log_theta=self.log_theta.astype(np.float32),
             gain=self.gain.copy(),
-            log_weights=np.log(self.weights + 1e-30),
-            spike=self.spike.copy(),
+            log_weights=self._of_views(np.log(self.weights + 1e-30)),
+            spike=self._of_views(self.spike.copy()),
             common=np.zeros(0, np.float32),
             kept=np.zeros((0, self.n_genes), np.float32),
             imputation=self.imputation,
         )
+
+    def _of_views(self, values: np.ndarray) -> np.ndarray:
+        """Values of views, without that dimension where there is one."""
+        return values if len(self.views) > 1 else values[0]
 
     def _sum_up(self) -> None:
         self._summed[0] += 1
@@ -428,62 +446,74 @@ class Sampler:
     def _draw_blocks(self, seed: int, widths: Sequence[float]) -> np.ndarray:
         """Draw effects; give how many genes each component has, and keep evidence of widths."""
         blocks = self.blocks
-        share = np.zeros((len(self.parts), *self.weights.shape))
+        share = np.zeros((len(self.parts), *self.weights.shape[1:]))
         coefficients = np.zeros((int(blocks.coefficient_start[-1]), self.n_genes), np.float32)
-        arguments = self._arguments(np.log(self.weights + 1e-30))
+        arguments = [self._arguments(v) for v in range(len(self.views))]
         table, center = np.zeros((0, 4, self.n_genes)), np.zeros((0, self.n_genes))
         chosen, tried = np.arange(len(blocks)), np.array(widths, dtype=float)
         evidence = np.zeros((len(self.parts), len(blocks), len(tried)))
 
         def draw(i: int) -> None:
             kernels.draw_blocks(
-                *self.parts[i], np.array([seed]), chosen, *arguments, self.x, self.effect, share[i],
-                blocks.precision_start, self.precision, self.response, coefficients[None],
-                table, center, center, tried, evidence[i],
+                *self.parts[i], np.array([seed]), chosen, *arguments[self.part_view[i]], self.x,
+                self.effect, share[i], blocks.precision_start, self.precision, self.response,
+                coefficients[None], table, center, center, tried, evidence[i],
             )  # fmt: skip
 
         parallel_for(draw, len(self.parts))
-        self.coefficients, self.evidence = coefficients, evidence.sum(0)
-        return share.sum(0)
+        self.coefficients, self.evidence = coefficients, self._by_view(evidence)
+        return self._by_view(share)
 
-    def _arguments(self, log_weights: np.ndarray) -> tuple:
+    def _by_view(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the parts (n, ...) of each view, (V, ...)."""
+        out = np.zeros((len(self.views), *values.shape[1:]))
+        np.add.at(out, self.part_view, values)
+        return out
+
+    def _arguments(self, view: int) -> tuple:
+        log_weights, spike = np.log(self.weights[view] + 1e-30), self.spike[view]
         blocks, counts = self.blocks, self.counts
         return (
             np.arange(len(blocks)), blocks.row_start, blocks.rows, blocks.owned,
             blocks.mixture_start, blocks.span,
             blocks.dims, blocks.mixtures, blocks.coefficient_start, blocks.factor_start,
-            blocks.factors, log_weights, self.own_weights, self.spike, blocks.target,
+            blocks.factors, log_weights, self.own_weights, spike, blocks.target,
             counts.total, self.depth, self.spread,
         )  # fmt: skip
 
     def _draw_weights(self, share: np.ndarray) -> None:
         """Weights of components: each block's around those of all blocks of its kind."""
+        for v, (first, last) in enumerate(self.views):
+            self._draw_weights_of(v, share[v].copy(), last - first)
+
+    def _draw_weights_of(self, view: int, share: np.ndarray, n_genes: int) -> None:
+        """Those of a view; share (blocks, components) is how many genes each component has."""
         blocks, rng = self.blocks, self.rng
-        share = share.copy()
         # where few genes move, small sizes could take in many that do not, so the spike is
         # favoured; where most move there is less to take in
-        unmoved = share[1:, 0].mean() / self.n_genes if len(share) > 1 else 1.0
-        share[:, 0] += _SPIKES * unmoved**_FAVOUR * self.n_genes
-        share[0, 0] += _COMMON_SPIKES * self.n_genes
+        unmoved = share[1:, 0].mean() / n_genes if len(share) > 1 else 1.0
+        share[:, 0] += _SPIKES * unmoved**_FAVOUR * n_genes
+        share[0, 0] += _COMMON_SPIKES * n_genes
         for kind, n in enumerate(blocks.kinds):
             mine = np.flatnonzero(blocks.kind == kind)
             if n == 1:
                 continue
             common = rng.dirichlet(share[mine, :n].sum(0) + 1)
             for b in mine:
-                self.weights[b, :n] = rng.dirichlet(share[b, :n] + _ALIKE * common + 1e-3)
+                self.weights[view, b, :n] = rng.dirichlet(share[b, :n] + _ALIKE * common + 1e-3)
 
     def _draw_spikes(self) -> None:
         """Width of each perturbation's spike, given which genes are in it."""
         mine = np.flatnonzero(self.blocks.spike_learned)
         if not len(mine):
             return
-        log = self.evidence[mine] + np.log(self.spike_weights)
-        share = np.exp(log - log.max(1, keepdims=True))
-        share /= share.sum(1, keepdims=True)
-        chosen = _choose(share.T, self.rng)
-        self.spike[mine] = np.array(SPIKES)[chosen]
-        self.spike_weights = self.rng.dirichlet(share.sum(0) + 0.5)
+        for v in range(len(self.views)):
+            log = self.evidence[v, mine] + np.log(self.spike_weights[v])
+            share = np.exp(log - log.max(1, keepdims=True))
+            share /= share.sum(1, keepdims=True)
+            chosen = _choose(share.T, self.rng)
+            self.spike[v, mine] = np.array(SPIKES)[chosen]
+            self.spike_weights[v] = self.rng.dirichlet(share.sum(0) + 0.5)
 
     def _sums(self, kernel: Callable, *arguments) -> None:
         blocks = self.blocks
@@ -698,12 +728,14 @@ class Sampler:
             found[b - 1] = self.effect[span].sum(0)
             weight[b - 1] = span.stop - span.start
         found /= np.maximum(weight, 1)
-        left, size, right = np.linalg.svd(found, full_matrices=False)
-        r = min(self.rank, len(size))
-        turn = _varimax(right[:r].T * size[:r])
-        activity = left[:, :r] @ turn
-        activity /= np.maximum(activity.std(0), 1e-9)
-        self.activity[:, :r] = np.where(np.abs(activity) > 0.3, activity, 0.0)
+        for span in dict.fromkeys(self.axis_spans):
+            axes = [a for a, mine in enumerate(self.axis_spans) if mine == span]
+            left, size, right = np.linalg.svd(found[:, slice(*span)], full_matrices=False)
+            r = min(len(axes), len(size))
+            turn = _varimax(right[:r].T * size[:r])
+            activity = left[:, :r] @ turn
+            activity /= np.maximum(activity.std(0), 1e-9)
+            self.activity[:, axes[:r]] = np.where(np.abs(activity) > 0.3, activity, 0.0)
 
     def _draw_loading(self, axis: int) -> None:
         rng = self.rng
@@ -716,11 +748,17 @@ class Sampler:
         scales = _LOADING_SCALES
         share = _scale_shares(self.loading_weights[axis], scales, curvature, pull)
         chosen = _choose(share, rng)
+        first, last = self.axis_spans[axis]
+        n_genes = last - first
+        if n_genes < self.n_genes:  # a program of one view
+            elsewhere = np.ones(self.n_genes, bool)
+            elsewhere[first:last] = False
+            chosen, share[:, elsewhere] = np.where(elsewhere, 0, chosen), 0.0
         precision = curvature + scales[np.maximum(chosen - 1, 0)] ** -2
         drawn = pull / precision + rng.standard_normal(self.n_genes) / np.sqrt(precision)
         new = np.where(chosen > 0, drawn, 0.0)
         prior = 10 * np.array([0.8, *[0.2 / len(scales)] * len(scales)])
-        prior[0] += _LOADING_SPIKES * self.n_genes
+        prior[0] += _LOADING_SPIKES * n_genes
         self.loading_weights[axis] = rng.dirichlet(share.sum(1) + prior)
         self.loading[:, axis] = new
         if rows.any():

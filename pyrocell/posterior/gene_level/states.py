@@ -116,7 +116,7 @@ class GeneLevel:
     def __init__(self, tensors: dict[str, Tensor]):
         # of files from before the spike's width was learned, and before guides were part of it
         if "spike" not in tensors and "log_weights" in tensors:
-            tensors = tensors | {"spike": torch.ones(tensors["log_weights"].shape[:2])}
+            tensors = tensors | {"spike": torch.ones(tensors["log_weights"].shape[:-1])}
         if "imputation" not in tensors:
             none = torch.zeros(len(tensors["seed"]), dtype=torch.int64)
             tensors = tensors | {"imputation": none}
@@ -282,12 +282,14 @@ class GeneLevel:
             for row, members in zip(out, asked.members, strict=True):
                 mine = list(members)
                 row += (onset[mine] @ activity[mine]) @ loading
-        usual = np.zeros(len(asked.blocks))
+        spike = np.atleast_2d(spike)  # (V, blocks)
+        usual = np.zeros((len(asked.blocks), len(spike)))
         for i, members in enumerate(asked.members):
             for b in (1 + k for k in members):
                 if layout.spike_learned[b]:
-                    usual[i] += (spike[b] * layout.members[b][0][asked.node, 0]) ** 2
-        least = np.maximum(CALLED * np.sqrt(usual)[:, None] - np.abs(out), 0.0)
+                    usual[i] += (spike[:, b] * layout.members[b][0][asked.node, 0]) ** 2
+        each = np.repeat(np.sqrt(usual), self._sizes or (out.shape[1],), axis=1)
+        least = np.maximum(CALLED * each - np.abs(out), 0.0)
         for i, members in enumerate(asked.members):
             for k in members if len(members) > 1 else ():
                 out[i] += self._shown(s, 1 + k, asked, growth)
@@ -314,7 +316,9 @@ class GeneLevel:
         if not measured:
             return np.zeros(shape)
         members = b.members[measured[0]]
-        weights = np.exp(self.part("log_weights", draw)[measured, : len(members)]).mean(0)
+        log_weights = self.part("log_weights", draw)  # (blocks, components), or of each view
+        of_measured = np.exp(log_weights[..., measured, : len(members)])
+        weights = of_measured.reshape(-1, len(members)).mean(0)
         sizes = np.array([np.sqrt((f**2).sum(1)).max() if f.size else 0.0 for f in members])
         return rng.choice(sizes, p=weights / weights.sum(), size=shape)
 
@@ -396,27 +400,37 @@ class GeneLevel:
         table = np.zeros((0, 4, n_genes)) if table is None else table
         center = np.zeros((0, n_genes)) if center is None else center
         least = center if least is None else least
-        log_weights = self.part("log_weights", draw)[blocks].astype(float)
-        spike = self.part("spike", draw)[blocks].astype(float)
+        several = bool(self._sizes)
+        log_weights, spike = (
+            self.part(name, draw).astype(float)[
+                (slice(None), blocks) if several else (None, blocks)
+            ]
+            for name in ("log_weights", "spike")
+        )  # (V, blocks, ...)
         first = draw // len(self)
         seeds = int(self.part("seed", draw)) + _FRESH * np.arange(first, first + turns)
         chosen = np.arange(len(blocks))
-        edges = [(a, min(a + _AT_ONCE, n_genes)) for a in range(0, n_genes, _AT_ONCE)]
-        share = np.zeros((len(edges), len(blocks), log_weights.shape[1]))
+        ends = np.cumsum(self._sizes or (n_genes,)).tolist()
+        edges, view = [], []
+        for v, (first_gene, last) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            mine = [(a, min(a + _AT_ONCE, last)) for a in range(first_gene, last, _AT_ONCE)]
+            edges, view = edges + mine, view + [v] * len(mine)
+        share = np.zeros((len(edges), len(blocks), log_weights.shape[2]))
 
         widths, evidence = np.zeros(0), np.zeros((0, 0))
         layout = (
             chosen, blocks, start(lengths), local, np.ones(len(local), bool),
             start([len(m) for m in mixtures]), span, b.dims, np.concatenate(mixtures),
-            start(sizes), factor_start, factors, log_weights, own_weights(b)[blocks],
-            spike, b.target[blocks], total, depth, spread, x, effect,
+            start(sizes), factor_start, factors,
         )  # fmt: skip
+        own, target = own_weights(b)[blocks], b.target[blocks]
         nowhere = np.zeros(len(blocks) + 1, np.int64)
 
         def work(i: int) -> None:
             kernels.draw_blocks(
-                *edges[i], seeds, *layout, share[i], nowhere, none, none, found, table, center,
-                least, widths, evidence,
+                *edges[i], seeds, *layout, log_weights[view[i]], own, spike[view[i]], target,
+                total, depth, spread, x, effect, share[i], nowhere, none, none, found, table,
+                center, least, widths, evidence,
             )  # fmt: skip
 
         parallel_for(work, len(edges))

@@ -1,0 +1,182 @@
+"""Whether one view follows another with a lag, from the counts of every condition at every time.
+
+An effect on a feature of the first view at time t is h(t) u, of the other g(t) v, with h the course
+of relaxation at a rate common to all, 1 − exp(−λ t), and g the same, or what follows it with a rate
+ρ of its own, the response of two stages. u and v are normal with a width for every perturbation and
+view, and are integrated out, as is the error of the controls, which all perturbations share. What
+is left is a likelihood of λ and ρ on a grid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.special import logsumexp
+
+from pyrocell.errors import ScreenError
+from pyrocell.posterior.gene_level.counts import LevelCounts
+from pyrocell.screen.feature_views import FeatureViews
+from pyrocell.screen.screen import Screen
+
+__all__ = ["course", "view_lag"]
+
+_TIMES = 3  # fewest
+_RATES = 45
+_LAGS = 30
+_FEWEST_COUNTS = 20.0
+_RANGE = (0.1, 10.0)  # of time constants, in units of the median time
+_SPAN = (0.05, 5.0)  # of lags, in the same units
+_ROUNDS = 5
+_UNLIKELY = 12.0  # nats below the best, from which a rate is left out
+
+
+def course(time: np.ndarray, constant: float, lag: float = 0.0) -> np.ndarray:
+    """Share of a response at times after it began, (T,).
+
+    1 − exp(−t / c); of what follows it with a time constant l the response of two stages.
+    """
+    first = -np.expm1(-time / constant)
+    if lag <= 0:
+        return first
+    if abs(lag / constant - 1) < 1e-4:
+        lag = constant * 1.0001
+    late = constant * np.exp(-time / constant) - lag * np.exp(-time / lag)
+    return 1 - late / (constant - lag)
+
+
+def view_lag(
+    screen: Screen,
+    counts: LevelCounts,
+    features: FeatureViews,
+    view: str,
+    after: str,
+    media: str,
+    credible_level: float,
+) -> pd.DataFrame:
+    """Whether `view` follows `after`; see `PyroCell.lag`.
+
+    Raises
+    ------
+    ScreenError
+        If there are fewer than three times after zero with controls in that medium.
+    """
+    parts = {name: features.slices[features.of(name)] for name in (after, view)}
+    if view == after:
+        raise ScreenError(f'view="{view}" cannot follow itself; name another in after=')
+    times, rows = _measured(screen, media)
+    found = {name: _Contrasts.of(counts, part, rows) for name, part in parts.items()}
+    unit = float(np.median(times))
+    constants = unit * np.geomspace(*_RANGE, _RATES)
+    lags = np.concatenate([[0.0], unit * np.geomspace(*_SPAN, _LAGS)])
+    first = np.array([found[after].evidence(course(times, c)) for c in constants])
+    likely = first > first.max() - _UNLIKELY
+    constants, first = constants[likely], first[likely]
+    second = np.array(
+        [[found[view].evidence(course(times, c, lag)) for lag in lags] for c in constants]
+    )
+    log = logsumexp(first[:, None] + second, axis=0)  # (lags,)
+    late = log[1:]
+    weight = np.exp(late - logsumexp(late))
+    log_factor = float(logsumexp(late) - np.log(len(late)) - log[0])
+    tail = (1 - credible_level) / 2
+    cumulative = np.cumsum(weight)
+    ends = [lags[1:][np.searchsorted(cumulative, q).clip(max=_LAGS - 1)] for q in (tail, 1 - tail)]
+    return pd.DataFrame(
+        {
+            "view": [view],
+            "after": [after],
+            "lag": [float(lags[1:][np.searchsorted(cumulative, 0.5)])],
+            "lower": [float(ends[0])],
+            "upper": [float(ends[1])],
+            "log_bayes_factor": [log_factor],
+            "posterior": [float(1 / (1 + np.exp(-np.clip(log_factor, -500, 500))))],
+            "n_times": [len(times)],
+            "n_features": [found[view].n_features],
+        }
+    )
+
+
+def _measured(screen: Screen, media: str) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """Times after zero, and of each its control and its single perturbations' conditions.
+
+    The second part holds for each time the control's row and (K,) rows of perturbations, -1 where
+    one was not measured then.
+    """
+    member, here = screen.membership.tocsr(), screen.conditions["media"].to_numpy() == media
+    number = np.diff(member.indptr)
+    times, rows = [], []
+    for t, time in enumerate(screen.times):
+        at = here & (screen.time_index == t)
+        control = np.flatnonzero(at & (number == 0))
+        if time <= 0 or not len(control):
+            continue
+        mine = np.full(len(screen.perturbations), -1)
+        for c in np.flatnonzero(at & (number == 1)):
+            mine[member.indices[member.indptr[c]]] = c
+        times.append(time)
+        rows.append((int(control[0]), mine))
+    if len(times) < _TIMES:
+        raise ScreenError(
+            f'medium "{media}" has {len(times)} times after 0 with controls, and a lag needs '
+            f"{_TIMES}; register a time_key, or name another medium"
+        )
+    return np.array(times), rows
+
+
+class _Contrasts:
+    """Levels of perturbed and control cells of the features of a view, (K, T, G) and (T, G)."""
+
+    def __init__(self, value: np.ndarray, variance: np.ndarray, control: np.ndarray):
+        self.value, self.variance, self.control = value, variance, control
+        self.n_features = value.shape[-1]
+
+    @classmethod
+    def of(cls, counts: LevelCounts, part: slice, rows: list[tuple[int, np.ndarray]]) -> _Contrasts:
+        spread = counts.spread(np.log(counts.noise.theta))
+        total = counts.total.astype(float) + 0.5
+        level = np.log(total / counts.depth)
+        variance = 1 / total + spread
+        enough = np.all([counts.raw[c, part] >= _FEWEST_COUNTS for c, _ in rows], axis=0)
+        genes = np.arange(level.shape[1])[part][enough]
+        if not len(genes):
+            raise ScreenError("no feature of the view has 20 counts in the controls of every time")
+        value = np.stack(
+            [np.where(m[:, None] >= 0, level[m][:, genes] - level[c, genes], 0.0) for c, m in rows],
+            1,
+        )
+        own = np.stack([np.where(m[:, None] >= 0, variance[m][:, genes], 1e6) for _, m in rows], 1)
+        return cls(value, own, np.stack([variance[c, genes] for c, _ in rows]))
+
+    def evidence(self, share: np.ndarray) -> float:
+        """Log likelihood of a course (T,), effects and the controls' error integrated out."""
+        precision = 1 / self.variance  # (K, T, G)
+        weighted = share[:, None] * precision
+        told = (share[:, None] * weighted).sum(1)  # (K, G) of u
+        pull = (weighted * self.value).sum(1)
+        width = self._widths(told, pull)[:, None]
+        # of each perturbation and feature: A⁻¹ = D⁻¹ − D⁻¹ h h' D⁻¹ / (1 / s² + h' D⁻¹ h)
+        shrunk = 1 / (1 / width + told)  # (K, G)
+        log = -0.5 * (np.log(self.variance).sum(1) + np.log1p(width * told))
+        log -= 0.5 * ((precision * self.value**2).sum(1) - shrunk * pull**2)
+        # the controls' error c (T,), the same for all: A⁻¹ summed, and pulled along
+        inner = np.einsum("ktg,ksg,kg->gts", weighted, weighted, shrunk)
+        total = np.einsum("ktg->gt", precision)
+        both = -inner
+        i = np.arange(len(share))
+        both[:, i, i] += total + (1 / self.control).T
+        right = (precision * self.value).sum(0).T - np.einsum(
+            "ktg,kg,kg->gt", weighted, shrunk, pull
+        )
+        solved = np.linalg.solve(both, right[..., None])[..., 0]
+        out = log.sum() + 0.5 * (right * solved).sum()
+        out -= 0.5 * (np.linalg.slogdet(both)[1].sum() + np.log(self.control).sum())
+        return float(out)
+
+    @staticmethod
+    def _widths(told: np.ndarray, pull: np.ndarray) -> np.ndarray:
+        """(K,) variance of the effects of each perturbation, by a few steps of EM."""
+        width = np.full(len(told), 0.05)
+        for _ in range(_ROUNDS):
+            shrunk = 1 / (1 / width[:, None] + told)
+            width = ((shrunk * pull) ** 2 + shrunk).mean(1)
+        return np.maximum(width, 1e-6)
