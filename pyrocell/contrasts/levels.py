@@ -149,8 +149,8 @@ def condition_levels(
     n_conditions, n_batches
         By default up to the last that has cells. Nothing is known of one without.
     """
-    n_batches = batch.max() + 1 if n_batches is None else n_batches
-    n_conditions = condition.max() + 1 if n_conditions is None else n_conditions
+    n_batches = int(batch.max()) + 1 if n_batches is None else n_batches
+    n_conditions = int(condition.max()) + 1 if n_conditions is None else n_conditions
     weight = np.minimum(1.0, DEEPEST * np.median(size) / size)
     group = condition * n_batches + batch
     groups = _Groups.of(counts, size, weight, group, n_conditions * n_batches)

@@ -17,6 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 from mudata import MuData
 
+from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.data.validation import as_csr, check_counts, count_matrix
 from pyrocell.errors import ScreenError, UnknownLabelError
@@ -85,7 +86,8 @@ def joined(
         parts[view] = mdata.mod[name]
     cells = pd.Index(mdata.obs_names)
     seen = np.stack([cells.isin(part.obs_names) for part in parts.values()], 1)
-    cells, seen = cells[seen.any(1)], seen[seen.any(1)]
+    some = np.flatnonzero(seen.any(1))
+    cells, seen = cells[some], seen[some]
     blocks, var = [], []
     for (view, part), has in zip(parts.items(), seen.T, strict=True):
         layer = (layers or {}).get(view)
@@ -127,7 +129,7 @@ def joined(
 def _common(tables: list[pd.DataFrame]) -> list[str]:
     """Columns that some modality's features have beside those set here."""
     names = dict.fromkeys(name for table in tables for name in table)
-    return [name for name in names if name not in ("view", "feature")]
+    return [str(name) for name in names if name not in ("view", "feature")]
 
 
 def _unique(names: list[tuple[str, str]]) -> pd.Index:
@@ -206,7 +208,7 @@ def _batches(
                 f'batch_key of {view}="{key}" is not a column of its .obs'
                 f"{did_you_mean(key, parts[view].obs.columns)}"
             )
-        column = parts[view].obs[key].reindex(joint.obs_names)
+        column = obs_table(parts[view])[key].reindex(joint.obs_names)
         labels.append(column.astype(object).where(column.notna(), "none").astype(str).to_numpy())
     out = labels[0]
     for more in labels[1:]:
@@ -272,8 +274,10 @@ def _open_depths(counts: sp.csr_matrix) -> np.ndarray:
     a rate r with a share 1 − exp(−r) of them open. A depth d in units of the usual then leaves
     Σ 1 − exp(−d r) open, which grows with d.
     """
-    number = np.asarray((counts > 0).sum(1)).ravel().astype(float)
-    share = np.asarray((counts > 0).mean(0)).ravel()
+    some, (n_cells, n_features) = counts.data > 0, counts.get_shape()
+    cells = np.repeat(np.arange(n_cells), np.diff(counts.indptr))
+    number = np.bincount(cells, some, n_cells)
+    share = np.bincount(counts.indices, some, n_features) / max(n_cells, 1)
     rate = -np.log1p(-np.clip(share, 1e-6, 1 - 1e-6))
     grid = np.exp(np.linspace(np.log(1e-3), np.log(1e3), 400))
     expected = -np.expm1(-grid[:, None] * rate).sum(1)
@@ -286,7 +290,7 @@ def as_mudata(adata: ad.AnnData, features: FeatureViews) -> MuData:
     for name, part in zip(features.names, features.slices, strict=True):
         own = adata[:, part].copy()
         if "feature" in own.var:
-            own.var_names = own.var["feature"].astype(str)
+            own.var_names = own.var["feature"].astype(str).to_list()
         parts[name] = own
     return MuData(parts)
 

@@ -107,9 +107,9 @@ def count_sums(
         squares += np.asarray(relative.multiply(relative).sum(axis=0)).ravel()
         sample.append(block[rows[(rows >= part.start) & (rows < part.stop)] - part.start])
     sampled = sp.csr_matrix(sp.vstack(sample, format="csr"))
-    return CountStatistics(
-        log_size, total, condition, batch, scaled, squares, rows, sampled, *(views or ())
-    )
+    features, depths = (None, None) if views is None else views
+    sums = log_size, total, condition, batch, scaled, squares, rows, sampled
+    return CountStatistics(*sums, features, depths)
 
 
 def _relative(
@@ -126,7 +126,7 @@ def _relative(
     log_depth = depths[rows].astype(np.float64)
     view = np.repeat(np.arange(len(features)), features.sizes)[out.col]
     out.data = out.data / np.exp(log_depth[out.row, view])
-    return out.tocsr()
+    return sp.csr_matrix(out)
 
 
 def add_by_group(out: np.ndarray, group: np.ndarray, values: sp.csr_matrix) -> None:

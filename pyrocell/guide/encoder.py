@@ -49,7 +49,9 @@ class Encoder(nn.Module):
     def _usual(self, first: Tensor, seen: Tensor | None) -> Tensor:
         """What usual counts of the views measured add to the first layer, (cells, H) or (H,)."""
         assert self.features is not None
-        weight = self.body[0].weight * self.centre  # (H, G)
+        layer = self.body[0]
+        assert isinstance(layer, nn.Linear)
+        weight = layer.weight * self.centre  # (H, G)
         each = torch.stack([weight[:, part].sum(1) for part in self.features.slices])  # (V, H)
         return each.sum(0) if seen is None else seen.to(first) @ each
 

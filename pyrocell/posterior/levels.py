@@ -34,8 +34,9 @@ def levels(
     nested = (screen.batch_laboratory,) if fit.model.noise.has_laboratories else ()
     if data.views is None:
         size = data.size
+        cells = data.counts, size, data.condition, data.batch
         return [
-            condition_levels(data.counts, size, data.condition, data.batch, own, *nested, *common)
+            condition_levels(*cells, own, *(nested or (None,)), *(common or (None,)))
             for own, *common in scales
         ]
     found, parts = [], list(zip(data.parts, data.views.slices, strict=True))
@@ -47,9 +48,13 @@ def levels(
             sds = [sd[part] for sd in (own, *common)]
             each.append(
                 condition_levels(
-                    *(cells.counts, size, cells.condition, cells.batch, sds[0]),
-                    *(nested or (None,)),
-                    *(sds[1:] or (None,)),
+                    cells.counts,
+                    size,
+                    cells.condition,
+                    cells.batch,
+                    sds[0],
+                    nested[0] if nested else None,
+                    sds[1] if common else None,
                     n_conditions=len(screen.conditions),
                     n_batches=n_batches,
                 )

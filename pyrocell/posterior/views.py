@@ -59,7 +59,7 @@ def rows_of_view(
         return table
     names = dict(zip(screen.genes, features.labels(), strict=True))
     out = table.copy()
-    out.insert(out.columns.get_loc("gene") + 1, "view", out["gene"].map(names))
+    out.insert(list(out).index("gene") + 1, "view", out["gene"].map(names))
     if view is None:
         return out
     features.of(view)
@@ -117,8 +117,8 @@ def imputed(
             mean[rows] += expected / n_samples
             square[rows] += expected.astype(float) ** 2 / n_samples
         lower[rows], upper[rows] = np.percentile(counts, [tail, 100 - tail], axis=0)
-    out = ad.AnnData(mean.astype(np.float32), obs=obs.copy())
-    out.var_names = fit.screen.genes[part].astype(str)
+    var = pd.DataFrame(index=fit.screen.genes[part].astype(str))
+    out = ad.AnnData(mean.astype(np.float32), obs=obs.copy(), var=var)
     sd = np.sqrt(np.maximum(square - mean**2, 0.0)).astype(np.float32)
     out.layers["sd"], out.layers["lower"], out.layers["upper"] = sd, lower, upper
     out.obs["measured"] = np.isfinite(cells.depths[:, v])

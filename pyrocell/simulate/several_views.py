@@ -76,9 +76,16 @@ def views(
         out = base + share[:, None] * both[label] + (eta - eta.mean(0))[batch] + z @ along
         return out, pd.DataFrame(effect, names)
 
-    def modality(counts: np.ndarray, prefix: str, truth: pd.DataFrame, cells=slice(None)):
-        out = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs.copy())[cells].copy()
-        out.var_names = truth.columns = [f"{prefix}{i}" for i in range(counts.shape[1])]
+    def modality(
+        counts: np.ndarray,
+        prefix: str,
+        truth: pd.DataFrame,
+        cells: np.ndarray | None = None,
+    ) -> ad.AnnData:
+        out = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs.copy())
+        out = out if cells is None else out[cells].copy()
+        truth.columns = pd.Index([f"{prefix}{i}" for i in range(counts.shape[1])])
+        out.var_names = truth.columns.to_list()
         out.uns["truth"] = truth
         return out
 

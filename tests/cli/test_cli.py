@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import pyrocell
+from pyrocell import simulate
 from pyrocell.cli.main import main
 from pyrocell.cli.options import _say_columns
 from pyrocell.errors import PyrocellError
@@ -281,3 +282,19 @@ def test_columns_that_are_used_and_those_that_look_like_it_are_said(tiny_adata, 
     assert "columns used: batch (batch_key), perturbation (perturbation_key)" in said
     assert "column not used: media; if it belongs to the screen, --media-key" in said
     assert "guide; if it belongs to the screen, --guide-key" in said
+
+
+def test_modalities_of_a_file_are_fitted_as_views_of_one_state(tmp_path, capsys):
+    file = tmp_path / "cells.h5mu"
+    mdata = simulate.views(n_cells=300, n_perturbations=4, n_genes=20, n_proteins=6)
+    for part in mdata.mod.values():
+        part.uns.clear()
+    mdata.write_h5mu(file)
+    views = ["--view", "rna", "--view", "protein=prot"]
+    out = tmp_path / "out"
+    assert main(["fit", str(file), *views, *FIT[2:8], "-o", str(out)]) == 0
+    table = pd.read_csv(out / "tables" / "perturbation_effects.csv")
+    assert set(table["view"]) == {"rna", "protein"}
+    assert "| view |" not in capsys.readouterr().err
+    assert main(["check", str(file), "--view", "protein=atac"]) != 0
+    assert 'protein="atac" is not a modality' in capsys.readouterr().err

@@ -79,3 +79,18 @@ def test_the_calls_for_many_guides_run(monkeypatch):
     (block,) = blocks("screens")
     exec(block, known)
     assert known["model"].screen.many_sets
+
+
+@pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning", "ignore::UserWarning")
+def test_the_calls_for_several_views_run(monkeypatch):
+    train, draw = pyrocell.PyroCell.train, pyrocell.simulate.views
+
+    def short(self):
+        train(self, max_epochs=1, progress_bar=False)
+
+    monkeypatch.setattr(pyrocell.PyroCell, "train", short)
+    monkeypatch.setattr(pyrocell.simulate, "views", lambda **k: draw(**(k | {"n_cells": 500})))
+    known = {"pyrocell": pyrocell}
+    for block in blocks("views"):
+        exec(block, known)
+    assert known["answer"].n_vars == 60 + 12 + 40

@@ -63,7 +63,7 @@ def split_rows(value: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         start = np.concatenate([[0], np.cumsum(last - first)])
         column, count = np.empty(start[-1], indices.dtype), np.empty(start[-1], data.dtype)
         _taken(first, last, edges[v], start, indices, data, column, count)
-        parts = (torch.from_numpy(a) for a in (start, column, count))
+        crow, col, values = (torch.from_numpy(a) for a in (start, column, count))
         shape = (len(indptr) - 1, size)
-        out.append(torch.sparse_csr_tensor(*parts, shape, check_invariants=False))
+        out.append(torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False))
     return out
