@@ -266,6 +266,10 @@ def views() -> str:
     line("multiome", "the same: Poisson (POISSONVI)", "poisson fragments", "POISSONVI")
     line("multiome", "the same of binary data (PEAKVI)", "binary fragments", "PEAKVI")
     line("step", "a training step with 200 proteins, over that of 2,000 genes", "ratio")
+    if "time" in parts:
+        (found,) = parts["time"]["figures"]["of_seeds"]
+        what = "training until held-out cells are as likely as under TOTALVI when it ends"
+        rows.append([what, f"{number(found['ratio'])} ×", "1"])
     made = table(["what", "pyrocell", "anchor"], rows)
     return f"{made}\n\n{origin(['views.py'], [part['from'] for part in parts.values()])}"
 
