@@ -611,7 +611,8 @@ class PyroCell(BaseModelClass):
             If the files are missing, damaged or of another model; if cells do not fit the screen.
         """
         state, settings, history = read_model(dir_path)
-        adata = cells_beside(dir_path, settings) if adata is None else _joint_of(adata)
+        kept = settings.get("screen", {}).get("views")
+        adata = cells_beside(dir_path, settings) if adata is None else _joint_of(adata, kept)
         try:
             screen = Screen.from_dict(settings["screen"]["screen"])
             listed = settings["priors"].items()
@@ -1888,13 +1889,12 @@ def join_views(
     Parameters are those of :meth:`PyroCell.setup_mudata`; `arguments` of `setup_anndata` say which
     columns must be there, and none may be of one view.
     """
-    unknown = [view for view in (*modalities, *(kinds or ())) if view not in USUAL]
-    unknown += [view for view in kinds or () if view not in modalities]
-    if unknown:
-        raise UnknownLabelError(
-            f'"{unknown[0]}" is not a view that was registered'
-            f"{did_you_mean(unknown[0], list(USUAL))}"
-        )
+    for known, names in ((USUAL, modalities), (modalities, kinds or ())):
+        unknown = [view for view in names if view not in known]
+        if unknown:
+            raise UnknownLabelError(
+                f'"{unknown[0]}" is no view{did_you_mean(unknown[0], list(known))}'
+            )
     for argument in ("size_factor_key", "guide_key", "guide_matrix_key", "layer"):
         if arguments.get(argument) is not None:
             instead = ", and name layers={...}" if argument == "layer" else ""

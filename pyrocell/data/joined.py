@@ -20,18 +20,20 @@ from mudata import MuData
 from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean, join_names
 from pyrocell.data.validation import as_csr, check_counts, count_matrix
-from pyrocell.errors import ScreenError, UnknownLabelError
+from pyrocell.errors import CountError, ScreenError, UnknownLabelError
 from pyrocell.screen.feature_views import FeatureViews
 
 __all__ = [
     "SEEN",
     "VIEWS",
+    "again",
     "as_mudata",
     "features_of",
     "forget_views",
     "joined",
     "joint_of",
     "log_depths",
+    "plain",
     "remember",
 ]
 
@@ -75,6 +77,11 @@ def joined(
         If a modality is not there, if two features have one name within a view, if cells say two
         things of one column, if a view holds no counts.
     """
+    if not isinstance(mdata, MuData):
+        raise ScreenError(
+            f"mdata is a {type(mdata).__name__}, not a MuData; an AnnData is registered with "
+            "PyroCell.setup_anndata"
+        )
     if not modalities:
         raise ScreenError('no view was named; name a modality, such as rna="rna"')
     parts = {}
@@ -91,7 +98,7 @@ def joined(
     blocks, var = [], []
     for (view, part), has in zip(parts.items(), seen.T, strict=True):
         layer = (layers or {}).get(view)
-        check_counts(part, layer, has_size_factor=False, warn_of_genes=False)
+        _check(part, modalities[view], layer, depths[view] != "one")
         counts = as_csr(count_matrix(part, layer))[part.obs_names.get_indexer(cells[has])]
         place = sp.csr_matrix(
             (
@@ -118,12 +125,49 @@ def joined(
         "names": list(parts),
         "kinds": [kinds[view] for view in parts],
         "depths": [depths[view] for view in parts],
+        "modalities": list(modalities.values()),
+        # as it was asked for, so that a model read from a file can do it again
+        "batch_key": dict(batch_key) if isinstance(batch_key, Mapping) else batch_key or "",
+        "layers": {view: layer for view, layer in (layers or {}).items() if layer is not None},
+        "needed": sorted({str(name) for name in needed if name}),
         "sizes": [part.n_vars for part in parts.values()],
     }
     if isinstance(batch_key, Mapping):
         out.obs[BATCH] = _batches(out, parts, batch_key)
         return out, BATCH
     return out, batch_key
+
+
+def _check(part: ad.AnnData, name: str, layer: str | None, has_depth: bool) -> None:
+    """Raise unless a modality holds counts, and where it has a depth some of every cell."""
+    try:
+        check_counts(part, layer, has_size_factor=True, warn_of_genes=False)
+    except CountError as error:
+        raise CountError(str(error).replace("adata", f'mdata["{name}"]')) from None
+    if has_depth:
+        total = np.asarray(count_matrix(part, layer).sum(1)).ravel()
+        empty = np.flatnonzero(total <= 0)
+        if len(empty):
+            raise CountError(
+                f'{len(empty)} of {part.n_obs} cells have no counts in mdata["{name}"] (first: '
+                f"{part.obs_names[empty[0]]}); leave them out of this modality, and they count as "
+                f'not measured there: mdata.mod["{name}"] = ...'
+            )
+
+
+def again(mdata: MuData, kept: Mapping[str, Any]) -> ad.AnnData:
+    """The AnnData of a MuData joined as another was, by what that says of itself in `.uns`."""
+    names = list(kept["names"])
+    batch_key = kept["batch_key"] or None
+    return joined(
+        mdata,
+        dict(zip(names, kept["modalities"], strict=True)),
+        dict(zip(names, kept["kinds"], strict=True)),
+        dict(zip(names, kept["depths"], strict=True)),
+        batch_key if batch_key is None or isinstance(batch_key, str) else dict(batch_key),
+        dict(kept["layers"]),
+        list(kept["needed"]),
+    )[0]
 
 
 def _common(tables: list[pd.DataFrame]) -> list[str]:
@@ -241,6 +285,15 @@ def features_of(adata: ad.AnnData) -> tuple[FeatureViews, list[str]] | None:
     return features, [str(kind) for kind in kept["kinds"]]
 
 
+def plain(value: Any) -> Any:
+    """What `.uns` says, in lists and numbers that JSON takes, also when read from a file."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def forget_views(adata: ad.AnnData) -> None:
     """Make an AnnData of the features of one view one like any other."""
     adata.uns.pop(VIEWS, None)
@@ -256,12 +309,6 @@ def log_depths(adata: ad.AnnData, counts: Any, features: FeatureViews) -> np.nda
             continue
         own = sp.csr_matrix(counts[:, part])
         total = np.asarray(own.sum(1)).ravel()
-        empty = seen[:, v] & (total <= 0)
-        if empty.any():
-            raise ScreenError(
-                f"{int(empty.sum())} cells have no counts of the view {features.names[v]}; "
-                "leave them out of its modality, and they count as not measured there"
-            )
         depth = total if kind == "total" else _open_depths(own)
         out[:, v] = np.log(np.maximum(depth, 1e-3))
     return np.where(seen, out, -np.inf).astype(np.float32)
@@ -306,8 +353,10 @@ def remember(mdata: MuData, adata: ad.AnnData) -> None:
     _JOINED[key] = adata
 
 
-def joint_of(data: Any) -> ad.AnnData:
+def joint_of(data: Any, kept: Mapping[str, Any] | None = None) -> ad.AnnData:
     """The AnnData of a registered MuData; any other AnnData as it is.
+
+    `kept` says how a model's was made, for one that was not registered.
 
     Raises
     ------
@@ -316,6 +365,8 @@ def joint_of(data: Any) -> ad.AnnData:
     """
     if not isinstance(data, MuData):
         return data
+    if id(data) not in _JOINED and kept:
+        remember(data, again(data, kept))
     if id(data) not in _JOINED:
         raise ScreenError("mdata is not registered; call PyroCell.setup_mudata(mdata, ...) first")
     return _JOINED[id(data)]

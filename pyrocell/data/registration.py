@@ -31,7 +31,7 @@ from pyrocell.data.backed import BackedCounts, is_stored
 from pyrocell.data.covariates import with_covariates
 from pyrocell.data.fingerprint import Fingerprint
 from pyrocell.data.guide_matrix import read_guide_sets
-from pyrocell.data.joined import features_of, log_depths
+from pyrocell.data.joined import VIEWS, features_of, log_depths, plain
 from pyrocell.data.own_genes import own_columns, warn_of_guides
 from pyrocell.data.setup import ScreenSetup
 from pyrocell.data.statistics import CountStatistics, count_sums
@@ -183,6 +183,9 @@ class ScreenManager(AnnDataManager):
             "screen": screen.to_dict() if source is None else source["screen"],
             "covariates": levels,
         }
+        if VIEWS in adata.uns:
+            kept = adata.uns[VIEWS] if source is None else source.get("views", adata.uns[VIEWS])
+            self.registry[_REGISTRY_ENTRY]["views"] = plain(kept)
 
 
 def _columns_read(args: Mapping[str, Any]) -> list[str]:
@@ -246,7 +249,12 @@ def _column(adata: AnnData, key: str, argument: str, optional: bool = True) -> p
 def _check_object(adata: Any) -> None:
     """Raise unless `adata` is an AnnData in memory with cells, genes and unique gene names."""
     if not isinstance(adata, AnnData):
-        hint = '; pass one modality, mdata.mod["rna"]' if hasattr(adata, "mod") else ""
+        hint = ""
+        if hasattr(adata, "mod"):
+            hint = (
+                '; pass one modality, mdata.mod["rna"], or register several together with '
+                "PyroCell.setup_mudata"
+            )
         raise ScreenError(f"adata is a {type(adata).__name__}, not an AnnData{hint}")
     if adata.isbacked and adata.is_view:
         raise ScreenError(

@@ -137,6 +137,13 @@ def test_a_saved_model_answers_as_before(fitted, tmp_path):
         pd.testing.assert_frame_equal(again.perturbation_effects(), model.perturbation_effects())
 
 
+def test_a_model_is_read_for_cells_that_were_not_registered(fitted, tmp_path):
+    _, model, _, before = fitted
+    model.save(tmp_path / "m")
+    again = PyroCell.load(tmp_path / "m", before)
+    pd.testing.assert_frame_equal(again.perturbation_effects(), model.perturbation_effects())
+
+
 def test_answers_come_as_mudata_where_asked(fitted):
     _, model, _, _ = fitted
     table = pd.DataFrame({"perturbation": ["control", "A"], "media": "baseline"})
@@ -211,6 +218,14 @@ def test_errors_name_modality_column_and_remedy():
     mdata, _ = small_screen(n=60)
     with pytest.raises(UnknownLabelError, match='protein="port" is not a modality of mdata.*prot'):
         PyroCell.setup_mudata(mdata, rna="rna", protein="port")
+    with pytest.raises(ScreenError, match="setup_anndata"):
+        PyroCell.setup_mudata(mdata["rna"], rna="rna")
+    empty = mdata.copy()
+    counts = empty["atac"].X.toarray()
+    counts[3] = 0
+    empty["atac"].X = counts
+    with pytest.raises(CountError, match='1 of .* no counts in mdata."atac".* not measured there'):
+        PyroCell.setup_mudata(empty, rna="rna", chromatin="atac")
     with pytest.raises(ScreenError, match="no view was named"):
         PyroCell.setup_mudata(mdata)
     with pytest.raises(ScreenError, match="not registered"):
