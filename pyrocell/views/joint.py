@@ -147,9 +147,12 @@ class JointView(View):
         z: Tensor,
         offset: tuple[Tensor, Tensor] | None = None,
     ) -> JointCounts:
-        """Counts of all views; `log_size` is the table of the module, (cells, V + 1)."""
+        """Counts of all views; `log_size` is the table of the module, (cells, V + 1).
+
+        Means of a view that a cell lacks are those at its usual depth.
+        """
         seen = torch.isfinite(log_size[:, :-1])
-        depth = torch.where(seen, log_size[:, :-1], torch.zeros_like(log_size[:, :-1]))
+        depth = torch.where(seen, log_size[:, :-1], self.usual)  # of means that are asked for
         parts, sizes = [], self.features.sizes
         # split: the gradient of slices would be as many tables of zeros as there are views
         tables = [None] * len(sizes) if offset is None else offset[0].split(sizes, -1)

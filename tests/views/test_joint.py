@@ -144,6 +144,15 @@ def test_a_model_is_read_for_cells_that_were_not_registered(fitted, tmp_path):
     pd.testing.assert_frame_equal(again.perturbation_effects(), model.perturbation_effects())
 
 
+def test_counterfactuals_of_cells_without_a_view_have_its_usual_depth(fitted):
+    mdata, model, _, _ = fitted
+    cells = model.adata[model.adata.obs["perturbation"] == "control"].copy()
+    table = pd.DataFrame({"perturbation": ["control"], "media": ["baseline"]})
+    found = model.counterfactual(cells, table.iloc[0].to_dict(), n_samples=8)
+    mean = found.X[:, 18:].sum(1)  # fragments
+    assert np.median(mean) == pytest.approx(np.median(mdata["atac"].X.sum(1)), rel=0.2)
+
+
 def test_answers_come_as_mudata_where_asked(fitted):
     _, model, _, _ = fitted
     table = pd.DataFrame({"perturbation": ["control", "A"], "media": "baseline"})
