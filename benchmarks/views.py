@@ -193,14 +193,18 @@ def foretold(mdata: MuData, truth: dict[str, Any], lacks: np.ndarray, seed: int)
     label = rna.obs["batch"].astype(str).to_numpy()
     rna.obs["batch"] = np.where(lacks, np.char.add(label.astype(str), " without"), label)
     theirs = totalvi(for_totalvi(rna, hidden), seed, 10)
-    _, peer = theirs.get_normalized_expression(
-        n_samples=25,
-        return_mean=True,
-        include_protein_background=True,
-        sample_protein_mixing=False,
-        scale_protein=False,
-        transform_batch=sorted(set(label[~lacks])),
-    )
+    # as its tutorial does, in the batches that have proteins, and in the cells' own
+    peers = []
+    for batches in (sorted(set(label[~lacks])), None):
+        _, peer = theirs.get_normalized_expression(
+            n_samples=25,
+            return_mean=True,
+            include_protein_background=True,
+            sample_protein_mixing=False,
+            scale_protein=False,
+            transform_batch=batches,
+        )
+        peers.append(peer.loc[found.obs_names].to_numpy())
 
     def errors(values: np.ndarray) -> dict[str, float]:
         log = np.log1p(values)
@@ -213,7 +217,7 @@ def foretold(mdata: MuData, truth: dict[str, Any], lacks: np.ndarray, seed: int)
     return {
         "cover": float(inside.to_numpy().mean()),
         "pyrocell": errors(np.asarray(found.X)),
-        "totalvi": errors(peer.loc[found.obs_names].to_numpy()),
+        "totalvi": min((errors(peer) for peer in peers), key=lambda e: e["rmse_counts"]),
         "mean": errors(mean),
         "seconds_of_imputation": seconds,
     }
