@@ -27,11 +27,17 @@ from pyrocell.assumptions.spec import Assume
 from pyrocell.assumptions.steady_state import steady_state_screen
 from pyrocell.assumptions.table import assumption_table
 from pyrocell.assumptions.testability import testability
-from pyrocell.data.joined import as_mudata, forget_views, joined, remember
+from pyrocell.data.joined import as_mudata, joined, remember
 from pyrocell.data.joined import joint_of as _joint_of
 from pyrocell.data.loader import CellDataset, split_cells
 from pyrocell.data.model_files import cells_beside, read_model, write_model
-from pyrocell.data.registration import CellTensors, ScreenManager, cell_tensors, register
+from pyrocell.data.registration import (
+    CellTensors,
+    ScreenManager,
+    cell_tensors,
+    register,
+    screen_of,
+)
 from pyrocell.errors import ModelFileError, ScreenError, UnknownLabelError, warn
 from pyrocell.generative.config import ModelConfig, check_options
 from pyrocell.generative.population_objective import DistributionObjective
@@ -87,7 +93,7 @@ from pyrocell.posterior.unseen import (
     place_of,
 )
 from pyrocell.posterior.unseen.requests import KnowledgeOrNone
-from pyrocell.posterior.views import imputed, rows_of_view, views_of, views_of_config
+from pyrocell.posterior.views import imputed, rows_of_view, views_of
 from pyrocell.priors import Priors
 from pyrocell.screen.guide_pairs import numbered_as
 from pyrocell.screen.screen import Screen
@@ -681,15 +687,14 @@ class PyroCell(BaseModelClass):
 
     def _cells_of_view(self, view: str) -> tuple[Screen, CellDataset]:
         """The screen and the cells of a view, with conditions of their own."""
-        features = views_of_config(self.module.config, view)
+        features = views_of(self.module.config, view)
         assert features is not None
         data, cells = self._cells.of_view(view)
-        own = self.adata[cells, features.slices[features.of(view)]].copy()
-        forget_views(own)
+        own = self.adata[cells, features.slices[features.of(view)]]
         args = self.adata_manager.registry[SETUP_ARGS]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what there is to say was said of the whole screen
-            screen = register(type(self), own, **args).screen
+            screen = screen_of(own, args)
         labels = {"condition": screen.cell_condition, "batch": screen.cell_batch}
         return screen, replace(data, **labels, conditions=None)
 
@@ -741,7 +746,7 @@ class PyroCell(BaseModelClass):
         """
         given = [*(Assume(**a) for a in self.module.config.assume), *assume]
         fit = self.fitted.without_sums
-        features, screen, axes = views_of(fit, view), fit.screen, fit.axes_of_state()
+        features, screen, axes = views_of(self.module.config, view), fit.screen, fit.axes_of_state()
         if features is None or view is None:
             found = levels(fit, n_samples)
         else:
@@ -933,7 +938,7 @@ class PyroCell(BaseModelClass):
         media = self.screen.baseline_media if media is None else media
         if time is None and self.screen.times:
             time = self.screen.times[-1]
-        features = views_of(self.fitted, view)
+        features = views_of(self.module.config, view)
         if view is not None and path is not None:
             raise ScreenError("path= writes the effects of all views; leave view= out")
 
@@ -1265,7 +1270,7 @@ class PyroCell(BaseModelClass):
         `by="laboratory"`: of every laboratory, the average over its batches. `view` is one of those
         of a model of several views; the table has then a column of that name.
         """
-        features = views_of(self.fitted, view)
+        features = views_of(self.module.config, view)
         if len(self.screen.batches) == 1:
             raise ScreenError(
                 "the screen has one batch, so batch noise cannot be told from anything else; "
@@ -1454,7 +1459,7 @@ class PyroCell(BaseModelClass):
         Of a model of several views with a column `view`, and of one of them where it is asked for;
         cells that lack a view count as zero there, observed and replicated alike.
         """
-        features = views_of(self.fitted, view)
+        features = views_of(self.module.config, view)
         table = posterior_predictive_check(
             self.posterior, self._cells, self.screen.genes, n_samples, n_cells, credible_level
         )
@@ -1536,7 +1541,7 @@ class PyroCell(BaseModelClass):
         ScreenError
             If there are fewer than three times after zero.
         """
-        features = views_of_config(self.module.config, view)
+        features = views_of(self.module.config, view)
         assert features is not None
         media = self.screen.baseline_media if media is None else media
         first = features.names[0] if after is None else after

@@ -25,6 +25,7 @@ from scipy.special import polygamma
 
 from pyrocell.data.backed import BackedCounts, count_blocks
 from pyrocell.data.statistics import add_by_group
+from pyrocell.screen.feature_views import places_of
 
 __all__ = ["ConditionLevels", "Contrast", "condition_levels"]
 
@@ -112,11 +113,10 @@ class ConditionLevels:
         """(G,) variance that the error of η adds to a contrast."""
         rows, a = _arrays(weights)
         shares = self.share if self.sizes else self.share[None]
-        ends = np.cumsum(self.sizes) if self.sizes else [len(self.eta_covariance)]
         found = []
-        for each, first, last in zip(shares, [0, *ends[:-1]], ends):
+        for each, part in zip(shares, places_of(self.sizes or (len(self.eta_covariance),))):
             share = a @ each[rows]  # (B,)
-            found.append(np.einsum("b,gbd,d->g", share, self.eta_covariance[first:last], share))
+            found.append(np.einsum("b,gbd,d->g", share, self.eta_covariance[part], share))
         return np.concatenate(found)
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "again",
     "as_mudata",
     "features_of",
-    "forget_views",
     "joined",
     "joint_of",
     "log_depths",
@@ -253,14 +252,25 @@ def _batches(
                 f"{did_you_mean(key, parts[view].obs.columns)}"
             )
         column = obs_table(parts[view])[key].reindex(joint.obs_names)
-        labels.append(column.astype(object).where(column.notna(), "none").astype(str).to_numpy())
-    out = labels[0]
-    for more in labels[1:]:
-        same = out == more
-        out = np.where(
-            same, out, np.char.add(np.char.add(out.astype(str), " | "), more.astype(str))
-        )
-    return out
+        labels.append(column.astype(object).where(column.notna(), "").astype(str).to_numpy())
+    return _paired(np.stack(labels, 1))
+
+
+def _paired(labels: np.ndarray) -> np.ndarray:
+    """Names of batches of cells from those of each view (N, V), "" where a cell lacks a view.
+
+    A cell that lacks a view takes the batch there that most cells with its other batches have: the
+    view says nothing of it, and it would else be in a batch of its own in the views that it has.
+    """
+    table = pd.DataFrame(labels)
+    known = table[(table != "").all(axis=1)].value_counts().index.to_frame(index=False)
+    names = {}
+    for mine in table.drop_duplicates().itertuples(index=False, name=None):
+        has = [i for i, label in enumerate(mine) if label]
+        alike = known[(known[has] == [mine[i] for i in has]).all(axis=1)]
+        whole = tuple(alike.iloc[0]) if len(alike) else mine
+        names[mine] = " | ".join(dict.fromkeys(label for label in whole if label))
+    return np.array([names[mine] for mine in table.itertuples(index=False, name=None)])
 
 
 def features_of(adata: ad.AnnData) -> tuple[FeatureViews, list[str]] | None:
@@ -292,12 +302,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | list | tuple):
         return [plain(each) for each in value]
     return value.item() if isinstance(value, np.generic) else value
-
-
-def forget_views(adata: ad.AnnData) -> None:
-    """Make an AnnData of the features of one view one like any other."""
-    adata.uns.pop(VIEWS, None)
-    adata.obsm.pop(SEEN, None)
 
 
 def log_depths(adata: ad.AnnData, counts: Any, features: FeatureViews) -> np.ndarray:

@@ -112,15 +112,8 @@ class CellDataset(Dataset):
         return np.column_stack([self.depths[rows], self.batch[rows].astype(np.float32)])
 
     @property
-    def parts(self) -> list[CellDataset]:
-        """Cells of each view alone, in the order of views; this itself where there is one."""
-        if self.views is None:
-            return [self]
-        return [self.of_view(name)[0] for name in self.views.names]
-
-    @property
-    def with_positions(self) -> list[tuple[CellDataset, np.ndarray]]:
-        """`parts`, and the positions of their cells."""
+    def by_view(self) -> list[tuple[CellDataset, np.ndarray]]:
+        """Cells of each view alone and their positions; this itself where there is one view."""
         if self.views is None:
             return [(self, np.arange(len(self)))]
         return [self.of_view(name) for name in self.views.names]

@@ -54,7 +54,7 @@ from pyrocell.screen.labels import check_text, encode_labels
 from pyrocell.screen.screen import Screen
 from pyrocell.screen.sets import GuideSets
 
-__all__ = ["CellTensors", "ScreenManager", "cell_tensors", "register"]
+__all__ = ["CellTensors", "ScreenManager", "cell_tensors", "register", "screen_of"]
 
 _ROLES = (
     "perturbation batch media time guide perturbation_type perturbation_time media_time laboratory"
@@ -329,8 +329,18 @@ def _check_size_factor(adata: AnnData, key: str | None) -> None:
         )
 
 
-def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None) -> Screen:
-    """Check an AnnData against the arguments of the setup and read its labels."""
+def screen_of(adata: AnnData, args: Mapping[str, Any]) -> Screen:
+    """The screen of some cells and features of a registered AnnData; nothing is registered."""
+    return _read_screen(adata, args, None, checked=True)
+
+
+def _read_screen(
+    adata: AnnData, args: Mapping[str, Any], source: Mapping | None, checked: bool = False
+) -> Screen:
+    """Check an AnnData against the arguments of the setup and read its labels.
+
+    `checked` where its counts are known to be some.
+    """
     _check_object(adata)
     like = None if source is None else Screen.from_dict(source["screen"])
     if like is not None:
@@ -355,7 +365,8 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
             labels, args["control"], separator, where, all_occur=like is None
         )
     counts = count_matrix(adata, args["layer"], stored=True)
-    if not is_stored(counts):  # those in a file are checked when they are first read
+    checked = checked or is_stored(counts)  # those in a file are checked when they are first read
+    if not checked:
         check_counts(adata, args["layer"], **_count_options(args, like))
     if values["perturbation_type"] is None:
         values["perturbation_type"] = args["perturbation_type"]
@@ -374,7 +385,7 @@ def _read_screen(adata: AnnData, args: Mapping[str, Any], source: Mapping | None
     )
     if like is None:
         screen = replace(screen, own_columns=_own_columns(adata, screen, args))
-    if like is None and not is_stored(counts):
+    if like is None and not checked:
         totals = batch_totals(counts, screen.cell_batch, len(screen.batches))
         warn_of_absent_genes(totals, screen.batches, adata.var_names)
     if adata.n_vars == 1 and args["size_factor_key"] is None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pyrocell.errors import DesignError
-from pyrocell.posterior.views import views_of_config
+from pyrocell.posterior.views import views_of
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
@@ -44,7 +44,7 @@ def view_value(
     standard errors), counts (median of a feature in a condition), now (whether
     this is the share that has the view in these data).
     """
-    features = views_of_config(model.module.config, view)
+    features = views_of(model.module.config, view)
     if features is None:
         raise DesignError("the model has one view; register several with PyroCell.setup_mudata")
     if not len(shares) or min(shares) <= 0 or max(shares) > 1:

@@ -29,9 +29,21 @@ __all__ = [
     "ZeroInflatedNegativeBinomial",
     "compiled_likelihood",
     "likelihood_path",
+    "with_offset",
 ]
 
 MAX_LOG_THETA = 60.0  # beyond this either way, single precision is left to the general formula
+
+
+def with_offset(logits: Tensor, offset: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Logits of cells (..., cells, genes) with rows of a table (R, genes) added to them.
+
+    `offset` is the table and, for each cell, the rows of it (cells, n); None adds nothing.
+    """
+    if offset is None:
+        return logits
+    table, rows = offset
+    return sum((table[row] for row in rows.unbind(1)), logits)
 
 
 class _Counts(TorchDistribution):
@@ -84,10 +96,7 @@ class _Counts(TorchDistribution):
     @property
     def logits(self) -> Tensor:
         """Log relative expression, or log mean count, offset included, (..., cells, genes)."""
-        if self._offset is None:
-            return self._logits
-        table, rows = self._offset
-        return sum((table[row] for row in rows.unbind(1)), self._logits)
+        return with_offset(self._logits, self._offset)
 
     @property
     def log_mu(self) -> Tensor:

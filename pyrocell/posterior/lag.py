@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.special import logsumexp
 
 from pyrocell.errors import ScreenError
+from pyrocell.operators.waiting import onset_curve
 from pyrocell.posterior.gene_level.counts import LevelCounts
 from pyrocell.screen.feature_views import FeatureViews
 from pyrocell.screen.screen import Screen
@@ -31,17 +33,16 @@ _UNLIKELY = 12.0  # nats below the best, from which a rate is left out
 
 
 def course(time: np.ndarray, constant: float, lag: float = 0.0) -> np.ndarray:
-    """Share of a response at times after it began, (T,).
+    """Share of a response at times after it began, (T,), by time constants.
 
     1 − exp(−t / c); of what follows it with a time constant l the response of two stages.
     """
-    first = -np.expm1(-time / constant)
     if lag <= 0:
-        return first
-    if abs(lag / constant - 1) < 1e-4:
-        lag = constant * 1.0001
-    late = constant * np.exp(-time / constant) - lag * np.exp(-time / lag)
-    return 1 - late / (constant - lag)
+        return -np.expm1(-time / constant)
+    rate, follows, duration = (
+        torch.as_tensor(x, dtype=torch.float64) for x in (1 / constant, 1 / lag, time)
+    )
+    return onset_curve(rate, follows, duration).numpy()
 
 
 def view_lag(

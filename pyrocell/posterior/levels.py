@@ -31,33 +31,25 @@ def levels(
             tuple(ratio * each[part].astype(float) for each in one)
             for one in zip(*draws.values(), strict=True)
         ]
-    nested = (screen.batch_laboratory,) if fit.model.noise.has_laboratories else ()
-    if data.views is None:
-        size = data.size
-        cells = data.counts, size, data.condition, data.batch
-        return [
-            condition_levels(*cells, own, *(nested or (None,)), *(common or (None,)))
-            for own, *common in scales
-        ]
-    found, parts = [], list(zip(data.parts, data.views.slices, strict=True))
-    n_batches = len(screen.batches)
-    for own, *common in scales:
-        each = []
-        for cells, part in parts:
-            size = cells.size
-            sds = [sd[part] for sd in (own, *common)]
-            each.append(
+    laboratory = screen.batch_laboratory if fit.model.noise.has_laboratories else None
+    places = [slice(None)] if data.views is None else data.views.slices
+    by_view = [cells for cells, _ in data.by_view]
+    return [
+        ConditionLevels.side_by_side(
+            [
                 condition_levels(
                     cells.counts,
-                    size,
+                    cells.size,
                     cells.condition,
                     cells.batch,
-                    sds[0],
-                    nested[0] if nested else None,
-                    sds[1] if common else None,
+                    own[place],
+                    laboratory,
+                    common[0][place] if common else None,
                     n_conditions=len(screen.conditions),
-                    n_batches=n_batches,
+                    n_batches=len(screen.batches),
                 )
-            )
-        found.append(ConditionLevels.side_by_side(each))
-    return found
+                for cells, place in zip(by_view, places, strict=True)
+            ]
+        )
+        for own, *common in scales
+    ]

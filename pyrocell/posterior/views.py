@@ -21,22 +21,17 @@ from pyrocell.screen.feature_views import FeatureViews
 from pyrocell.screen.screen import Screen
 from pyrocell.views import JointView
 
-__all__ = ["imputed", "rows_of_view", "views_of", "views_of_config"]
+__all__ = ["imputed", "rows_of_view", "views_of"]
 
 
-def views_of(fit: FittedScreen, view: str | None) -> FeatureViews | None:
+def views_of(config: ModelConfig, view: str | None) -> FeatureViews | None:
     """Views of a model; None of a model of one.
 
     Raises
     ------
-    ScreenError
-        If a view is asked of a model that has one.
+    ScreenError, UnknownLabelError
+        If a view is asked of a model that has one, or that it does not have.
     """
-    return views_of_config(fit.model.config, view)
-
-
-def views_of_config(config: ModelConfig, view: str | None) -> FeatureViews | None:
-    """As `views_of`, of a model's settings."""
     features = config.features
     if features is None and view is not None:
         raise ScreenError(
@@ -87,7 +82,7 @@ def imputed(
     """
     check_draws(n_samples)
     check_level(credible_level)
-    features = views_of(fit, view)
+    features = views_of(fit.model.config, view)
     measurement = fit.model.measurement
     assert features is not None and isinstance(measurement, JointView)
     assert cells.depths is not None

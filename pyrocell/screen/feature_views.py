@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -10,7 +11,12 @@ import numpy as np
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import UnknownLabelError
 
-__all__ = ["FeatureViews"]
+__all__ = ["FeatureViews", "places_of"]
+
+
+def places_of(sizes: Sequence[int]) -> list[slice]:
+    """Places on one axis of parts that stand side by side, each of its size."""
+    return [slice(end - n, end) for end, n in zip(accumulate(sizes), sizes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,7 @@ class FeatureViews:
     @property
     def slices(self) -> list[slice]:
         """Features of each view."""
-        ends = list(accumulate(self.sizes))
-        return [slice(end - n, end) for end, n in zip(ends, self.sizes, strict=True)]
+        return places_of(self.sizes)
 
     def of(self, name: str) -> int:
         """Position of a view.

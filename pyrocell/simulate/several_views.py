@@ -6,8 +6,11 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from mudata import MuData
 from scipy.special import softmax
+
+from pyrocell.operators.waiting import onset_curve
 
 __all__ = ["views"]
 
@@ -57,7 +60,7 @@ def views(
     kind = np.arange(n_perturbations) % 4
     label = rng.choice([*range(n_perturbations), -1, -1, -1], n_cells)
     batch = rng.integers(0, n_batches, n_cells)
-    when = rng.choice(times, n_cells) if times else np.full(n_cells, np.inf)
+    when = rng.choice(times, n_cells) if times else np.full(n_cells, 1e6)
     z = rng.normal(size=(n_cells, _AXES))
     obs = pd.DataFrame(
         {"perturbation": np.array([*names, "control"])[label], "batch": [f"b{b}" for b in batch]},
@@ -89,7 +92,9 @@ def views(
         out.uns["truth"] = truth
         return out
 
-    fast, slow = set_in(when), set_in(when, lag)
+    after = torch.as_tensor(when)
+    fast = -np.expm1(-when)
+    slow = fast if lag <= 0 else onset_curve(torch.ones(()), torch.tensor(1 / lag), after).numpy()
     logits, truth = level(n_genes, np.isin(kind, [1, 3]), fast, rng.normal(0, 1.0, n_genes))
     depth = np.exp(rng.normal(np.log(10.0 * n_genes), 0.3, n_cells))
     noise = rng.gamma(4.0, 1 / 4.0, logits.shape)
@@ -106,18 +111,3 @@ def views(
         fragments = rng.poisson(number[:, None] * softmax(logits, 1))
         parts["atac"] = modality(fragments, "region", truth, fragments.sum(1) > 0)
     return MuData(parts)
-
-
-def set_in(time: np.ndarray, lag: float = 0.0, constant: float = 1.0) -> np.ndarray:
-    """Share of a response at times after a perturbation, of what follows with a lag.
-
-    1 − exp(−t / c), and of what follows it with a time constant l, the response of two stages:
-    1 − (c exp(−t / c) − l exp(−t / l)) / (c − l).
-    """
-    first = -np.expm1(-time / constant)
-    if lag <= 0:
-        return first
-    if abs(lag - constant) < 1e-6 * constant:
-        lag = constant * (1 + 1e-6)
-    late = constant * np.exp(-time / constant) - lag * np.exp(-time / lag)
-    return 1 - late / (constant - lag)

@@ -13,7 +13,7 @@ from pyrocell.distributions import Start
 from pyrocell.errors import ScreenError
 from pyrocell.views import rna
 from pyrocell.views.base import View
-from pyrocell.views.chromatin import ChromatinView
+from pyrocell.views.chromatin import ChromatinView, OpenChromatinView, PoissonChromatinView
 from pyrocell.views.joint import JointView
 from pyrocell.views.protein import ProteinView
 from pyrocell.views.rna import RNAView
@@ -23,6 +23,8 @@ __all__ = [
     "VIEWS",
     "ChromatinView",
     "JointView",
+    "OpenChromatinView",
+    "PoissonChromatinView",
     "ProteinView",
     "RNAView",
     "Start",
@@ -37,8 +39,8 @@ VIEWS: dict[str, Callable[..., View]] = {
     "nb": partial(RNAView, zero_inflated=False),
     "antibodies": ProteinView,
     "fragments": ChromatinView,
-    "poisson fragments": partial(ChromatinView, counts="poisson"),
-    "binary fragments": partial(ChromatinView, counts="binary"),
+    "poisson fragments": PoissonChromatinView,
+    "binary fragments": OpenChromatinView,
 }
 # What `setup_mudata` makes of a modality, by the name of its argument.
 USUAL = {"rna": "zinb", "protein": "antibodies", "chromatin": "fragments"}
@@ -49,8 +51,6 @@ def depth_of(kind: str) -> str:
     if kind not in VIEWS:
         raise ScreenError(f'"{kind}" is no kind of counts; there are {", ".join(VIEWS)}')
     view = VIEWS[kind]
-    if getattr(view, "keywords", {}).get("counts") == "binary":
-        return "open"
     return str(getattr(getattr(view, "func", view), "depth", "total"))
 
 

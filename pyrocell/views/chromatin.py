@@ -16,11 +16,12 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrocell.distributions import EventLogNormal, NegativeBinomial, Start
+from pyrocell.distributions.counts import with_offset
 from pyrocell.distributions.kernels.counts_torch import log_mean
 from pyrocell.priors import Priors
 from pyrocell.views.base import View
 
-__all__ = ["ChromatinView", "OpenRegions"]
+__all__ = ["ChromatinView", "OpenChromatinView", "OpenRegions", "PoissonChromatinView"]
 
 _POISSON = 14.0  # log inverse dispersion of counts without any
 
@@ -38,11 +39,10 @@ class ChromatinView(View):
         Whether accessibility is a share of all fragments of a cell.
     dropout
         Not used.
-    counts
-        "nb", "poisson" or "binary".
     """
 
     dims = {"V.dispersion": ("gene",)}
+    overdispersed = True
     one: Tensor
 
     def __init__(
@@ -52,16 +52,14 @@ class ChromatinView(View):
         priors: Priors,
         composition: bool,
         dropout: str = "curve",
-        counts: str = "nb",
     ):
         super().__init__()
         self.n_genes, self.composition, self.scales = n_genes, composition, priors
-        self.counts = counts
         self.register_buffer("one", torch.ones(()), persistent=False)
 
     def priors(self) -> dict[str, EventLogNormal]:
         """θ by region, of negative binomial counts."""
-        if self.counts != "nb":
+        if not self.overdispersed:
             return {}
         p, one = self.scales, self.one
         shape = (self.n_genes,)
@@ -71,7 +69,7 @@ class ChromatinView(View):
 
     def starting_values(self, log_dispersion: Tensor) -> dict[str, Start]:
         """θ by moments."""
-        if self.counts != "nb":
+        if not self.overdispersed:
             return {}
         return {"V.dispersion": Start(log_dispersion, torch.tensor(0.1), positive=True)}
 
@@ -82,34 +80,62 @@ class ChromatinView(View):
         log_size: Tensor,
         z: Tensor,
         offset: tuple[Tensor, Tensor] | None = None,
-    ) -> NegativeBinomial | OpenRegions:
-        """Counts of fragments, or whether there are any; see `View.likelihood`."""
-        if self.counts == "binary":
-            if offset is not None:
-                table, rows = offset
-                logits = sum((table[row] for row in rows.unbind(1)), logits)
-            return OpenRegions(log_mean(logits, log_size, self.composition))
+    ) -> TorchDistribution:
+        """Negative binomial counts of fragments; see `View.likelihood`."""
         common = {"log_size": log_size, "composition": self.composition, "offset": offset}
         return NegativeBinomial(logits, self.theta(values).log(), **common)
 
     def moments(
         self, values: dict[str, Tensor], log_mu: Tensor, z: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of counts, or of being open; see `View.moments`."""
+        """Mean and variance of counts; see `View.moments`."""
         mu = log_mu.exp()
-        if self.counts == "binary":
-            open_ = -torch.expm1(-mu)
-            return open_, open_ * (1 - open_)
         return mu, mu * (1 + mu / self.theta(values))
 
     def theta(self, values: dict[str, Tensor]) -> Tensor:
         """θ of each region, (G,)."""
-        if self.counts == "nb":
-            return values["V.dispersion"]
-        # a binary count of mean μ tells of log μ what one of inverse dispersion 2 does, to first
-        # order
-        usual = 2.0 if self.counts == "binary" else math.exp(_POISSON)
-        return (usual * self.one).expand(self.n_genes)
+        return values["V.dispersion"]
+
+
+class PoissonChromatinView(ChromatinView):
+    """Fragments per region without overdispersion; see `ChromatinView`."""
+
+    dims = {}
+    overdispersed = False
+
+    def theta(self, values: dict[str, Tensor]) -> Tensor:
+        """So large that it is that of Poisson counts, (G,)."""
+        return (math.exp(_POISSON) * self.one).expand(self.n_genes)
+
+
+class OpenChromatinView(ChromatinView):
+    """Whether a region has any fragment; see `ChromatinView`."""
+
+    dims = {}
+    depth = "open"
+    overdispersed = False
+
+    def likelihood(
+        self,
+        values: dict[str, Tensor],
+        logits: Tensor,
+        log_size: Tensor,
+        z: Tensor,
+        offset: tuple[Tensor, Tensor] | None = None,
+    ) -> TorchDistribution:
+        """Which regions are open; see `View.likelihood`."""
+        return OpenRegions(log_mean(with_offset(logits, offset), log_size, self.composition))
+
+    def moments(
+        self, values: dict[str, Tensor], log_mu: Tensor, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of being open; see `View.moments`."""
+        open_ = -torch.expm1(-log_mu.exp())
+        return open_, open_ * (1 - open_)
+
+    def theta(self, values: dict[str, Tensor]) -> Tensor:
+        """2, with which a count tells of log μ, to first order, what being open does; (G,)."""
+        return (2.0 * self.one).expand(self.n_genes)
 
 
 class OpenRegions(TorchDistribution):

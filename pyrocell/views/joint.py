@@ -61,27 +61,28 @@ class JointView(View):
             common = {"priors": priors, "composition": shares, "dropout": dropout}
             made.append(kind(n_genes=size, n_latent=n_latent, **common, **more))
         self.views = nn.ModuleList(made)
+        self.before = ["", *(f"{name}." for name in features.names[1:])]
+        # of each view, by what stands before: the names of its sites here, by those it knows
+        self.names = {
+            before: {site: self._named(site, before) for site in view.priors()}
+            for view, before in zip(made, self.before, strict=True)
+        }
         # log depth of a usual cell
         self.register_buffer("usual", torch.zeros(len(features)))
 
     @property
     def parts(self) -> list[tuple[View, slice, str]]:
         """Each view, its features, and what stands before the names of its sites."""
-        out = []
-        for i, (view, part) in enumerate(zip(self.views, self.features.slices, strict=True)):
-            before = "" if i == 0 else f"{self.features.names[i]}."
-            out.append((cast("View", view), part, before))
-        return out
+        every = zip(self.views, self.features.slices, self.before, strict=True)
+        return [(cast("View", view), part, before) for view, part, before in every]
 
     @staticmethod
     def _named(site: str, before: str) -> str:
         return f"V.{before}{site.removeprefix('V.')}"
 
-    def _own(self, values: dict[str, Tensor], view: View, before: str) -> dict[str, Tensor]:
+    def _own(self, values: dict[str, Tensor], before: str) -> dict[str, Tensor]:
         """Sites of a view under the names that it knows."""
-        if not before:
-            return values
-        return {site: values[self._named(site, before)] for site in view.priors()}
+        return {site: values[name] for site, name in self.names[before].items()}
 
     @property
     def dims(self) -> dict[str, tuple[str, ...]]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -160,7 +161,7 @@ class JointView(View):
         for i, ((view, _, before), own_logits, table) in enumerate(each):
             own = None if offset is None or table is None else (table, offset[1])
             more = {"batch": log_size[:, -1]} if getattr(view, "by_batch", False) else {}
-            mine = self._own(values, view, before)
+            mine = self._own(values, before)
             parts.append(view.likelihood(mine, own_logits, depth[:, i], z, own, **more))
         return JointCounts(parts, self.features, seen)
 
@@ -169,7 +170,7 @@ class JointView(View):
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of counts; see `View.moments`."""
         found = [
-            view.moments(self._own(values, view, before), log_mu[..., part], z)
+            view.moments(self._own(values, before), log_mu[..., part], z)
             for view, part, before in self.parts
         ]
         mean, variance = (torch.cat(each, -1) for each in zip(*found, strict=True))
@@ -177,16 +178,14 @@ class JointView(View):
 
     def theta(self, values: dict[str, Tensor]) -> Tensor:
         """Inverse dispersions of all features, (G,)."""
-        return torch.cat(
-            [view.theta(self._own(values, view, before)) for view, _, before in self.parts]
-        )
+        return torch.cat([view.theta(self._own(values, before)) for view, _, before in self.parts])
 
     def information(self, values: dict[str, Tensor], mean: Tensor, log_size: Tensor) -> Tensor:
         """That of each view, 0 in cells where it was not measured."""
         seen = torch.isfinite(log_size[:, :-1])
         found = []
         for i, (view, part, before) in enumerate(self.parts):
-            own = view.information(self._own(values, view, before), mean[..., part], log_size[:, i])
+            own = view.information(self._own(values, before), mean[..., part], log_size[:, i])
             found.append(own * seen[:, i, None])
         return torch.cat(found, -1)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from pyrocell.distributions import EventLogNormal, EventNormal, Start
+from pyrocell.distributions.counts import with_offset
 from pyrocell.priors import Priors
 from pyrocell.views.base import View
 
@@ -146,9 +147,7 @@ class ProteinView(View):
         batch: Tensor | None = None,
     ) -> AntibodyCounts:
         """Mixture of background and foreground; `batch` (cells,), -1 the average of batches."""
-        if offset is not None:
-            table, rows = offset
-            logits = sum((table[row] for row in rows.unbind(1)), logits)
+        logits = with_offset(logits, offset)
         low = self.background(values, batch)
         return AntibodyCounts(
             low.expand_as(logits),

@@ -12,7 +12,6 @@ from pyrocell import PyroCell, simulate
 from pyrocell.design import view_value
 from pyrocell.errors import DesignError, ScreenError
 from pyrocell.posterior.lag import course
-from pyrocell.simulate.several_views import set_in
 
 
 def model_of(**changes: object) -> PyroCell:
@@ -30,7 +29,6 @@ def test_a_course_is_that_of_two_stages(constant, lag):
     )  # fmt: skip
     np.testing.assert_allclose(course(times, constant, lag), followed.y[1], atol=2e-4)
     np.testing.assert_allclose(course(times, constant), followed.y[0], atol=1e-6)
-    np.testing.assert_allclose(set_in(times, lag, constant), followed.y[1], atol=2e-4)
 
 
 def test_a_lag_is_found_where_there_is_one():

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from pyrocell.priors import Priors
-from pyrocell.views.chromatin import ChromatinView, OpenRegions
+from pyrocell.views.chromatin import (
+    ChromatinView,
+    OpenChromatinView,
+    OpenRegions,
+    PoissonChromatinView,
+)
 
 
 @given(st.lists(st.floats(-12, 3), min_size=1, max_size=6), st.integers(0, 2**6 - 1))
@@ -24,9 +29,9 @@ def test_a_region_is_open_where_a_poisson_count_is_above_zero(log_mu, pattern):
     assert mine.log_prob(x.to_sparse_csr()).item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize("counts", ["nb", "poisson", "binary"])
-def test_moments_are_those_of_the_likelihood(counts):
-    view = ChromatinView(5, 2, Priors(), True, counts=counts)
+@pytest.mark.parametrize("kind", [ChromatinView, PoissonChromatinView, OpenChromatinView])
+def test_moments_are_those_of_the_likelihood(kind):
+    view = kind(5, 2, Priors(), True)
     values = {site: prior.mean for site, prior in view.priors().items()}
     logits, z = torch.linspace(-1, 1, 5)[None], torch.zeros(1, 2)
     log_size = torch.tensor([3.0])

@@ -101,7 +101,7 @@ def test_effects_are_found_in_the_view_that_they_are_in(fitted):
         top = table.loc[table["lfsr"].idxmin()]
         assert (top["perturbation"], top["gene"]) == ("A", feature)
         others = table[table["perturbation"] == "B"]
-        assert (others["fdr"] > 0.05).all()
+        assert (others["fdr"] > 0.1).all()
     every = model.perturbation_effects()
     assert len(every) == 2 * (12 + 6 + 10)
 

@@ -24,6 +24,7 @@ from pyrocell.data.statistics import add_by_group
 from pyrocell.posterior.gene_level.batch_noise import NoiseFit, fit_noise
 from pyrocell.posterior.gene_level.overdispersion import Overdispersion, pooled_overdispersion
 from pyrocell.posterior.gene_level.replicates import replicate_variance
+from pyrocell.screen.feature_views import places_of
 
 __all__ = [
     "CellGroups",
@@ -46,6 +47,9 @@ _TOP = 3  # highest counts of a gene, the lowest of which none may exceed
 _CELLS = 50_000  # from which overdispersion is learned
 _SHRUNKEN_ROUNDS = 3
 _EFFECT_SD = 0.3  # of levels about the pooled rate, where overdispersion is learned
+# arrays of `LevelCounts` and of its `noise` whose last dimension is features
+_COLUMNS = tuple("total depth within between eta eta_width reference rate raw replicate".split())
+_OF_NOISE = ("theta", "factor", "log_weight", "scale")
 
 
 @dataclass(frozen=True)
@@ -145,18 +149,33 @@ class LevelCounts:
     def noise_variance(self, rows: Sequence[int], other: int) -> np.ndarray:
         """(n, G) variance that the error of batch noise adds to conditions against another."""
         shares = self.share if self.sizes else self.share[None]
-        ends = np.cumsum(self.sizes) if self.sizes else [len(self.eta_root)]
         found = []
-        for share, first, last in zip(shares, [0, *ends[:-1]], ends):
+        for share, part in zip(shares, places_of(self.sizes or (len(self.eta_root),))):
             away = share[list(rows)] - share[other]  # (n, H)
-            batch = np.einsum("nh,ghk->ngk", away, self.eta_root[first:last])
+            batch = np.einsum("nh,ghk->ngk", away, self.eta_root[part])
             found.append((batch**2).sum(-1))
         return np.concatenate(found, 1)
 
-    @property
-    def least_per_cell(self) -> np.ndarray:
-        """(C,) `per_cell` of the view with most cells."""
-        return self.per_cell.min(0) if self.sizes else self.per_cell
+    def of_features(self, features: np.ndarray | slice) -> LevelCounts:
+        """The likelihood of some features alone; of views, those of each in their order."""
+        noise = self.noise
+        sizes = ()
+        if self.sizes:
+            kept = np.arange(sum(self.sizes))[features]
+            sizes = np.diff(np.searchsorted(kept, [0, *np.cumsum(self.sizes)])).tolist()
+        return replace(
+            self,
+            **{name: np.ascontiguousarray(getattr(self, name)[..., features]) for name in _COLUMNS},
+            eta_root=self.eta_root[features],
+            sizes=tuple(sizes),
+            noise=replace(
+                noise,
+                **{
+                    name: np.ascontiguousarray(getattr(noise, name)[..., features])
+                    for name in _OF_NOISE
+                },
+            ),
+        )
 
     def spread(self, log_theta: np.ndarray) -> np.ndarray:
         """k at given overdispersions (G,), (C, G)."""
@@ -167,8 +186,8 @@ def moved_by(share: np.ndarray, change: np.ndarray, sizes: Sequence[int]) -> np.
     """(C, G) mean of changes of noise groups (H, G) by shares (C, H), or (V, C, H) of views."""
     if not len(sizes):
         return share @ change
-    parts = np.split(change, np.cumsum(sizes)[:-1], axis=1)
-    return np.concatenate([own @ part for own, part in zip(share, parts, strict=True)], 1)
+    parts = zip(share, places_of(sizes), strict=True)
+    return np.concatenate([own @ change[:, part] for own, part in parts], 1)
 
 
 def shared_noise(per_cell: np.ndarray, loading: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
@@ -184,22 +203,16 @@ def side_by_side(parts: Sequence[LevelCounts]) -> LevelCounts:
     if len(parts) == 1:
         return parts[0]
 
-    def joined(name: str, axis: int = -1) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts], axis)
+    def joined(kind: str, name: str) -> np.ndarray:
+        of = [part.noise if kind == "noise" else part for part in parts]
+        return np.concatenate([getattr(each, name) for each in of], -1)
 
-    columns = ("total", "depth", "within", "between", "eta", "eta_width", "reference", "rate")
-    noise = Overdispersion(
-        **{
-            name: np.concatenate([getattr(part.noise, name) for part in parts], -1)
-            for name in ("theta", "factor", "log_weight", "scale")
-        }
-    )
     return LevelCounts(
-        **{name: joined(name) for name in (*columns, "raw", "replicate")},
-        eta_root=joined("eta_root", 0),
+        **{name: joined("counts", name) for name in _COLUMNS},
+        eta_root=np.concatenate([part.eta_root for part in parts]),
         per_cell=np.stack([part.per_cell for part in parts]),
         share=np.stack([part.share for part in parts]),
-        noise=noise,
+        noise=Overdispersion(**{name: joined("noise", name) for name in _OF_NOISE}),
         sizes=tuple(part.total.shape[1] for part in parts),
     )
 
@@ -208,30 +221,12 @@ def apart(counts: LevelCounts) -> list[LevelCounts]:
     """The views that were put side by side."""
     if not counts.sizes:
         return [counts]
-    ends = np.cumsum(counts.sizes)
-    columns = ("total", "depth", "within", "between", "eta", "eta_width", "reference", "rate")
-    out = []
-    for v, (end, n) in enumerate(zip(ends, counts.sizes, strict=True)):
-        part, noise = slice(end - n, end), counts.noise
-        out.append(
-            LevelCounts(
-                **{
-                    name: getattr(counts, name)[..., part]
-                    for name in (*columns, "raw", "replicate")
-                },
-                eta_root=counts.eta_root[part],
-                per_cell=counts.per_cell[v],
-                share=counts.share[v],
-                noise=replace(
-                    noise,
-                    **{
-                        name: getattr(noise, name)[..., part]
-                        for name in ("theta", "factor", "log_weight", "scale")
-                    },
-                ),
-            )
+    return [
+        replace(counts.of_features(part), per_cell=per_cell, share=share, sizes=())
+        for part, per_cell, share in zip(
+            places_of(counts.sizes), counts.per_cell, counts.share, strict=True
         )
-    return out
+    ]
 
 
 def highest_allowed(counts: Any) -> np.ndarray:

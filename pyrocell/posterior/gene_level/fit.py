@@ -39,6 +39,7 @@ from pyrocell.posterior.gene_level.states import GeneLevel, Layout
 from pyrocell.posterior.populations import resting_cells, resting_states
 from pyrocell.posterior.strength.responders import Responders
 from pyrocell.priors import Priors
+from pyrocell.screen.feature_views import places_of
 from pyrocell.screen.guide_pairs import guide_pairs
 from pyrocell.screen.screen import Screen
 from pyrocell.views import JointView
@@ -222,7 +223,7 @@ def counts_of_screen(screen: Screen, data: CellDataset, priors: Priors) -> Level
                 priors.eta_sd,
                 priors.replicate_sd,
             )
-            for own, cells in data.with_positions
+            for own, cells in data.by_view
         ]
     )
 
@@ -415,12 +416,8 @@ def _offsets(model: GenerativeModel, counts: LevelCounts) -> bool | list[slice]:
         return model.config.composition
     view = model.measurement
     assert isinstance(view, JointView)
-    ends = np.cumsum(counts.sizes).tolist()
-    return [
-        slice(end - n, end)
-        for (own, _, _), end, n in zip(view.parts, ends, counts.sizes, strict=True)
-        if own.compositions and n
-    ]
+    parts = zip(view.parts, places_of(counts.sizes), strict=True)
+    return [place for (own, _, _), place in parts if own.compositions and place.stop > place.start]
 
 
 # ---------------------------------------------------------------------- programs
@@ -435,7 +432,7 @@ def _halves(
     first[order[::2]] = True
     shape = len(screen.conditions), len(counts.eta)
     halves: list[list[LevelCounts]] = [[], []]
-    for (own, cells), whole in zip(data.with_positions, apart(counts), strict=True):
+    for (own, cells), whole in zip(data.by_view, apart(counts), strict=True):
         size = own.size
         most = highest_allowed(own.counts)
         labels = screen.cell_condition[cells], group[cells]
@@ -451,7 +448,7 @@ def _try_programs(halves: list[LevelCounts], rank: int, common: dict, seed: int)
     chosen = np.sort(np.argsort(-genes, kind="stable")[:_MOST_GENES])
     common = {**common, "loading": common["loading"][:, chosen]}
     common["layout"] = _of_genes(common["layout"], chosen)
-    halves = [_genes_of(half, chosen) for half in halves]
+    halves = [half.of_features(chosen) for half in halves]
     reference = [_short(half, 0, common, seed + i) for i, half in enumerate(halves)]
     scores = {0: _foretold(reference, reference, halves)}
     gain: dict[int, tuple[float, float]] = {}
@@ -474,29 +471,6 @@ def _of_genes(layout: Layout, genes: np.ndarray) -> Layout:
     place = {g: i for i, g in enumerate(genes.tolist())}
     target = np.array([place.get(int(t), -1) for t in layout.blocks.target])
     return replace(layout, blocks=replace(layout.blocks, target=target))
-
-
-def _genes_of(counts: LevelCounts, genes: np.ndarray) -> LevelCounts:
-    noise = counts.noise
-    return replace(
-        counts,
-        **{
-            name: np.ascontiguousarray(getattr(counts, name)[..., genes])
-            for name in (
-                *("total", "depth", "within", "between", "eta", "rate", "raw"),
-                *("reference", "replicate"),
-            )
-        },
-        eta_root=counts.eta_root[genes],
-        sizes=tuple(np.diff(np.searchsorted(genes, [0, *np.cumsum(counts.sizes)])).tolist()),
-        noise=replace(
-            noise,
-            theta=noise.theta[genes],
-            factor=noise.factor[genes],
-            scale=noise.scale[genes],
-            log_weight=np.ascontiguousarray(noise.log_weight[:, genes]),
-        ),
-    )
 
 
 def _short(

@@ -33,6 +33,7 @@ from pyrocell.posterior.gene_level.blocks import Blocks
 from pyrocell.posterior.gene_level.counts import LevelCounts
 from pyrocell.posterior.gene_level.overdispersion import draw_log_theta
 from pyrocell.posterior.gene_level.prior import SCALES, SPIKES
+from pyrocell.screen.feature_views import places_of
 
 __all__ = [
     "LEAST_OWN",
@@ -59,6 +60,7 @@ LEAST_OWN = 0.4  # of a gene's noise that is its own and not the cells' state
 _OFFSET_SD, _OFFSET_FREEDOM = 0.02, 4.0
 _NUMBERS = 2**22  # worked on at once
 _LARGEST_STEP = 2.0
+_FEWEST = 50  # features that a view counts as at least, in what is taken for unmoved beforehand
 _OWN_SPIKE = 0.2  # weight of "does not change" for the transcript of the perturbed gene
 
 
@@ -110,7 +112,7 @@ class State:
     level
         (Q, G) s of contexts, R of those that respond to a medium, see `Contexts.is_response`.
     offset, state
-        (C,) o and (C, d) ζ.
+        (C,) o and (C, d) ζ; with several views (C, parts), see `Sampler`, and (C, V d).
     loading, activity
         (G, r) λ and (K, r) y.
     eta
@@ -214,19 +216,20 @@ class Sampler:
         self.n_conditions, self.n_genes = n_conditions, n_genes
         self.n_perturbations, self.n_media = blocks.n_perturbations, n_media
         self.rate = np.log(counts.rate).astype(np.float32)
-        ends = np.cumsum(counts.sizes or [n_genes]).tolist()
-        starts = [0, *ends[:-1]]
-        self.views = list(zip(starts, ends, strict=True))  # first and last feature of each
-        spans = [(0, n_genes)] if shared else self.views
-        self.axis_spans = [span for span in spans for _ in range(rank)]
+        self.views = places_of(counts.sizes or (n_genes,))
+        # what is unmoved before any feature is looked at counts as of so many
+        fewest = min(n_genes, _FEWEST)
+        self.counted = [max(part.stop - part.start, fewest) for part in self.views]
+        self.moved = [slice(0, n_genes)] if shared else self.views  # features that programs move
+        self.axis_spans = [part for part in self.moved for _ in range(rank)]  # of each program
         self.rank = len(self.axis_spans)
         self._split_noise(noise_loading)
         self.perturbed = np.asarray(self.genotype.sum(1)).ravel() > 0
         self._start()
         self.parts, self.part_view = [], []
-        for v, (first, last) in enumerate(self.views):
-            n_tasks = 2 * -(-(last - first) // (2 * _AT_ONCE))  # an even number, for two threads
-            edges = np.linspace(first, last, n_tasks + 1).astype(int)
+        for v, part in enumerate(self.views):
+            n_tasks = 2 * -(-(part.stop - part.start) // (2 * _AT_ONCE))  # even, for two threads
+            edges = np.linspace(part.start, part.stop, n_tasks + 1).astype(int)
             mine = [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
             self.parts += mine
             self.part_view += [v] * len(mine)
@@ -237,6 +240,12 @@ class Sampler:
     # ------------------------------------------------------------------ start
     def _split_noise(self, loading: np.ndarray) -> None:
         """The part of the loading that the noise of genes has room for."""
+        # the cells of a condition that have a view need not be those that have another, and are in
+        # states of their own
+        whole = np.zeros((len(self.views), *loading.shape))
+        for v, part in enumerate(self.views):
+            whole[v, :, part] = loading[:, part]
+        loading = whole.reshape(-1, loading.shape[1])
         spread = self.counts.spread(np.log(self.counts.noise.theta))
         shared = self.counts.shared_noise(loading)
         room = ((1 - LEAST_OWN) * spread / np.maximum(shared, 1e-12)).min(0)
@@ -483,15 +492,16 @@ class Sampler:
 
     def _draw_weights(self, share: np.ndarray) -> None:
         """Weights of components: each block's around those of all blocks of its kind."""
-        for v, (first, last) in enumerate(self.views):
-            self._draw_weights_of(v, share[v].copy(), last - first)
+        for v in range(len(self.views)):
+            self._draw_weights_of(v, share[v].copy())
 
-    def _draw_weights_of(self, view: int, share: np.ndarray, n_genes: int) -> None:
+    def _draw_weights_of(self, view: int, share: np.ndarray) -> None:
         """Those of a view; share (blocks, components) is how many genes each component has."""
         blocks, rng = self.blocks, self.rng
+        part, n_genes = self.views[view], self.counted[view]
         # where few genes move, small sizes could take in many that do not, so the spike is
         # favoured; where most move there is less to take in
-        unmoved = share[1:, 0].mean() / n_genes if len(share) > 1 else 1.0
+        unmoved = share[1:, 0].mean() / (part.stop - part.start) if len(share) > 1 else 1.0
         share[:, 0] += _SPIKES * unmoved**_FAVOUR * n_genes
         share[0, 0] += _COMMON_SPIKES * n_genes
         for kind, n in enumerate(blocks.kinds):
@@ -646,7 +656,9 @@ class Sampler:
         curvature = (axes * weight[:, None, :]) @ axes.T  # (rows, d, d)
         old = self.state[rows]
         right = pull @ axes.T + np.einsum("rde,re->rd", curvature, old)
-        precision = curvature + np.eye(len(axes)) / self.counts.least_per_cell[rows, None, None]
+        per_cell = np.atleast_2d(self.counts.per_cell)[:, rows]  # (V, rows)
+        per_axis = np.repeat(per_cell, len(axes) // len(per_cell), axis=0).T  # (rows, axes)
+        precision = curvature + np.eye(len(axes)) / per_axis[:, None, :]
         mean = np.linalg.solve(precision, right[..., None])[..., 0]
         root = np.linalg.cholesky(precision).swapaxes(-1, -2)
         new = mean + np.linalg.solve(root, normal[rows][..., None])[..., 0]
@@ -728,14 +740,15 @@ class Sampler:
             found[b - 1] = self.effect[span].sum(0)
             weight[b - 1] = span.stop - span.start
         found /= np.maximum(weight, 1)
-        for span in dict.fromkeys(self.axis_spans):
-            axes = [a for a, mine in enumerate(self.axis_spans) if mine == span]
-            left, size, right = np.linalg.svd(found[:, slice(*span)], full_matrices=False)
-            r = min(len(axes), len(size))
+        rank = self.rank // len(self.moved)
+        for i, part in enumerate(self.moved):
+            left, size, right = np.linalg.svd(found[:, part], full_matrices=False)
+            r = min(rank, len(size))
             turn = _varimax(right[:r].T * size[:r])
             activity = left[:, :r] @ turn
             activity /= np.maximum(activity.std(0), 1e-9)
-            self.activity[:, axes[:r]] = np.where(np.abs(activity) > 0.3, activity, 0.0)
+            axes = slice(i * rank, i * rank + r)
+            self.activity[:, axes] = np.where(np.abs(activity) > 0.3, activity, 0.0)
 
     def _draw_loading(self, axis: int) -> None:
         rng = self.rng
@@ -748,11 +761,11 @@ class Sampler:
         scales = _LOADING_SCALES
         share = _scale_shares(self.loading_weights[axis], scales, curvature, pull)
         chosen = _choose(share, rng)
-        first, last = self.axis_spans[axis]
-        n_genes = last - first
+        part = self.axis_spans[axis]
+        n_genes = part.stop - part.start
         if n_genes < self.n_genes:  # a program of one view
             elsewhere = np.ones(self.n_genes, bool)
-            elsewhere[first:last] = False
+            elsewhere[part] = False
             chosen, share[:, elsewhere] = np.where(elsewhere, 0, chosen), 0.0
         precision = curvature + scales[np.maximum(chosen - 1, 0)] ** -2
         drawn = pull / precision + rng.standard_normal(self.n_genes) / np.sqrt(precision)

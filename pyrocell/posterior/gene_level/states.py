@@ -26,6 +26,7 @@ from pyrocell.posterior.gene_level.sampler import (
     gain_of_conditions,
     own_weights,
 )
+from pyrocell.screen.feature_views import places_of
 
 __all__ = ["Columns", "GeneLevel", "Layout", "Request"]
 
@@ -410,11 +411,11 @@ class GeneLevel:
         first = draw // len(self)
         seeds = int(self.part("seed", draw)) + _FRESH * np.arange(first, first + turns)
         chosen = np.arange(len(blocks))
-        ends = np.cumsum(self._sizes or (n_genes,)).tolist()
         edges, view = [], []
-        for v, (first_gene, last) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-            mine = [(a, min(a + _AT_ONCE, last)) for a in range(first_gene, last, _AT_ONCE)]
-            edges, view = edges + mine, view + [v] * len(mine)
+        for v, part in enumerate(places_of(self._sizes or (n_genes,))):
+            firsts = range(part.start, part.stop, _AT_ONCE)
+            edges += [(a, min(a + _AT_ONCE, part.stop)) for a in firsts]
+            view += [v] * len(firsts)
         share = np.zeros((len(edges), len(blocks), log_weights.shape[2]))
 
         widths, evidence = np.zeros(0), np.zeros((0, 0))
