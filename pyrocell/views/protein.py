@@ -16,7 +16,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import softplus
 
 from pyrocell.distributions import EventLogNormal, EventNormal, Start
 from pyrocell.distributions.counts import with_offset
@@ -280,16 +280,54 @@ class AntibodyCounts(TorchDistribution):
         """Log probability of every count, (..., cells, proteins)."""
         x = value if value.layout == torch.strided else value.to_dense()
         x = x.to(self.log_fore.dtype)
-        low = _negative_binomial(x, self.log_low, self.log_theta_low)
-        high = _negative_binomial(x, self.log_high, self.log_theta)
-        return torch.logaddexp(
-            logsigmoid(self.gate) + low, logsigmoid(-self.gate) + high
-        ) - torch.lgamma(x + 1)
+        return cast(
+            "Tensor",
+            _LogProb.apply(
+                x, self.log_low, self.log_fore, self.gate, self.log_theta_low, self.log_theta
+            ),
+        )
 
 
-def _negative_binomial(x: Tensor, log_mu: Tensor, log_theta: Tensor) -> Tensor:
-    """Log probability of counts without their factorial."""
+class _LogProb(torch.autograd.Function):
+    """Log probability of antibody counts; the value and its gradient share all that is costly."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, low: Tensor, fore: Tensor, gate: Tensor, a: Tensor, b: Tensor
+    ) -> Tensor:
+        """The value; parameters as in `AntibodyCounts`."""
+        bound = torch.sigmoid(fore - low)  # share of foreground in the mean where there is any
+        high = low + softplus(fore - low)
+        background, of_low, of_a = _negative_binomial(x, low, a)
+        both, of_high, of_b = _negative_binomial(x, high, b)
+        odds = gate + background - both
+        share = torch.sigmoid(odds)  # that this count is of background alone
+        total = both.sub_(softplus(gate)).add_(softplus(odds)).sub_(torch.lgamma(x + 1))
+        of_high.mul_(1 - share)
+        of_fore = of_high * bound
+        of_low.mul_(share).add_(of_high).sub_(of_fore)
+        of_gate = share - torch.sigmoid(gate)
+        ctx.save_for_backward(of_low, of_fore, of_gate, of_a.mul_(share), of_b.mul_(1 - share))
+        ctx.shapes = [t.shape for t in (low, fore, gate, a, b)]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of everything but the counts."""
+        whole = zip(ctx.saved_tensors, ctx.shapes, strict=True)
+        return None, *((grad * slope).sum_to_size(shape) for slope, shape in whole)
+
+
+def _negative_binomial(
+    x: Tensor, log_mu: Tensor, log_theta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log probability of counts without their factorial, and slopes in log mean and log theta."""
     theta = log_theta.exp()
-    u = log_mu - log_theta
-    factor = torch.lgamma(x + theta) - torch.lgamma(theta)
-    return factor + x * u - (x + theta) * softplus(u)
+    u, total = log_mu - log_theta, x + theta
+    high = softplus(u)
+    value = torch.lgamma(total).sub_(torch.lgamma(theta))
+    value.add_(x * u).sub_(total * high)
+    pulled = torch.sigmoid(u).mul_(total)
+    of_theta = torch.digamma(total).sub_(torch.digamma(theta)).mul_(theta)
+    of_theta.sub_(x).sub_(high.mul_(theta)).add_(pulled)
+    return value, x - pulled, of_theta

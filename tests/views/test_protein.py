@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch.testing import assert_close
@@ -51,3 +51,13 @@ def test_without_foreground_the_state_does_not_matter():
     x = torch.tensor([[3.0]], dtype=torch.float64)
     both = [counts(1.0, -40.0, gate, 1.0, 1.0).log_prob(x) for gate in (-5.0, 5.0)]
     assert_close(*both)
+
+
+@given(LOGS, LOGS, LOGITS, THETAS, THETAS, st.integers(0, 500))
+@settings(max_examples=25)
+def test_the_gradient_is_that_of_the_value(low, fore, gate, a, b, x):
+    inputs = [scalar(v).requires_grad_() for v in (low, fore, gate)]
+    inputs += [torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (a, b)]
+    assert torch.autograd.gradcheck(
+        lambda *each: AntibodyCounts(*each).log_prob(scalar(float(x))), inputs, rtol=1e-3, atol=1e-5
+    )
