@@ -2,8 +2,9 @@
 
 Parts: `effects` on simulated screens of RNA and protein, beside a fit of RNA alone and the plain
 log ratio of mean counts (no model), and what is silent in which view; `shuffled`, with labels that
-mean nothing; `missing`, proteins of cells without them, beside scvi-tools' TOTALVI and the mean;
-`unpaired`, RNA in half of the cells and chromatin in the others, beside as many cells with both;
+mean nothing; `lag`, whether proteins follow RNA, and how late; `missing`, proteins of cells without
+them, beside scvi-tools' TOTALVI and the mean; `unpaired`, RNA in half of the cells and chromatin in
+the others, beside as many cells with both;
 `citeseq` and `multiome`, held-out cells of real ones beside TOTALVI, PEAKVI and POISSONVI; `step`
 and `time`, how long. Seeds below 100 are for development.
 """
@@ -134,6 +135,26 @@ def shuffled(seed: int) -> dict[str, Any]:
             "excluding_zero": float(without.mean()),
             "called_active": float((rows["posterior"] < 0.5).mean()),
         }
+    return out
+
+
+def lag(seed: int, n_screens: int = 10) -> dict[str, Any]:
+    """Whether proteins follow RNA: none, and lags of .3, 1 and 2 at a common constant of 1."""
+    out: dict[str, Any] = {"seed": seed}
+    for true in (0.0, 0.3, 1.0, 2.0):
+        found = []
+        for i in range(n_screens):
+            times = (0.5, 1.0, 2.0, 4.0)
+            more = {"n_cells": 3_000, "seed": 1_000 * seed + i}
+            mdata = pyrocell.simulate.views(times=times, lag=true, **more)
+            pyrocell.PyroCell.setup_mudata(mdata, rna="rna", protein="prot", time_key="time")
+            found.append(pyrocell.PyroCell(mdata).lag("protein"))
+        table = pd.concat(found)
+        of = {"said": float((table["posterior"] > 0.5).mean())}
+        if true:
+            of["cover"] = float(((table["lower"] <= true) & (true <= table["upper"])).mean())
+            of["median"] = float(table["lag"].median())
+        out[f"{true:g}"] = of
     return out
 
 
@@ -481,6 +502,7 @@ PARTS = {
     "time": time_to_evidence,
     "effects": effects,
     "shuffled": shuffled,
+    "lag": lag,
     "missing": missing,
     "unpaired": unpaired,
     "citeseq": citeseq,

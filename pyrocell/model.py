@@ -363,13 +363,14 @@ class PyroCell(BaseModelClass):
         batch_key: str | Mapping[str, str] | None = "batch",
         kinds: Mapping[str, str] | None = None,
         layers: Mapping[str, str | None] | None = None,
+        isotypes: Sequence[str] = (),
         **arguments: Any,
     ) -> None:
         """Check a MuData and register it: several views of one hidden state.
 
         Cells may have any of the views, and need not have the same. `mdata` is left as it is; the
         model works on one AnnData of all features, `model.adata`, whose `.var["view"]` says which
-        view measures a feature.
+        view measures a feature. That is made here: register again after `mdata` has changed.
 
         Parameters
         ----------
@@ -387,6 +388,9 @@ class PyroCell(BaseModelClass):
             `pyrocell.views.VIEWS`, such as ``{"chromatin": "binary fragments"}``.
         layers
             Layer of the counts of a view; default: `.X` of its modality.
+        isotypes
+            Proteins that are isotype controls: they bind nothing, so that all their counts are
+            background, and what batches do to them is expected of all other antibodies.
         **arguments
             As in :meth:`setup_anndata`; columns are looked for in `mdata.obs` and in `.obs` of the
             modalities, by their own names.
@@ -398,7 +402,7 @@ class PyroCell(BaseModelClass):
         """
         named = {"rna": rna, "protein": protein, "chromatin": chromatin}
         modalities = {view: name for view, name in named.items() if name is not None}
-        adata, batch = join_views(mdata, modalities, batch_key, kinds, layers, arguments)
+        adata, batch = join_views(mdata, modalities, batch_key, kinds, layers, arguments, isotypes)
         cls.setup_anndata(adata, batch_key=batch, **arguments)
         remember(mdata, adata)
 
@@ -1546,7 +1550,7 @@ class PyroCell(BaseModelClass):
         media = self.screen.baseline_media if media is None else media
         first = features.names[0] if after is None else after
         asked = features, view, first, media, credible_level
-        return view_lag(self.screen, self._level_counts, *asked)
+        return view_lag(self.screen, self._cells, self._level_counts, *asked)
 
     def to_mudata(self, answer: AnnData) -> MuData:
         """An answer over the features of all views, such as of `predict`, by view.
@@ -1877,8 +1881,12 @@ def _views_of(cells: CellTensors) -> tuple[dict[str, Any], ...]:
     """Views as the model's settings have them; none where there is one."""
     if cells.views is None:
         return ()
-    every = zip(cells.views.names, cells.kinds, cells.views.sizes, strict=True)
-    return tuple({"name": name, "kind": kind, "size": size} for name, kind, size in every)
+    views = cells.views
+    every = zip(views.names, cells.kinds, views.sizes, views.own_controls, strict=True)
+    return tuple(
+        {"name": name, "kind": kind, "size": size} | ({"controls": own} if own else {})
+        for name, kind, size, own in every
+    )
 
 
 def join_views(
@@ -1888,6 +1896,7 @@ def join_views(
     kinds: Mapping[str, str] | None,
     layers: Mapping[str, str | None] | None,
     arguments: Mapping[str, Any],
+    isotypes: Sequence[str] = (),
 ) -> tuple[AnnData, str | None]:
     """One AnnData of the modalities of views by name, and its column of batches.
 
@@ -1912,4 +1921,7 @@ def join_views(
     needed.append(arguments.get("perturbation_key", "perturbation"))
     if isinstance(batch_key, str):
         needed.append(batch_key)
-    return joined(mdata, modalities, what, depths, batch_key, layers, needed)
+    if len(isotypes) and "protein" not in modalities:
+        raise ScreenError("isotypes are features of proteins; name their modality in protein=")
+    controls = {"protein": list(isotypes)} if len(isotypes) else None
+    return joined(mdata, modalities, what, depths, batch_key, layers, needed, controls)

@@ -8,7 +8,7 @@ any other.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import anndata as ad
@@ -48,6 +48,7 @@ def joined(
     batch_key: str | Mapping[str, str] | None,
     layers: Mapping[str, str | None] | None = None,
     needed: Collection[str] = (),
+    controls: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[ad.AnnData, str | None]:
     """One AnnData of all modalities asked for, and the column of batches in it.
 
@@ -69,6 +70,8 @@ def joined(
         Layer of the counts of a view; default: `.X`.
     needed
         Columns that will be asked for.
+    controls
+        Of views, features that measure nothing of a cell's state.
 
     Raises
     ------
@@ -130,7 +133,11 @@ def joined(
         "layers": {view: layer for view, layer in (layers or {}).items() if layer is not None},
         "needed": sorted({str(name) for name in needed if name}),
         "sizes": [part.n_vars for part in parts.values()],
+        "controls": {
+            view: [str(name) for name in names] for view, names in (controls or {}).items()
+        },
     }
+    _controls(out)  # all of them are there
     if isinstance(batch_key, Mapping):
         out.obs[BATCH] = _batches(out, parts, batch_key)
         return out, BATCH
@@ -166,7 +173,23 @@ def again(mdata: MuData, kept: Mapping[str, Any]) -> ad.AnnData:
         batch_key if batch_key is None or isinstance(batch_key, str) else dict(batch_key),
         dict(kept["layers"]),
         list(kept["needed"]),
+        kept.get("controls"),
     )[0]
+
+
+def _controls(adata: ad.AnnData) -> tuple[int, ...]:
+    """Positions of features that measure nothing of a cell's state."""
+    places = []
+    for view, names in adata.uns[VIEWS].get("controls", {}).items():
+        own = np.flatnonzero(adata.var["view"].astype(str) == view)
+        features = pd.Index(adata.var["feature"].astype(str).to_numpy()[own])
+        for name in names:
+            if name not in features:
+                raise UnknownLabelError(
+                    f'"{name}" is not a feature of {view}{did_you_mean(name, list(features))}'
+                )
+            places.append(int(own[features.get_loc(name)]))
+    return tuple(sorted(places))
 
 
 def _common(tables: list[pd.DataFrame]) -> list[str]:
@@ -285,7 +308,7 @@ def features_of(adata: ad.AnnData) -> tuple[FeatureViews, list[str]] | None:
     if kept is None:
         return None
     names = tuple(str(name) for name in kept["names"])
-    features = FeatureViews(names, tuple(int(n) for n in kept["sizes"]))
+    features = FeatureViews(names, tuple(int(n) for n in kept["sizes"]), _controls(adata))
     found = adata.var["view"].astype(str).to_numpy() if "view" in adata.var else None
     if found is None or not np.array_equal(found, features.labels().astype(str)):
         raise ScreenError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrocell.errors import ScreenError
 from pyrocell.generative.effects import EFFECT_PRIORS
 from pyrocell.operators.dynamics import DYNAMICS
-from pyrocell.screen.feature_views import FeatureViews
+from pyrocell.screen.feature_views import FeatureViews, places_of
 from pyrocell.views import VIEWS
 
 __all__ = [
@@ -46,7 +46,8 @@ class ModelConfig:
     assume: Sequence[dict] = ()  # fields of each `Assume`
     effect_prior: str = "normal"
     objective: dict | None = None  # fields of a `DistributionObjective`
-    views: Sequence[dict] = ()  # name, kind and size of each, where there are several
+    # name, kind and size of each, where there are several, and controls among its features
+    views: Sequence[dict] = ()
 
     @property
     def features(self) -> FeatureViews | None:
@@ -54,7 +55,9 @@ class ModelConfig:
         if not self.views:
             return None
         names, sizes = ([view[key] for view in self.views] for key in ("name", "size"))
-        return FeatureViews(tuple(names), tuple(sizes))
+        parts = zip(self.views, places_of(sizes), strict=True)
+        controls = tuple(part.start + c for view, part in parts for c in view.get("controls", ()))
+        return FeatureViews(tuple(names), tuple(sizes), controls)
 
 
 def check_options(config: ModelConfig) -> None:

@@ -3,8 +3,13 @@
 An effect on a feature of the first view at time t is h(t) u, of the other g(t) v, with h the course
 of relaxation at a rate common to all, 1 − exp(−λ t), and g the same, or what follows it with a rate
 ρ of its own, the response of two stages. u and v are normal with a width for every perturbation and
-view, and are integrated out, as is the error of the controls, which all perturbations share. What
-is left is a likelihood of λ and ρ on a grid.
+view, itself with a half-normal prior. They are integrated out, as is the error of the controls,
+which all perturbations share. What is left is a likelihood of λ and ρ on a grid.
+
+Cells of a condition are in states of their own, which move many features at once: errors of the
+features of a condition go together. Features are therefore turned to the eigenvectors of the
+covariance of cells about their conditions, where errors are independent and effects as wide as
+before.
 """
 
 from __future__ import annotations
@@ -14,6 +19,8 @@ import pandas as pd
 import torch
 from scipy.special import logsumexp
 
+from pyrocell.data.backed import count_blocks
+from pyrocell.data.loader import CellDataset
 from pyrocell.errors import ScreenError
 from pyrocell.operators.waiting import onset_curve
 from pyrocell.posterior.gene_level.counts import LevelCounts
@@ -28,7 +35,12 @@ _LAGS = 30
 _FEWEST_COUNTS = 20.0
 _RANGE = (0.1, 10.0)  # of time constants, in units of the median time
 _SPAN = (0.05, 5.0)  # of lags, in the same units
-_ROUNDS = 5
+_ROUNDS = 20
+# scale of the half-normal prior of the root mean square of effects; where a response has not set in
+# by the last time, a longer lag with larger effects would else do as well
+_WIDEST = 0.5
+_CELLS = 20_000  # at most, that the covariance of cells is learned from
+_LEAST_VARIANCE = 0.1  # of a turned feature, in units of that without covariance
 _UNLIKELY = 12.0  # nats below the best, from which a rate is left out
 
 
@@ -47,6 +59,7 @@ def course(time: np.ndarray, constant: float, lag: float = 0.0) -> np.ndarray:
 
 def view_lag(
     screen: Screen,
+    cells: CellDataset,
     counts: LevelCounts,
     features: FeatureViews,
     view: str,
@@ -65,7 +78,7 @@ def view_lag(
     if view == after:
         raise ScreenError(f'view="{view}" cannot follow itself; name another in after=')
     times, rows = _measured(screen, media)
-    found = {name: _Contrasts.of(counts, part, rows) for name, part in parts.items()}
+    found = {name: _Contrasts.of(counts, cells, name, parts[name], rows) for name in parts}
     unit = float(np.median(times))
     constants = unit * np.geomspace(*_RANGE, _RATES)
     lags = np.concatenate([[0.0], unit * np.geomspace(*_SPAN, _LAGS)])
@@ -132,21 +145,32 @@ class _Contrasts:
         self.n_features = value.shape[-1]
 
     @classmethod
-    def of(cls, counts: LevelCounts, part: slice, rows: list[tuple[int, np.ndarray]]) -> _Contrasts:
-        spread = counts.spread(np.log(counts.noise.theta))
-        total = counts.total.astype(float) + 0.5
-        level = np.log(total / counts.depth)
-        variance = 1 / total + spread
+    def of(
+        cls,
+        counts: LevelCounts,
+        cells: CellDataset,
+        view: str,
+        part: slice,
+        rows: list[tuple[int, np.ndarray]],
+    ) -> _Contrasts:
+        spread = counts.spread(np.log(counts.noise.theta))[:, part]
+        total = counts.total[:, part].astype(float) + 0.5
+        level, variance = np.log(total / counts.depth[:, part]), 1 / total + spread
         enough = np.all([counts.raw[c, part] >= _FEWEST_COUNTS for c, _ in rows], axis=0)
-        genes = np.arange(level.shape[1])[part][enough]
-        if not len(genes):
+        if not enough.any():
             raise ScreenError("no feature of the view has 20 counts in the controls of every time")
-        value = np.stack(
-            [np.where(m[:, None] >= 0, level[m][:, genes] - level[c, genes], 0.0) for c, m in rows],
-            1,
-        )
-        own = np.stack([np.where(m[:, None] >= 0, variance[m][:, genes], 1e6) for _, m in rows], 1)
-        return cls(value, own, np.stack([variance[c, genes] for c, _ in rows]))
+        level, variance = level[:, enough], variance[:, enough]
+        between, per_cell = _covariance_of_cells(cells, view, level, enough)
+        np.fill_diagonal(between, 0.0)
+        usual = np.median(variance, axis=0)
+        axes = np.linalg.eigh(np.diag(usual) + np.median(per_cell) * between)[1]
+        together = np.einsum("gi,gh,hi->i", axes, between, axes)
+        variance = variance @ axes**2 + per_cell[:, None] * together
+        variance = np.maximum(variance, _LEAST_VARIANCE * (usual @ axes**2))
+        level = level @ axes
+        value = np.stack([np.where(m[:, None] >= 0, level[m] - level[c], 0.0) for c, m in rows], 1)
+        own = np.stack([np.where(m[:, None] >= 0, variance[m], 1e6) for _, m in rows], 1)
+        return cls(value, own, np.stack([variance[c] for c, _ in rows]))
 
     def evidence(self, share: np.ndarray) -> float:
         """Log likelihood of a course (T,), effects and the controls' error integrated out."""
@@ -171,13 +195,41 @@ class _Contrasts:
         solved = np.linalg.solve(both, right[..., None])[..., 0]
         out = log.sum() + 0.5 * (right * solved).sum()
         out -= 0.5 * (np.linalg.slogdet(both)[1].sum() + np.log(self.control).sum())
-        return float(out)
+        return float(out) - float(width.sum()) / (2 * _WIDEST**2)
 
     @staticmethod
     def _widths(told: np.ndarray, pull: np.ndarray) -> np.ndarray:
-        """(K,) variance of the effects of each perturbation, by a few steps of EM."""
+        """(K,) variance of the effects of each perturbation, most likely after `_WIDEST`."""
+        n, most = told.shape[1], _WIDEST**2
         width = np.full(len(told), 0.05)
         for _ in range(_ROUNDS):
             shrunk = 1 / (1 / width[:, None] + told)
-            width = ((shrunk * pull) ** 2 + shrunk).mean(1)
+            square = ((shrunk * pull) ** 2 + shrunk).sum(1)
+            width = most * (np.sqrt(n**2 + 4 * square / most) - n) / 2
         return np.maximum(width, 1e-6)
+
+
+def _covariance_of_cells(
+    cells: CellDataset, view: str, level: np.ndarray, genes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, n) covariance of relative counts about conditions and batches, and (C,) 1 / cells."""
+    cells, _ = cells.of_view(view)
+    number = np.bincount(cells.condition, minlength=len(level))
+    group = cells.condition * (cells.batch.max() + 1) + cells.batch
+    _, group = np.unique(group, return_inverse=True)
+    some = np.sort(np.random.default_rng(0).permutation(len(group))[:_CELLS])
+    size, where = np.asarray(cells.size, float), np.flatnonzero(genes)
+    total, depth = np.zeros((group.max() + 1, len(where))), np.bincount(group, size)
+    blocks = [(rows, counts[:, where]) for rows, counts in count_blocks(cells.counts)]
+    for rows, counts in blocks:
+        np.add.at(total, group[rows], counts.toarray())
+    rate = np.maximum(total, 0.5) / depth[:, None]
+    chosen = np.isin(np.arange(len(group)), some)
+    out, n = np.zeros((len(where), len(where))), 0
+    for rows, counts in blocks:
+        mine = chosen[rows]
+        at = np.arange(len(group))[rows][mine]
+        relative = counts[mine].toarray() / (size[at, None] * rate[group[at]]) - 1
+        out += relative.T @ relative
+        n += len(at)
+    return out / max(n - len(total), 1), 1 / np.maximum(number, 1)

@@ -29,10 +29,13 @@ class FeatureViews:
         (V,) names of views.
     sizes
         (V,) numbers of features.
+    controls
+        Positions of features that are known to measure nothing of a cell's state.
     """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+    controls: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,6 +58,11 @@ class FeatureViews:
                 f'view="{name}" is not a view of this model{did_you_mean(name, self.names)}'
             )
         return self.names.index(name)
+
+    @property
+    def own_controls(self) -> list[list[int]]:
+        """Of each view, positions of its controls among its features."""
+        return [[c - p.start for c in self.controls if p.start <= c < p.stop] for p in self.slices]
 
     def labels(self) -> np.ndarray:
         """(G,) name of each feature's view."""

@@ -55,8 +55,10 @@ class JointView(View):
         super().__init__()
         self.features, self.composition = features, composition
         made = []
-        for i, (kind, size) in enumerate(zip(kinds, features.sizes, strict=True)):
-            more = {"n_batches": n_batches} if getattr(kind, "by_batch", False) else {}
+        every = zip(kinds, features.sizes, features.own_controls, strict=True)
+        for i, (kind, size, controls) in enumerate(every):
+            by_batch = getattr(kind, "by_batch", False)
+            more = {"n_batches": n_batches, "controls": controls} if by_batch else {}
             shares = composition if i == 0 else True
             common = {"priors": priors, "composition": shares, "dropout": dropout}
             made.append(kind(n_genes=size, n_latent=n_latent, **common, **more))

@@ -10,6 +10,7 @@ Source: Gayoso et al. (2021), the generative idea; the likelihood is written ane
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ _LEAST_LEFT = 0.02  # of the foreground, however far a mean is said to fall
 _GATE_LOC, _GATE_SD = (-3.0, -1.0), (1.5, 0.5)
 _BACKGROUND_SHARE = (0.02, 0.9)  # of the mean, between which background starts
 _LEAST_FOREGROUND = 0.1  # of the mean, at the start
+_NOTHING_BOUND = 30.0  # logit of being background alone, of isotype controls
 
 
 class ProteinView(View):
@@ -54,6 +56,10 @@ class ProteinView(View):
         Not used.
     n_batches
         Batches that background is told apart in.
+    controls
+        Positions of isotype controls, which bind nothing: their counts are background alone. What
+        batches do to their background on average they do to that of all, and the others'
+        `V.background_batch` is what they differ from it by.
     """
 
     dims = {
@@ -70,6 +76,7 @@ class ProteinView(View):
     curved = True
     one: Tensor
     centre: Tensor
+    binds: Tensor
 
     def __init__(
         self,
@@ -79,16 +86,22 @@ class ProteinView(View):
         composition: bool = False,
         dropout: str = "curve",
         n_batches: int = 1,
+        controls: Sequence[int] = (),
     ):
         super().__init__()
         self.n_genes, self.n_batches, self.scales = n_genes, n_batches, priors
         self.register_buffer("one", torch.ones(()), persistent=False)
         self.register_buffer("centre", torch.zeros(n_genes))  # of log background
+        binds = torch.ones(n_genes)
+        binds[list(controls)] = 0.0
+        self.controls = list(controls)
+        self.register_buffer("binds", binds, persistent=False)
 
     def prepare(self, mean: Tensor, low: Tensor, usual: Tensor) -> None:
         """Centre the prior of background at the low end of the counts."""
         least, most = _BACKGROUND_SHARE
-        self.centre.copy_(low.clamp(least * mean + 1e-3, most * mean + 1e-3).log())
+        low = low.clamp(least * mean + 1e-3, most * mean + 1e-3)
+        self.centre.copy_(torch.where(self.binds > 0, low, mean + 1e-3).log())
 
     def starting_logits(self, log_mean: Tensor) -> Tensor:
         """What foreground adds to background."""
@@ -134,6 +147,8 @@ class ProteinView(View):
             return common
         table = values["V.background_batch"]
         table = table - table.mean(0)
+        if self.controls:
+            table = table + table[:, self.controls].mean(1, keepdim=True) * self.binds
         table = torch.cat([table, torch.zeros_like(table[:1])])  # row -1
         return common + table[batch.long()]
 
@@ -157,11 +172,11 @@ class ProteinView(View):
             values["V.dispersion"].log(),
         )
 
-    @staticmethod
-    def _gate(values: dict[str, Tensor], log_fore: Tensor, low: Tensor) -> Tensor:
+    def _gate(self, values: dict[str, Tensor], log_fore: Tensor, low: Tensor) -> Tensor:
         """Logit of being background."""
         intercept, slope = values["V.gate"].unbind(-1)
-        return intercept + slope * (log_fore - low).clamp(-8.0, 8.0)
+        gate = intercept + slope * (log_fore - low).clamp(-8.0, 8.0)
+        return gate + _NOTHING_BOUND * (1 - self.binds) if self.controls else gate
 
     def moments(
         self, values: dict[str, Tensor], log_mu: Tensor, z: Tensor

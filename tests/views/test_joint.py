@@ -267,3 +267,26 @@ def test_questions_of_one_view_say_so(fitted):
 
     with pytest.raises(ScreenError, match="one view"):
         metrics.evaluate(model, ["A"])
+
+
+def test_isotype_controls_are_background_alone_and_say_what_batches_do_to_all(tmp_path):
+    mdata, _ = small_screen(n=150)
+    views = {"rna": "rna", "protein": "prot"}
+    with pytest.raises(UnknownLabelError, match='"p55" is not a feature of protein'):
+        model_of(mdata, views, isotypes=["p55"])
+    with pytest.raises(ScreenError, match="isotypes are features of proteins"):
+        model_of(mdata, {"rna": "rna"}, isotypes=["p5"])
+    model = model_of(mdata, views, isotypes=["p4", "p5"])
+    model.train(max_epochs=2, progress_bar=False, accelerator="cpu")
+    model.save(tmp_path / "model")
+    again = PyroCell.load(tmp_path / "model", mdata)
+    view = again.module.model.measurement.views[1]
+    assert view.controls == [4, 5]
+    values = {site: prior.mean for site, prior in view.priors().items()}
+    own = torch.tensor([[0.3, 0.0, 0.0, 0.0, 0.5, 0.1], [-0.3, 0.0, 0.0, 0.0, -0.5, -0.1]])
+    values["V.background_batch"] = own
+    low = view.background(values, torch.arange(2)) - values["V.background"]
+    assert_close(low[0], torch.tensor([0.6, 0.3, 0.3, 0.3, 0.5, 0.1]))
+    gate = torch.sigmoid(view._gate(values, torch.full((1, 6), 4.0), torch.zeros(6)))
+    assert (gate[:, 4:] > 0.999).all()
+    assert (gate[:, :4] < 0.5).all()
