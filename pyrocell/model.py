@@ -1294,6 +1294,7 @@ class PyroCell(BaseModelClass):
         time: float | None = None,
         n_samples: int = 200,
         credible_level: float = 0.9,
+        view: str | None = None,
     ) -> pd.DataFrame:
         """Log-fold change of each gene of control cells in a medium, against the baseline medium.
 
@@ -1307,6 +1308,8 @@ class PyroCell(BaseModelClass):
             Posterior draws, where the response was not measured in controls or is variational.
         credible_level
             Mass of the equal-tailed interval.
+        view
+            Of a model of several views; default: all, with a column of that name.
 
         Returns
         -------
@@ -1322,11 +1325,16 @@ class PyroCell(BaseModelClass):
         names = [names] if isinstance(names, str) else list(names)
         if time is None and self.screen.times:
             time = self.screen.times[-1]
-        return media_effects(self.fitted, names, time, n_samples, credible_level)
+        features = views_of(self.module.config, view)
+        table = media_effects(self.fitted, names, time, n_samples, credible_level)
+        return rows_of_view(table, self.screen, features, view)
 
     @limit_threads
     def media_gains(self, n_samples: int = 500, credible_level: float = 0.9) -> pd.DataFrame:
-        """Gain of each perturbation on each medium's response: 0 blocked, 1 untouched."""
+        """Gain of each perturbation on each medium's response: 0 blocked, 1 untouched.
+
+        Of the hidden state, and so the same in every view.
+        """
         if not self.screen.media:
             raise ScreenError(
                 "the screen has one medium, so no gain can be asked for; register a media_key with "

@@ -232,6 +232,11 @@ def views() -> str:
         line("shuffled", f"{name}, labels shuffled: listed", f"{view}/listed")
         line("shuffled", f"{name}, labels shuffled: intervals without 0", f"{view}/excluding_zero")
         line("shuffled", f"{name}, labels shuffled: called active", f"{view}/called_active")
+    line("lag", "proteins without a lag: said to have one (share of screens)", "0/said")
+    for true in ("0.3", "1", "2"):
+        what = f"proteins that follow RNA with a lag of {number(float(true))}"
+        line("lag", f"{what}: found (share of screens)", f"{true}/said")
+        line("lag", f"{what}: 90% intervals hold", f"{true}/cover")
     for part, name in (("at_random", "a third of the cells"), ("whole_batch", "a batch")):
         seeds = len(parts["missing"]["from"]["seeds"]) if "missing" in parts else 0
         what = f"proteins of {name} without them ({seeds} of 3 seeds)"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from mudata import MuData
 from sklearn.decomposition import PCA
 
 from pyrocell._compat import obs_table
@@ -25,15 +26,17 @@ __all__ = ["distribution_distance"]
 
 _SAMPLE = 1000  # observed cells from which the scale of a kernel or of the entropy is taken
 _UPPER = 0.95  # quantile of the noise floor
+_Cells = TypeVar("_Cells", AnnData, MuData, AnnData | MuData)
 
 
 def distribution_distance(
-    predicted: AnnData,
-    observed: AnnData,
+    predicted: AnnData | MuData,
+    observed: AnnData | MuData,
     groupby: str | Sequence[str] = "perturbation",
     method: str = "energy",
     *,
     control: str = "control",
+    view: str | None = None,
     layer: str | None = None,
     use_rep: str | None = None,
     n_pcs: int | None = 50,
@@ -62,6 +65,8 @@ def distribution_distance(
         "energy", "mmd", "sinkhorn", "moments" or "matched": see `pyrocell.metrics.distances`.
     control
         Label of unperturbed cells.
+    view
+        Modality of MuData that is compared, in the cells that have it.
     layer, use_rep
         Layer, or key of `.obsm` in both, that holds the features; `.X` when neither is given.
     n_pcs
@@ -100,6 +105,9 @@ def distribution_distance(
     """
     _check(n_splits=n_splits, max_cells=max_cells, n_pcs=1 if n_pcs is None else n_pcs)
     columns = [groupby] if isinstance(groupby, str) else list(groupby)
+    predicted, observed = (
+        _of_view(cells, view, name) for cells, name in _both(predicted, observed)
+    )
     labels = [_labels(cells, columns, name) for cells, name in _both(predicted, observed)]
     conditions = labels[0].drop_duplicates().sort_values(columns).itertuples(index=False)
     conditions = [tuple(condition) for condition in conditions]
@@ -194,8 +202,26 @@ class _Measure:
             return float(distance(self.method)(x, y, **options))
 
 
-def _both(predicted: AnnData, observed: AnnData) -> tuple[tuple[AnnData, str], ...]:
+def _both(predicted: _Cells, observed: _Cells) -> tuple[tuple[_Cells, str], ...]:
     return (predicted, "predicted"), (observed, "observed")
+
+
+def _of_view(cells: AnnData | MuData, view: str | None, name: str) -> AnnData:
+    """A modality with the columns of all cells; an AnnData as it is."""
+    if not isinstance(cells, MuData):
+        if view is not None:
+            raise ScreenError(f"view= is a modality of MuData, and {name} is not one; leave it out")
+        return cells
+    known = list(cells.mod)
+    if view not in known:
+        asked = f'view="{view}" is no modality of {name}' if view else f"{name} is a MuData"
+        raise UnknownLabelError(f"{asked}{did_you_mean(view or '', known)}; name one in view=")
+    part = cells.mod[view].copy()
+    assert isinstance(part, AnnData)  # not a MuData within
+    own = obs_table(part)
+    whole = pd.DataFrame(cells.obs).loc[part.obs_names]
+    part.obs = pd.concat([own, whole[[c for c in whole if c not in own]]], axis=1)
+    return part
 
 
 def _key(condition: tuple) -> Any:

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from mudata import MuData
+from pandas.testing import assert_frame_equal
 
 from pyrocell.errors import ScreenError, UnknownLabelError
 from pyrocell.metrics import distribution_distance
@@ -167,3 +169,16 @@ def test_predictions_that_do_not_fit_the_observed_cells_are_refused(observed):
     broken.X[3, 2] = np.nan
     with pytest.raises(ScreenError, match="NaN"):
         distribution_distance(broken, observed)
+
+
+def test_a_modality_is_compared_as_it_would_be_alone():
+    predicted, observed = screen(1, SHIFT), screen(2, SHIFT)
+    alone = distribution_distance(predicted, observed, n_splits=3)
+    both = [MuData({"rna": a, "prot": a[::2, :2].copy()}) for a in (predicted, observed)]
+    assert_frame_equal(distribution_distance(*both, view="rna", n_splits=3), alone)
+    of_proteins = distribution_distance(*both, view="prot", n_splits=3)
+    assert (of_proteins["n_observed"] <= alone["n_observed"]).all()
+    with pytest.raises(UnknownLabelError, match='view="rnaa" .* did you mean "rna"'):
+        distribution_distance(*both, view="rnaa")
+    with pytest.raises(ScreenError, match="leave it out"):
+        distribution_distance(predicted, observed, view="rna")
