@@ -364,6 +364,8 @@ class PyroCell(BaseModelClass):
         kinds: Mapping[str, str] | None = None,
         layers: Mapping[str, str | None] | None = None,
         isotypes: Sequence[str] = (),
+        links: pd.DataFrame | None = None,
+        path: str | Path | None = None,
         **arguments: Any,
     ) -> None:
         """Check a MuData and register it: several views of one hidden state.
@@ -391,6 +393,15 @@ class PyroCell(BaseModelClass):
         isotypes
             Proteins that are isotype controls: they bind nothing, so that all their counts are
             background, and what batches do to them is expected of all other antibodies.
+        links
+            Regions of chromatin that are thought to regulate a gene, columns region and gene and,
+            if they differ, weight; pairs that were not measured are left out. Where perturbations
+            move programs that RNA and chromatin share, a region's part in a program is expected to
+            be in proportion to that of its genes; the proportion is learned, and is 0 where links
+            say nothing.
+        path
+            New .h5ad file for the counts of all views, which then stay there; modalities may be in
+            files themselves. Default: in memory. :func:`pyrocell.read_backed` opens it again.
         **arguments
             As in :meth:`setup_anndata`; columns are looked for in `mdata.obs` and in `.obs` of the
             modalities, by their own names.
@@ -402,7 +413,9 @@ class PyroCell(BaseModelClass):
         """
         named = {"rna": rna, "protein": protein, "chromatin": chromatin}
         modalities = {view: name for view, name in named.items() if name is not None}
-        adata, batch = join_views(mdata, modalities, batch_key, kinds, layers, arguments, isotypes)
+        adata, batch = join_views(
+            mdata, modalities, batch_key, kinds, layers, arguments, isotypes, path, links
+        )
         cls.setup_anndata(adata, batch_key=batch, **arguments)
         remember(mdata, adata)
 
@@ -1905,6 +1918,8 @@ def join_views(
     layers: Mapping[str, str | None] | None,
     arguments: Mapping[str, Any],
     isotypes: Sequence[str] = (),
+    path: str | Path | None = None,
+    links: pd.DataFrame | None = None,
 ) -> tuple[AnnData, str | None]:
     """One AnnData of the modalities of views by name, and its column of batches.
 
@@ -1932,4 +1947,31 @@ def join_views(
     if len(isotypes) and "protein" not in modalities:
         raise ScreenError("isotypes are features of proteins; name their modality in protein=")
     controls = {"protein": list(isotypes)} if len(isotypes) else None
-    return joined(mdata, modalities, what, depths, batch_key, layers, needed, controls)
+    links = None if links is None else _checked_links(links, mdata, modalities)
+    return joined(mdata, modalities, what, depths, batch_key, layers, needed, controls, path, links)
+
+
+def _checked_links(
+    links: pd.DataFrame, mdata: MuData, modalities: Mapping[str, str]
+) -> pd.DataFrame:
+    """Links of regions to genes as `joined` takes them."""
+    for view in ("rna", "chromatin"):
+        if view not in modalities:
+            raise ScreenError(f"links are between rna and chromatin; name the modality in {view}=")
+    for column in ("region", "gene"):
+        if column not in links:
+            raise UnknownLabelError(f'links has no column "{column}"{did_you_mean(column, links)}')
+    weight = links["weight"] if "weight" in links else pd.Series(1.0, links.index)
+    if not (np.isfinite(weight) & (weight > 0)).all():
+        raise ScreenError("weights of links must be above 0")
+    genes, regions = (mdata.mod[modalities[v]].var_names for v in ("rna", "chromatin"))
+    known = links["gene"].isin(genes) & links["region"].isin(regions)
+    if not known.any():
+        raise UnknownLabelError(
+            f"none of the {len(links)} links is between a gene of "
+            f'mdata["{modalities["rna"]}"] and a region of mdata["{modalities["chromatin"]}"]'
+            f"; there are: {genes[0]}, {regions[0]}, ..."
+        )
+    found = {"first": links["gene"], "second": links["region"], "weight": weight}
+    out = pd.DataFrame(found)[known].astype({"first": str, "second": str, "weight": float})
+    return out.assign(view="chromatin")

@@ -23,7 +23,9 @@ from pyrocell.errors import CountError, PyrocellError, ScreenError, UnknownLabel
 
 __all__ = [
     "BackedCounts",
+    "BackedPart",
     "CachedRows",
+    "block_rows",
     "check_chunks",
     "check_stored",
     "check_structure",
@@ -36,6 +38,7 @@ __all__ = [
 
 _VALUES = 1 << 24  # cells times genes of a block
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # of HDF5 and zarr
+_OF_VIEWS = (("uns", "pyrocell_views"), ("obsm", "pyrocell_seen"))  # see `joined`
 _GAP = 256  # rows between two wanted ones that are read rather than jumped over
 
 Item = TypeVar("Item")
@@ -184,7 +187,7 @@ class BackedCounts:
 
     def _runs(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
         """Sorted rows in pieces of neighbours, none spanning more than a block."""
-        most = _block_rows(self.shape[1])
+        most = block_rows(self.shape[1])
         for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > _GAP) + 1):
             piece = (run - run[0]) // most
             yield from np.split(run, np.flatnonzero(np.diff(piece)) + 1)
@@ -211,6 +214,31 @@ class BackedCounts:
         return found
 
 
+class BackedPart(BackedCounts):
+    """Some cells and some neighbouring genes of counts in a file.
+
+    Parameters
+    ----------
+    counts
+        All of them.
+    rows
+        Positions of the cells.
+    genes
+        The genes.
+    """
+
+    def __init__(self, counts: BackedCounts, rows: np.ndarray, genes: slice):
+        self._counts, self._rows, self._genes = counts, np.asarray(rows), genes
+        self.shape = (len(self._rows), len(range(*genes.indices(counts.shape[1]))))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __getitem__(self, rows: np.ndarray | slice) -> sp.csr_matrix:
+        """Rows by slice, mask or position, in the order given."""
+        return sp.csr_matrix(self._counts[self._rows[rows]][:, self._genes])
+
+
 class CachedRows:
     """Some rows of counts in memory, asked for by their positions among all of them."""
 
@@ -234,14 +262,15 @@ def prefetch(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[tu
             yield before[0], before[1].result()
 
 
-def _block_rows(n_genes: int) -> int:
+def block_rows(n_genes: int) -> int:
+    """Cells that are worked on at a time."""
     return max(1, _VALUES // max(n_genes, 1))
 
 
 def count_blocks(counts: Any) -> Iterator[tuple[slice, sp.csr_matrix]]:
     """All rows in blocks whose size depends on the number of genes alone, with their positions."""
     n, n_genes = counts.shape
-    step = _block_rows(n_genes)
+    step = block_rows(n_genes)
     blocks = (slice(start, min(start + step, n)) for start in range(0, n, step))
     if isinstance(counts, BackedCounts):
         yield from prefetch(counts.__getitem__, blocks)
@@ -301,6 +330,9 @@ def read_backed(path: str | Path) -> AnnData:
         layers = {name: _dataset(file["layers"][name]) for name in file.get("layers", ())}
         matrix = _dataset(file["X"]) if "X" in file else None
         adata = AnnData(matrix, obs, var, layers=layers)
+        for part, name in _OF_VIEWS:
+            if name in file.get(part, ()):
+                getattr(adata, part)[name] = read_elem(file[part][name])
     except PyrocellError:
         raise
     except Exception as error:  # whatever a damaged file makes its readers raise

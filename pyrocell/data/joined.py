@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata.io import sparse_dataset, write_elem
 from mudata import MuData
 
 from pyrocell._compat import obs_table
 from pyrocell._core.messages import did_you_mean, join_names
+from pyrocell.data.backed import BackedCounts, block_rows, count_blocks, is_stored, read_backed
 from pyrocell.data.validation import as_csr, check_counts, count_matrix
 from pyrocell.errors import CountError, ScreenError, UnknownLabelError
 from pyrocell.screen.feature_views import FeatureViews
@@ -49,6 +54,8 @@ def joined(
     layers: Mapping[str, str | None] | None = None,
     needed: Collection[str] = (),
     controls: Mapping[str, Sequence[str]] | None = None,
+    path: str | Path | None = None,
+    links: pd.DataFrame | None = None,
 ) -> tuple[ad.AnnData, str | None]:
     """One AnnData of all modalities asked for, and the column of batches in it.
 
@@ -72,6 +79,12 @@ def joined(
         Columns that will be asked for.
     controls
         Of views, features that measure nothing of a cell's state.
+    links
+        Columns first and second, names of features of the first view and of another that are
+        expected to respond alike, view, that other, and weight.
+    path
+        New .h5ad file that the AnnData is written to and whose counts stay there, read and written
+        in blocks of cells; default: all in memory.
 
     Raises
     ------
@@ -97,31 +110,22 @@ def joined(
     seen = np.stack([cells.isin(part.obs_names) for part in parts.values()], 1)
     some = np.flatnonzero(seen.any(1))
     cells, seen = cells[some], seen[some]
-    blocks, var = [], []
-    for (view, part), has in zip(parts.items(), seen.T, strict=True):
-        layer = (layers or {}).get(view)
-        _check(part, modalities[view], layer, depths[view] != "one")
-        counts = as_csr(count_matrix(part, layer))[part.obs_names.get_indexer(cells[has])]
-        place = sp.csr_matrix(
-            (
-                np.ones(len(counts.indptr) - 1, np.float32),
-                (np.flatnonzero(has), np.arange(has.sum())),
-            ),
-            (len(cells), int(has.sum())),
-        )
-        blocks.append(place @ counts)
+    counts, var = [], []
+    for view, part in parts.items():
+        mine = _Counts.of(part, modalities[view], (layers or {}).get(view), cells)
+        counts.append(replace(mine, has_depth=depths[view] != "one"))
         table = part.var.copy()
         table = table[[c for c in table if c != "feature_types"]]
         table["view"], table["feature"] = view, part.var_names.astype(str)
         var.append(table)
     features = pd.concat(var)
     features.index = _unique([(v, f) for v, f in zip(features["view"], features["feature"])])
+    obs = _columns(mdata, parts, cells, needed)
     out = ad.AnnData(
-        sp.csr_matrix(sp.hstack(blocks, format="csr"), dtype=np.float32),
-        obs=_columns(mdata, parts, cells, needed),
+        _side_by_side(counts, slice(None)) if path is None else None,
+        obs=obs,
         var=features[["view", "feature", *_common(var)]],
     )
-    out.X.sort_indices()
     out.obsm[SEEN] = seen
     out.uns[VIEWS] = {
         "names": list(parts),
@@ -137,28 +141,90 @@ def joined(
             view: [str(name) for name in names] for view, names in (controls or {}).items()
         },
     }
+    if links is not None:
+        out.uns[VIEWS]["links"] = {c: links[c].to_numpy() for c in links}
     _controls(out)  # all of them are there
     if isinstance(batch_key, Mapping):
         out.obs[BATCH] = _batches(out, parts, batch_key)
-        return out, BATCH
-    return out, batch_key
+    if path is not None:
+        out = _written(out, counts, Path(path))
+    return out, BATCH if isinstance(batch_key, Mapping) else batch_key
 
 
-def _check(part: ad.AnnData, name: str, layer: str | None, has_depth: bool) -> None:
-    """Raise unless a modality holds counts, and where it has a depth some of every cell."""
-    try:
-        check_counts(part, layer, has_size_factor=True, warn_of_genes=False)
-    except CountError as error:
-        raise CountError(str(error).replace("adata", f'mdata["{name}"]')) from None
-    if has_depth:
-        total = np.asarray(count_matrix(part, layer).sum(1)).ravel()
-        empty = np.flatnonzero(total <= 0)
-        if len(empty):
-            raise CountError(
-                f'{len(empty)} of {part.n_obs} cells have no counts in mdata["{name}"] (first: '
-                f"{part.obs_names[empty[0]]}); leave them out of this modality, and they count as "
-                f'not measured there: mdata.mod["{name}"] = ...'
-            )
+@dataclass(frozen=True)
+class _Counts:
+    """Counts of a view: a modality's, the row of each cell in it, -1 where a cell lacks it."""
+
+    counts: Any
+    row: np.ndarray
+    name: str
+    cells: pd.Index
+    has_depth: bool = True
+
+    @classmethod
+    def of(cls, part: ad.AnnData, name: str, layer: str | None, cells: pd.Index) -> _Counts:
+        """Raises unless a modality holds counts; those in a file are checked as they are read."""
+        try:
+            matrix = count_matrix(part, layer, stored=True)
+            if is_stored(matrix):
+                counts = BackedCounts(matrix, f'the counts of mdata["{name}"]')
+            else:
+                check_counts(part, layer, has_size_factor=True, warn_of_genes=False)
+                counts = as_csr(matrix)
+        except CountError as error:
+            raise CountError(str(error).replace("adata", f'mdata["{name}"]')) from None
+        return cls(counts, part.obs_names.get_indexer(cells), name, cells)
+
+    def block(self, cells: slice) -> sp.csr_matrix:
+        """Rows of some cells, empty where one lacks the view."""
+        row = self.row[cells]
+        has = np.flatnonzero(row >= 0)
+        counts = sp.csr_matrix(self.counts[row[has]])
+        if self.has_depth:
+            total = np.asarray(counts.sum(1)).ravel()
+            empty = np.flatnonzero(total <= 0)
+            if len(empty):
+                first = self.cells[cells][has[empty[0]]]
+                raise CountError(
+                    f'{len(empty)} of {len(has)} cells have no counts in mdata["{self.name}"] '
+                    f"(first: {first}); leave them out of this modality, and they count as not "
+                    f'measured there: mdata.mod["{self.name}"] = ...'
+                )
+        length = np.zeros(len(row), np.int64)
+        length[has] = np.diff(counts.indptr)
+        start = np.concatenate([[0], np.cumsum(length)])
+        shape = (len(row), self.counts.shape[1])
+        return sp.csr_matrix((counts.data, counts.indices, start), shape)
+
+
+def _side_by_side(counts: Sequence[_Counts], cells: slice) -> sp.csr_matrix:
+    """Counts of all views of some cells."""
+    blocks = [each.block(cells) for each in counts]
+    out = sp.csr_matrix(sp.hstack(blocks, format="csr"), dtype=np.float32)
+    out.sort_indices()
+    return out
+
+
+def _written(adata: ad.AnnData, counts: Sequence[_Counts], path: Path) -> ad.AnnData:
+    """An AnnData without counts with those of all views, in a file."""
+    if path.suffix != ".h5ad":
+        raise ScreenError(f'path="{path}" must be a new file that ends in .h5ad')
+    if path.exists():
+        raise ScreenError(f'path="{path}" is there already; remove it, or name another')
+    adata.write_h5ad(path)
+    step = block_rows(adata.n_vars)
+    with h5py.File(path, "r+") as file:
+        if "X" in file:
+            del file["X"]
+        for start in range(0, adata.n_obs, step):
+            block = _side_by_side(counts, slice(start, start + step))
+            if start:
+                stored: Any = file["X"]
+                sparse_dataset(stored).append(block)  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                write_elem(file, "X", block)
+    whole = {"obs": adata.obs, "var": adata.var, "obsm": dict(adata.obsm), "uns": dict(adata.uns)}
+    return ad.AnnData(read_backed(path).X, **whole)
 
 
 def again(mdata: MuData, kept: Mapping[str, Any]) -> ad.AnnData:
@@ -174,6 +240,7 @@ def again(mdata: MuData, kept: Mapping[str, Any]) -> ad.AnnData:
         dict(kept["layers"]),
         list(kept["needed"]),
         kept.get("controls"),
+        links=pd.DataFrame(kept["links"]) if "links" in kept else None,
     )[0]
 
 
@@ -190,6 +257,23 @@ def _controls(adata: ad.AnnData) -> tuple[int, ...]:
                 )
             places.append(int(own[features.get_loc(name)]))
     return tuple(sorted(places))
+
+
+def _links(adata: ad.AnnData) -> sp.csr_array | None:
+    """(G, G) weights of features linked to those of the first view, rows of which add to 1."""
+    kept = adata.uns[VIEWS].get("links")
+    if kept is None:
+        return None
+    view = adata.var["view"].astype(str)
+    place = {key: i for i, key in enumerate(zip(view, adata.var["feature"].astype(str)))}
+    first = str(adata.uns[VIEWS]["names"][0])
+    pairs = zip(kept["first"], kept["view"], kept["second"], kept["weight"])
+    found = [(place.get((v, b)), place.get((first, a)), w) for a, v, b, w in pairs]
+    found = [each for each in found if None not in each]
+    rows, columns, weight = (np.array(each) for each in zip(*found)) if found else ([], [], [])
+    out = sp.csr_array((weight, (rows, columns)), (adata.n_vars, adata.n_vars), dtype=float)
+    total = np.asarray(out.sum(1)).ravel()
+    return sp.csr_array(sp.diags_array(1 / np.where(total > 0, total, 1.0)) @ out)
 
 
 def _common(tables: list[pd.DataFrame]) -> list[str]:
@@ -308,7 +392,9 @@ def features_of(adata: ad.AnnData) -> tuple[FeatureViews, list[str]] | None:
     if kept is None:
         return None
     names = tuple(str(name) for name in kept["names"])
-    features = FeatureViews(names, tuple(int(n) for n in kept["sizes"]), _controls(adata))
+    features = FeatureViews(
+        names, tuple(int(n) for n in kept["sizes"]), _controls(adata), _links(adata)
+    )
     found = adata.var["view"].astype(str).to_numpy() if "view" in adata.var else None
     if found is None or not np.array_equal(found, features.labels().astype(str)):
         raise ScreenError(
@@ -330,28 +416,29 @@ def plain(value: Any) -> Any:
 def log_depths(adata: ad.AnnData, counts: Any, features: FeatureViews) -> np.ndarray:
     """(N, V) float32 log depth of cells in each view, −inf where it was not measured."""
     seen, kinds = np.asarray(adata.obsm[SEEN], bool), list(adata.uns[VIEWS]["depths"])
-    out = np.zeros(seen.shape, np.float32)
+    total, number = np.ones(seen.shape), np.ones(seen.shape)
+    cells = np.zeros(counts.shape[1])  # in which a feature has any
+    for rows, block in count_blocks(counts):
+        cells += block.getnnz(axis=0)
+        for v, part in enumerate(features.slices):
+            own = block[:, part]
+            total[rows, v], number[rows, v] = np.asarray(own.sum(1)).ravel(), own.getnnz(axis=1)
+    out = np.zeros(seen.shape)
     for v, (part, kind) in enumerate(zip(features.slices, kinds, strict=True)):
-        if kind == "one":
-            continue
-        own = sp.csr_matrix(counts[:, part])
-        total = np.asarray(own.sum(1)).ravel()
-        depth = total if kind == "total" else _open_depths(own)
-        out[:, v] = np.log(np.maximum(depth, 1e-3))
+        if kind != "one":
+            share = cells[part] / max(len(seen), 1)
+            depth = total[:, v] if kind == "total" else _open_depths(number[:, v], share)
+            out[:, v] = np.log(np.maximum(depth, 1e-3))
     return np.where(seen, out, -np.inf).astype(np.float32)
 
 
-def _open_depths(counts: sp.csr_matrix) -> np.ndarray:
-    """(N,) fragments at which as many features are expected to have any as have some.
+def _open_depths(number: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(N,) fragments at which as many features are expected to have any as have some, `number`.
 
     Fragments fall on features in proportion to how often these are open: of n cells, features have
     a rate r with a share 1 − exp(−r) of them open. A depth d in units of the usual then leaves
     Σ 1 − exp(−d r) open, which grows with d.
     """
-    some, (n_cells, n_features) = counts.data > 0, counts.get_shape()
-    cells = np.repeat(np.arange(n_cells), np.diff(counts.indptr))
-    number = np.bincount(cells, some, n_cells)
-    share = np.bincount(counts.indices, some, n_features) / max(n_cells, 1)
     rate = -np.log1p(-np.clip(share, 1e-6, 1 - 1e-6))
     grid = np.exp(np.linspace(np.log(1e-3), np.log(1e3), 400))
     expected = -np.expm1(-grid[:, None] * rate).sum(1)

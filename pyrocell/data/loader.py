@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pyrocell.data.backed import BackedCounts, CachedRows, prefetch
+from pyrocell.data.backed import BackedCounts, BackedPart, CachedRows, prefetch
 from pyrocell.errors import ScreenError
 from pyrocell.screen.conditions import Conditions
 from pyrocell.screen.feature_views import FeatureViews
@@ -124,7 +124,11 @@ class CellDataset(Dataset):
         v = self.views.of(name)
         depth = self.depths[:, v]
         cells = np.flatnonzero(np.isfinite(depth))
-        counts = sp.csr_matrix(self.counts[cells])[:, self.views.slices[v]]
+        counts: sp.csr_matrix | BackedCounts
+        if isinstance(self.counts, BackedCounts):
+            counts = BackedPart(self.counts, cells, self.views.slices[v])
+        else:
+            counts = sp.csr_matrix(self.counts[cells])[:, self.views.slices[v]]
         covariates = None if self.covariates is None else self.covariates[cells]
         labels = self.condition[cells], self.batch[cells], depth[cells].astype(np.float32)
         return CellDataset(counts, *labels, covariates, self.conditions), cells

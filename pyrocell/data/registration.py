@@ -364,8 +364,8 @@ def _read_screen(
         values["perturbation"] = read_perturbations(
             labels, args["control"], separator, where, all_occur=like is None
         )
-    counts = count_matrix(adata, args["layer"], stored=True)
-    checked = checked or is_stored(counts)  # those in a file are checked when they are first read
+    if not checked:  # counts in a file are checked when they are first read
+        checked = is_stored(count_matrix(adata, args["layer"], stored=True))
     if not checked:
         check_counts(adata, args["layer"], **_count_options(args, like))
     if values["perturbation_type"] is None:
@@ -386,6 +386,7 @@ def _read_screen(
     if like is None:
         screen = replace(screen, own_columns=_own_columns(adata, screen, args))
     if like is None and not checked:
+        counts = count_matrix(adata, args["layer"])
         totals = batch_totals(counts, screen.cell_batch, len(screen.batches))
         warn_of_absent_genes(totals, screen.batches, adata.var_names)
     if adata.n_vars == 1 and args["size_factor_key"] is None:
@@ -510,20 +511,16 @@ def cell_tensors(manager: ScreenManager) -> CellTensors:
         log_size = np.log(size).astype(np.float32)
     matrix = count_matrix(adata, args["layer"], stored=True)
     found, views = features_of(adata), None
-    if is_stored(matrix):
-        if found is not None:
-            raise ScreenError(
-                "cells with several views are read into memory: adata = adata.to_memory()"
-            )
-        counts = BackedCounts(matrix, location(args["layer"]))
-        sums = _checked_sums(manager, counts, log_size)
+    in_file = is_stored(matrix)
+    counts: Any = BackedCounts(matrix, location(args["layer"])) if in_file else as_csr(matrix)
+    if found is not None:
+        depths = log_depths(adata, counts, found[0])
+        views, first = (found[0], depths), depths[:, 0]
+        usual = np.median(first[np.isfinite(first)]) if np.isfinite(first).any() else 0.0
+        log_size = np.where(np.isfinite(first), first, usual).astype(np.float32)
+    if in_file:
+        sums = _checked_sums(manager, counts, log_size, views)
     else:
-        counts = as_csr(matrix)
-        if found is not None:
-            depths = log_depths(adata, counts, found[0])
-            views, first = (found[0], depths), depths[:, 0]
-            usual = np.median(first[np.isfinite(first)]) if np.isfinite(first).any() else 0.0
-            log_size = np.where(np.isfinite(first), first, usual).astype(np.float32)
         sums = count_sums(counts, manager.screen, log_size, views=views)
     if manager.source is None:
         warn_of_time_zero(sums, manager.screen)
@@ -533,7 +530,10 @@ def cell_tensors(manager: ScreenManager) -> CellTensors:
 
 
 def _checked_sums(
-    manager: ScreenManager, counts: BackedCounts, log_size: np.ndarray | None
+    manager: ScreenManager,
+    counts: BackedCounts,
+    log_size: np.ndarray | None,
+    views: tuple[FeatureViews, np.ndarray] | None,
 ) -> CountStatistics:
     """Sums of counts in a file, and what `register` says of counts in memory."""
     args, adata, screen = manager.registry[SETUP_ARGS], manager.adata, manager.screen
@@ -542,7 +542,7 @@ def _checked_sums(
     def look(block: sp.csr_matrix, first_cell: int) -> None:
         check_values(adata, block, args["layer"], first_cell)
 
-    sums = count_sums(counts, screen, log_size, look)
+    sums = count_sums(counts, screen, log_size, look, views)
     options = _count_options(args, manager.source)
     check_totals(adata, args["layer"], sums.total, sums.batch.sum(0), **options)
     if manager.source is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
+import scipy.sparse as sp
 
 from pyrocell._core.messages import did_you_mean
 from pyrocell.errors import UnknownLabelError
@@ -31,11 +32,15 @@ class FeatureViews:
         (V,) numbers of features.
     controls
         Positions of features that are known to measure nothing of a cell's state.
+    links
+        (G, G) weights, rows of which add to 1: features that are expected to respond as those they
+        are linked to; None where there are none.
     """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     controls: tuple[int, ...] = ()
+    links: sp.csr_array | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import mudata
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from anndata.abc import CSRDataset
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from pandas.testing import assert_frame_equal
 from torch.testing import assert_close
 from view_cells import small_screen
 
+import pyrocell
 from pyrocell import PyroCell
 from pyrocell.distributions.kernels.split_rows import split_rows
 from pyrocell.errors import CountError, ScreenError, UnknownLabelError
+from pyrocell.posterior.gene_level.sampler import Sampler
 
 SMALL = {"n_latent": 2, "n_response": 2, "n_hidden": 16}
 VIEWS = {"rna": "rna", "protein": "prot", "chromatin": "atac"}
@@ -290,3 +296,65 @@ def test_isotype_controls_are_background_alone_and_say_what_batches_do_to_all(tm
     gate = torch.sigmoid(view._gate(values, torch.full((1, 6), 4.0), torch.zeros(6)))
     assert (gate[:, 4:] > 0.999).all()
     assert (gate[:, :4] < 0.5).all()
+
+
+def test_counts_of_views_may_stay_in_a_file(tmp_path):
+    mdata, _ = small_screen(n=150, lacking=0.3)
+    answers = []
+    for path in (None, tmp_path / "joint.h5ad"):
+        model = model_of(mdata, isotypes=["p5"], path=path)
+        model.train(max_epochs=2, progress_bar=False, accelerator="cpu", seed=1)
+        answers.append(model)
+    inside, outside = answers
+    assert isinstance(outside.adata.X, CSRDataset)
+    assert outside._cells.fingerprint() == inside._cells.fingerprint()
+    for view in ("rna", "chromatin"):
+        tables = [m.perturbation_effects(view=view, shrunken=False) for m in answers]
+        assert_frame_equal(*tables)
+    said = [m.assumptions(view="protein") for m in answers]
+    assert_frame_equal(said[0][["assumption", "testable"]], said[1][["assumption", "testable"]])
+    again = pyrocell.read_backed(tmp_path / "joint.h5ad")
+    PyroCell.setup_anndata(again)
+    assert len(PyroCell(again, **SMALL).screen_of("rna").conditions) == len(
+        inside.screen_of("rna").conditions
+    )
+    with pytest.raises(ScreenError, match="is there already"):
+        model_of(mdata, path=tmp_path / "joint.h5ad")
+
+
+def test_links_are_rows_of_weights_and_errors_name_what_is_wrong():
+    mdata, _ = small_screen(n=150)
+    views = {"rna": "rna", "chromatin": "atac"}
+    links = pd.DataFrame({"region": ["r0", "r0", "r1", "r99"], "gene": ["g1", "g2", "g0", "g0"]})
+    with pytest.raises(ScreenError, match="name the modality in chromatin="):
+        model_of(mdata, {"rna": "rna"}, links=links)
+    with pytest.raises(UnknownLabelError, match='links has no column "gene"'):
+        model_of(mdata, views, links=links.rename(columns={"gene": "genes"}))
+    with pytest.raises(UnknownLabelError, match="none of the 4 links"):
+        model_of(mdata, views, links=links.assign(gene="nothing"))
+    with pytest.raises(ScreenError, match="above 0"):
+        model_of(mdata, views, links=links.assign(weight=-1.0))
+    model = model_of(mdata, views, links=links.assign(weight=[3.0, 1.0, 1.0, 1.0]))
+    found = model._cells.views.links.toarray()
+    expected = np.zeros((22, 22))
+    expected[12, [1, 2]], expected[13, 0] = [0.75, 0.25], 1.0
+    assert_array_equal(found, expected)
+    model.train(max_epochs=1, progress_bar=False, accelerator="cpu")
+    assert len(model.perturbation_effects(view="chromatin")) == 20
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.7])
+def test_what_links_say_is_learned_from_all_of_them(slope):
+    rng = np.random.default_rng(0)
+    loading = rng.normal(0, 0.4, (400, 3))
+    loading[200:] = slope * loading[:200] + rng.normal(0, 0.2, (200, 3))
+    rows, columns = np.arange(200, 400), np.arange(200)
+    links = sp.csr_array((np.ones(200), (rows, columns)), (400, 400))
+    state = SimpleNamespace(loading=loading, links=links, linked=rows, link_slope=0.0, rng=rng)
+    drawn = []
+    for _ in range(200):
+        Sampler._draw_link_slope(state)
+        drawn.append(state.link_slope)
+    error = 0.2 / (0.4 * np.sqrt(600))  # of a regression on 600 pairs
+    assert np.mean(drawn[10:]) == pytest.approx(slope, abs=4 * error)
+    assert np.std(drawn[10:]) == pytest.approx(error, rel=0.25)

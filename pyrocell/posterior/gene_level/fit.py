@@ -268,6 +268,7 @@ def fit_gene_level(
     found = Programs(0, {})
     rank = min(model.config.n_response, len(screen.perturbations) - 1)
     common = {"model": model, "screen": screen, "layout": layout, "loading": loading}
+    common["links"] = None if data.views is None else data.views.links
     if programs is True and rank > 0:
         halves = _halves(data, screen, group, counts, seed)
         found = _try_programs(halves, rank, common, seed)
@@ -385,6 +386,7 @@ def _sampler(
     screen: Screen,
     layout: Layout,
     loading: np.ndarray,
+    links: sp.csr_array | None,
     seed: int,
     shared: bool = True,
 ) -> Sampler:
@@ -407,6 +409,7 @@ def _sampler(
         gain_prior=gains,
         n_media=len(screen.media),
         seed=seed,
+        links=links,
     )
 
 
@@ -448,6 +451,8 @@ def _try_programs(halves: list[LevelCounts], rank: int, common: dict, seed: int)
     chosen = np.sort(np.argsort(-genes, kind="stable")[:_MOST_GENES])
     common = {**common, "loading": common["loading"][:, chosen]}
     common["layout"] = _of_genes(common["layout"], chosen)
+    if common["links"] is not None:
+        common["links"] = common["links"][chosen][:, chosen]
     halves = [half.of_features(chosen) for half in halves]
     reference = [_short(half, 0, common, seed + i) for i, half in enumerate(halves)]
     scores = {0: _foretold(reference, reference, halves)}

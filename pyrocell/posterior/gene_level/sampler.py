@@ -60,6 +60,7 @@ LEAST_OWN = 0.4  # of a gene's noise that is its own and not the cells' state
 _OFFSET_SD, _OFFSET_FREEDOM = 0.02, 4.0
 _NUMBERS = 2**22  # worked on at once
 _LARGEST_STEP = 2.0
+_STEEPEST_LINK = 2.0
 _FEWEST = 50  # features that a view counts as at least, in what is taken for unmoved beforehand
 _OWN_SPIKE = 0.2  # weight of "does not change" for the transcript of the perturbed gene
 
@@ -189,6 +190,9 @@ class Sampler:
         J.
     seed
         Of everything random.
+    links
+        (G, G) sparse weights of features that programs are expected to move as those they are
+        linked to; None where there are none, or programs are not shared.
     """
 
     def __init__(
@@ -205,6 +209,7 @@ class Sampler:
         gain_prior: GainPrior | None = None,
         n_media: int = 0,
         seed: int = 0,
+        links: sp.csr_array | None = None,
     ):
         self.counts, self.blocks, self.contexts = counts, blocks, contexts
         self.onset, self.genotype = onset.tocsr(), genotype.tocsr()
@@ -223,6 +228,9 @@ class Sampler:
         self.moved = [slice(0, n_genes)] if shared else self.views  # features that programs move
         self.axis_spans = [part for part in self.moved for _ in range(rank)]  # of each program
         self.rank = len(self.axis_spans)
+        self.links = links if shared and links is not None and links.nnz else None
+        self.linked = [] if self.links is None else np.flatnonzero(np.diff(self.links.indptr))
+        self.link_slope = 0.0
         self._split_noise(noise_loading)
         self.perturbed = np.asarray(self.genotype.sum(1)).ravel() > 0
         self._start()
@@ -364,6 +372,8 @@ class Sampler:
                     for axis in range(self.rank):
                         self._draw_loading(axis)
                         self._draw_activity(axis)
+                    if self.links is not None:
+                        self._draw_link_slope()
 
     def adopt(self, counts: LevelCounts) -> None:
         """Go on with the counts of other cells of the same conditions."""
@@ -757,7 +767,10 @@ class Sampler:
         if rows.any():
             self._sums(kernels.coefficient_sums, rows, curvature, gradient)
         old = self.loading[:, axis].copy()
-        pull = gradient + curvature * old
+        centre = 0.0
+        if self.links is not None and self.link_slope:
+            centre = self.link_slope * (self.links @ old)
+        pull = gradient + curvature * (old - centre)  # of what is not the centre
         scales = _LOADING_SCALES
         share = _scale_shares(self.loading_weights[axis], scales, curvature, pull)
         chosen = _choose(share, rng)
@@ -769,13 +782,27 @@ class Sampler:
             chosen, share[:, elsewhere] = np.where(elsewhere, 0, chosen), 0.0
         precision = curvature + scales[np.maximum(chosen - 1, 0)] ** -2
         drawn = pull / precision + rng.standard_normal(self.n_genes) / np.sqrt(precision)
-        new = np.where(chosen > 0, drawn, 0.0)
+        new = centre + np.where(chosen > 0, drawn, 0.0)
         prior = 10 * np.array([0.8, *[0.2 / len(scales)] * len(scales)])
         prior[0] += _LOADING_SPIKES * n_genes
         self.loading_weights[axis] = rng.dirichlet(share.sum(1) + prior)
         self.loading[:, axis] = new
         if rows.any():
             self._move(rows, new - old)
+
+    def _draw_link_slope(self) -> None:
+        """What the loadings of features are of those of the features that they are linked to.
+
+        Given the latter, which the former do not inform: theirs is the clearer measurement.
+        """
+        assert self.links is not None
+        near = (self.links @ self.loading)[self.linked].ravel()
+        left = self.loading[self.linked].ravel() - self.link_slope * near
+        variance = max(float((left**2).mean()), 1e-4)
+        precision = near @ near / variance + 1.0
+        pull = near @ (left + self.link_slope * near) / variance
+        drawn = pull / precision + self.rng.standard_normal() / np.sqrt(precision)
+        self.link_slope = float(np.clip(drawn, -_STEEPEST_LINK, _STEEPEST_LINK))
 
     def _draw_activity(self, axis: int) -> None:
         rng = self.rng
