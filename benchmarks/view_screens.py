@@ -115,3 +115,46 @@ def view_screen(
 def only(mdata: MuData, cells: dict[str, np.ndarray]) -> MuData:
     """Modalities in some of their cells, by boolean masks."""
     return MuData({name: mdata.mod[name][mask].copy() for name, mask in cells.items()})
+
+
+def linked_screen(
+    seed: int,
+    n_perturbations: int = 30,
+    n_cells: int = 3_000,
+    n_genes: int = 80,
+    n_regions: int = 160,
+) -> tuple[MuData, dict[str, pd.DataFrame], pd.DataFrame]:
+    """RNA and chromatin that the same three programs move, effects, and links of regions to genes.
+
+    A region is moved by .9 of what its gene is, give or take .05.
+    """
+    rng = np.random.default_rng(seed)
+    rank, names = 3, [f"P{k:02d}" for k in range(n_perturbations)]
+    loading = rng.normal(0, 0.4, (rank, n_genes)) * (rng.random((rank, n_genes)) < 0.4)
+    activity = rng.normal(size=(n_perturbations, rank))
+    activity *= rng.random(activity.shape) < 0.5
+    host = rng.integers(0, n_genes, n_regions)
+    of_regions = 0.9 * loading[:, host] + rng.normal(0, 0.05, (rank, n_regions))
+    label = rng.choice([*range(n_perturbations), *[-1] * 8], n_cells)
+    obs = pd.DataFrame(
+        {
+            "perturbation": np.array([*names, "control"])[label],
+            "batch": rng.integers(0, 2, n_cells).astype(str),
+        },
+        index=[f"cell{i}" for i in range(n_cells)],
+    )
+    parts, truth = {}, {}
+    kinds = (("rna", loading, 600, "gene"), ("atac", of_regions, 160, "region"))
+    for name, along, depth, prefix in kinds:
+        effect = activity @ along
+        logits = rng.normal(0, 0.7, along.shape[1]) + np.vstack([effect, 0 * effect[:1]])[label]
+        share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        counts = rng.poisson(rng.gamma(5, 1 / 5, n_cells)[:, None] * depth * share)
+        part = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs.copy())
+        part.var_names = [f"{prefix}{i}" for i in range(along.shape[1])]
+        parts[name] = part[counts.sum(1) > 0].copy()
+        # against features that do not move, as effects are reported
+        effect = effect - np.median(effect, 1, keepdims=True)
+        truth[name] = pd.DataFrame(effect, names, part.var_names)
+    links = pd.DataFrame({"region": parts["atac"].var_names, "gene": [f"gene{g}" for g in host]})
+    return MuData(parts), truth, links

@@ -4,7 +4,7 @@ Parts: `effects` on simulated screens of RNA and protein, beside a fit of RNA al
 log ratio of mean counts (no model), and what is silent in which view; `shuffled`, with labels that
 mean nothing; `lag`, whether proteins follow RNA, and how late; `missing`, proteins of cells without
 them, beside scvi-tools' TOTALVI and the mean; `unpaired`, RNA in half of the cells and chromatin in
-the others, beside as many cells with both;
+the others, beside as many cells with both; `links`, effects on regions that are linked to genes;
 `citeseq` and `multiome`, held-out cells of real ones beside TOTALVI, PEAKVI and POISSONVI; `step`
 and `time`, how long. Seeds below 100 are for development.
 """
@@ -25,7 +25,7 @@ from common import part_of, quiet, run_all, shared, write_results
 from mudata import MuData
 from scipy.stats import rankdata
 from torch.distributions import Normal
-from view_screens import only, view_screen
+from view_screens import linked_screen, only, view_screen
 
 import pyrocell
 
@@ -256,6 +256,18 @@ def unpaired(seed: int) -> dict[str, Any]:
         both = [scored(m.perturbation_effects(view=view), truth[view]) for m in (apart, paired)]
         out[view] = {"unpaired": both[0], "paired": both[1]}
         out[view]["ratio"] = both[0]["rmse"] / both[1]["rmse"]
+    return out
+
+
+def links(seed: int) -> dict[str, Any]:
+    """Effects on regions without links, with those that are true, and with shuffled ones."""
+    mdata, truth, table = linked_screen(seed)
+    order = np.random.default_rng(seed).permutation(len(table))
+    shuffled = table.assign(gene=table["gene"].to_numpy()[order])
+    out: dict[str, Any] = {"seed": seed}
+    for name, known in (("none", None), ("true", table), ("shuffled", shuffled)):
+        model = fitted(mdata, seed, rna="rna", chromatin="atac", links=known)
+        out[name] = scored(model.perturbation_effects(view="chromatin"), truth["atac"])
     return out
 
 
@@ -505,6 +517,7 @@ PARTS = {
     "lag": lag,
     "missing": missing,
     "unpaired": unpaired,
+    "links": links,
     "citeseq": citeseq,
     "multiome": multiome,
     "step": step,

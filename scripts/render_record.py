@@ -259,6 +259,14 @@ def views() -> str:
             f"{view}, and the other in other cells: RMSE over that of the same cells",
             f"{view}/ratio",
         )
+    for name, what in (("true", "true"), ("shuffled", "shuffled")):
+        line(
+            "links",
+            f"regions linked to genes, {what} links: RMSE of effects (without links)",
+            f"{name}/rmse",
+            "none/rmse",
+        )
+        line("links", "the same: 90% intervals hold, pairs with lfsr < .5", f"{name}/cover_sure")
     line(
         "citeseq",
         "CITE-seq, held-out cells, log p of proteins (TOTALVI)",
