@@ -466,9 +466,11 @@ def _try_programs(halves: list[LevelCounts], rank: int, common: dict, seed: int)
     # programs that nothing is in cost nothing: the more that are sure, the better
     sure = [r for r, (g, error) in gain.items() if g > _SURE * error and g > 0]
     rank, shared = max(sure, default=0), True
-    if rank and halves[0].sizes:  # what moves one view need not move another
+    if rank and halves[0].sizes:  # what moves one view need not move another: shared if it is sure
         fits = [_short(half, rank, common, seed + i, False) for i, half in enumerate(halves)]
-        shared = bool(_foretold(fits, reference, halves).sum() <= scores[rank].sum())
+        better = scores[rank] - _foretold(fits, reference, halves)
+        error = float(np.sqrt(len(better)) * better.std())
+        shared = bool(better.sum() > _SURE * error)
     return Programs(rank, gain, shared)
 
 
