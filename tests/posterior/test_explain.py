@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from view_cells import small_screen
 
 from pyrocell import Knowledge, Media, Perturb, Protocol, PyroCell, Wait
 from pyrocell.errors import ScreenError, UnknownLabelError
@@ -119,8 +120,8 @@ def test_the_total_is_the_effect_that_the_effects_report(models, dynamics):
 
 def test_the_total_is_the_effect_of_the_gene_level_phase_up_to_the_error_of_draws(fitted):
     name, medium = fitted.screen.perturbations[0], fitted.screen.media[0]
-    effects = fitted.perturbation_effects([name], media=medium, n_samples=400)
-    table = fitted.explain(name, media=medium, against={"media": medium}, n_samples=400)
+    effects = fitted.perturbation_effects([name], media=medium, n_samples=100)
+    table = fitted.explain(name, media=medium, against={"media": medium}, n_samples=100)
     total = table[table["term"] == "total"]
     error = effects["sd"].to_numpy() / np.sqrt(len(fitted.module.gene_level))
     assert (np.abs(total["mean"].to_numpy() - effects["mean"].to_numpy()) < 4 * error + 0.02).all()
@@ -244,7 +245,7 @@ def test_a_perturbation_of_no_cells_is_explained_by_its_neighbours(fitted):
 
 def test_labels_that_mean_nothing_have_terms_whose_intervals_hold_zero(make_screen, build):
     adata = make_screen(
-        seed=3, media=1, n_genes=40, n_cells_per_condition=30, n_controls=60, n_perturbations=5
+        seed=3, media=1, n_genes=30, n_cells_per_condition=30, n_controls=60, n_perturbations=4
     )
     rng = np.random.default_rng(1)
     for medium in adata.obs["media"].unique():
@@ -252,11 +253,11 @@ def test_labels_that_mean_nothing_have_terms_whose_intervals_hold_zero(make_scre
         shuffled = rng.permutation(adata.obs["perturbation"].to_numpy()[at])
         adata.obs.iloc[at, adata.obs.columns.get_loc("perturbation")] = shuffled
     model = build(adata, interactions=True)
-    model.train(max_epochs=30, progress_bar=False)
+    model.train(max_epochs=15, progress_bar=False)
     medium = model.screen.media[0]
     tables, steps = [], []
     for name in model.screen.perturbations:
-        asked = {"media": medium, "against": {"media": medium}, "n_samples": 200}
+        asked = {"media": medium, "against": {"media": medium}, "n_samples": 60}
         tables.append(model.explain(name, **asked))
         steps.append(model.explain(name, by="step", **asked))
     table, step = pd.concat(tables), pd.concat(steps)
@@ -269,26 +270,45 @@ def test_a_blocked_response_is_the_largest_step(make_screen, build):
     adata = make_screen(
         seed=5,
         media=1,
-        n_genes=60,
-        n_perturbations=6,
-        n_cells_per_condition=60,
-        n_controls=200,
+        n_genes=40,
+        n_perturbations=4,
+        n_cells_per_condition=40,
+        n_controls=100,
         media_rms=0.6,
         effect_rms=0.03,
-        blocked_fraction=0.34,
+        blocked_fraction=0.5,
         mean_library=600.0,
     )
     model = build(adata)
-    model.train(max_epochs=60, progress_bar=False)
+    model.train(max_epochs=20, progress_bar=False)
     medium = model.screen.media[0]
     truth = adata.uns["truth"]["gain"].iloc[:, 0]
     for name in truth.index[truth < 0.5]:
-        steps = model.explain(name, media=medium, against={"media": medium}, by="step")
+        against = {"media": medium}
+        steps = model.explain(name, media=medium, against=against, by="step", n_samples=60)
         assert steps["step"].iloc[0] == "response to the medium"
         row = steps.iloc[0]
         assert row["value_of"] == "gain" and row["value_upper"] < 0.6
         said = " ".join(sentences(steps))
         assert "the medium's response: gain" in said and f"{row['value']:.2f}" in said
+
+
+def test_each_of_several_views_has_its_terms():
+    mdata, _ = small_screen(n=300)
+    PyroCell.setup_mudata(mdata, rna="rna", protein="prot", chromatin="atac")
+    model = PyroCell(mdata, n_latent=2, n_response=2, n_hidden=16)
+    model.train(max_epochs=2, progress_bar=False)
+    for scale in ("effect", "counts"):
+        whole = model.explain("A", n_samples=FEW, return_draws=True, scale=scale)
+        assert apart(whole) < 1e-5
+        part = model.explain("A", n_samples=FEW, return_draws=True, scale=scale, view="protein")
+        mine = whole.sel(term=part.term, gene=part.gene)
+        np.testing.assert_array_equal(part, mine)
+    assert list(part.gene.values) == [f"p{i}" for i in range(6)]
+    table = model.explain("A", n_samples=FEW)
+    assert list(table["view"].unique()) == ["rna", "protein", "chromatin"]
+    with pytest.raises(UnknownLabelError, match="g1"):
+        model.explain("A", "g1", view="protein")
 
 
 def test_sentences_say_the_numbers_of_the_table(fitted):

@@ -161,6 +161,10 @@ def terms_of(
         A term for each axis.
     """
     asked, rows, model = side.asked, side.rows, fit.model
+    if not (asked.perturbations or asked.medium >= 0):
+        out = _beside(fit, values, side, draw)
+        zero = torch.zeros_like(values["V.baseline"])
+        return out, sum(out.values(), start=zero)
     y, plain = _evaluate(fit, values, rows, side.protocols)
     levels = level(values, draw, rows, side.protocols, plain)
     slope = _slope(fit)
@@ -191,9 +195,7 @@ def terms_of(
     total = levels[-1] - levels[0]
     if side.several:
         out |= _together(fit, values, side, draw, level, levels, out)
-    elif not (asked.perturbations or asked.medium >= 0):
-        total = torch.zeros_like(total)
-    for term, change in _beside(fit, values, side, draw, plain[-1:], slope).items():
+    for term, change in _beside(fit, values, side, draw).items():
         out[term] = change
         total = total + change
     return out, total
@@ -284,12 +286,10 @@ def _beside(
     values: dict[str, Tensor],
     side: Side,
     draw: int,
-    plain: Tensor,
-    slope: Tensor,
 ) -> Terms:
     """What no driver does: batch, what was not measured, and what is known of unseen genes."""
     out: Terms = {}
-    asked = side.asked
+    asked, slope, like = side.asked, _slope(fit), values["V.baseline"][None]
     if bool((side.not_measured > 0).any()):
         shifts = [
             fit.shift(values, side.whole, unseen, draw, asked.order)
@@ -297,7 +297,7 @@ def _beside(
         ]
         out[Term(UNSEEN, "not measured")] = (shifts[0] - shifts[1])[0] * slope
     if asked.unseen is not None:
-        out[Term(UNSEEN, "from knowledge")] = asked.unseen(draw, 0, plain)[0] * slope
+        out[Term(UNSEEN, "from knowledge")] = asked.unseen(draw, 0, like)[0] * slope
     if "batch" in asked.frame or "laboratory" in asked.frame:
         noise = side.noise.draw(values, draw)[0]
         if fit.gene_level is not None and (side.noise.request.new >= 0).any():
