@@ -1444,7 +1444,7 @@ class PyroCell(BaseModelClass):
             Return the draws as an xarray.DataArray (draw, term, gene), the total as last term.
         by
             "gene": a row per gene and term. "step": a row per step of the experiment, over all
-            genes asked for, the largest first.
+            genes asked for: the largest first, then the own transcript and the total.
         scale
             "effect": the change that :meth:`perturbation_effects` reports. "counts": that of the
             counts that :meth:`predict` expects, with one more term, what the share of other genes

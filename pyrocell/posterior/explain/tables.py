@@ -158,7 +158,10 @@ def table_by_gene(fit: FittedScreen, found: Drawn, credible_level: float) -> pd.
 
 
 def table_by_step(fit: FittedScreen, found: Drawn, credible_level: float) -> pd.DataFrame:
-    """A row for each step, the largest first and the total last.
+    """A row for each step, the largest first, then the own transcript and the total.
+
+    The own transcript is no consequence of a perturbation, and one gene of many; as elsewhere in
+    the package it is not compared with what the others do.
 
     The root mean square of a draw is above zero however little is known. What two draws made apart
     have in common, the mean over genes of their products, is that of the posterior mean, and is
@@ -195,8 +198,9 @@ def table_by_step(fit: FittedScreen, found: Drawn, credible_level: float) -> pd.
             }
         )
     table = pd.DataFrame(rows)
-    order = table.index[:-1][np.argsort(-table["size"].to_numpy()[:-1], kind="stable")]
-    return table.loc[[*order, len(table) - 1]].reset_index(drop=True)
+    last = table["step"].map({OWN: 1, TOTAL: 2}).fillna(0)
+    order = np.lexsort([-table["size"].to_numpy(), last.to_numpy()])
+    return table.iloc[order].reset_index(drop=True)
 
 
 def _independent(fit: FittedScreen, n: int) -> tuple[np.ndarray, np.ndarray]:
