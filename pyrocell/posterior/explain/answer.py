@@ -166,7 +166,10 @@ def drawn_terms(
 def _against(fit: FittedScreen, request: Request, asked: Asked) -> Asked:
     """What the condition is compared with: controls in the baseline medium at its time."""
     screen, given = fit.screen, request.against
-    row = {"perturbation": screen.control, "media": screen.baseline_media}
+    row: dict[str, object] = {
+        "perturbation": screen.control,
+        "media": screen.baseline_media,
+    }
     if screen.times:
         row["time"] = float(asked.frame["time"].iloc[0]) if "time" in asked.frame else np.nan
     if isinstance(given, str):  # the same, but for what was perturbed

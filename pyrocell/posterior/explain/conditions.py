@@ -198,8 +198,8 @@ def gene_places(screen: Screen, gene: str | Sequence[str] | None, part: slice) -
     if gene is None:
         return places
     names = screen.genes[part].astype(str)
-    found = names.get_indexer([gene] if isinstance(gene, str) else list(gene))
     wanted = [gene] if isinstance(gene, str) else list(gene)
+    found = names.get_indexer(pd.Index(wanted))
     for name, at in zip(wanted, found, strict=True):
         if at < 0:
             raise UnknownLabelError(

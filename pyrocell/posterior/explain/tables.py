@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pyrocell.posterior.draws import summarise
+from pyrocell.posterior.explain.conditions import Asked
 from pyrocell.posterior.explain.drawn import Drawn
 from pyrocell.posterior.explain.terms import (
     BATCH,
@@ -81,15 +82,13 @@ def _same_drivers(screen: Screen, found: Drawn) -> np.ndarray:
     return exact & (screen.exposure.sum(1) == 0)
 
 
-def _as(screen: Screen, asked) -> np.ndarray:
+def _as(screen: Screen, asked: Asked) -> np.ndarray:
     """The condition itself: its perturbations, medium and time; nothing where it has unseen."""
     if asked.unseen_genes:
         return np.zeros(len(screen.conditions), bool)
     label = screen.label_of(asked.perturbations)
     medium = screen.baseline_media if asked.medium < 0 else screen.media[asked.medium]
-    here = (screen.conditions["perturbation"] == label).to_numpy() & (
-        screen.conditions["media"] == medium
-    ).to_numpy()
+    here = screen.carriers(label) & (screen.conditions["media"] == medium).to_numpy()
     if screen.times and "time" in asked.frame:
         here &= np.isclose(screen.duration, float(asked.frame["time"].iloc[0]))
     for event in ("perturbed_at", "exposed_at"):
@@ -115,7 +114,6 @@ def _data(screen: Screen, found: Drawn, terms: Sequence[Term] | None) -> dict[st
     cells = layout.sum(0)
     names = [_name(screen, row) for row in screen.conditions[there].to_dict("records")]
     more = f"; {len(names) - _WRITTEN:,} more" if len(names) > _WRITTEN else ""
-    # a change is measured where both what changed and what it is compared with were
     return {
         "n_cells": int(cells.sum()),
         "n_batches": int((cells > 0).sum()),
@@ -181,6 +179,7 @@ def table_by_step(fit: FittedScreen, found: Drawn, credible_level: float) -> pd.
     rows = []
     for step, x in sums.items():
         mine = [t for t in found.terms if t.step == step]
+        mine = [t for t in mine if t.driver >= 0] or mine
         both = (x.astype(float) @ x.T.astype(float))[apart] / x.shape[1]
         rms = summarise(np.sqrt(square[step]), credible_level)
         rows.append(
@@ -206,8 +205,10 @@ def table_by_step(fit: FittedScreen, found: Drawn, credible_level: float) -> pd.
 def _independent(fit: FittedScreen, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of draws, rows and columns, that are of different states of the sampler."""
     state = np.arange(n) if fit.gene_level is None else np.arange(n) % len(fit.gene_level)
-    pairs = np.nonzero(state[:, None] < state)
-    return pairs if len(pairs[0]) else (np.zeros(1, np.int64), np.zeros(1, np.int64))
+    first, second = np.nonzero(state[:, None] < state)
+    if not len(first):
+        first = second = np.zeros(1, np.int64)
+    return first, second
 
 
 def _value(
