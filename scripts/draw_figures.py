@@ -37,8 +37,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 FOLDER, PAGE = DOCS / "figures" / "pl", DOCS / "figures.md"
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 NAMES = {
-    "explained": 'model.explain("CD3G", "CD69", media="TCR")',
-    "explained_steps": 'model.explain("CD3G", media="TCR", by="step")',
+    "explained": 'model.explain("target05", "gene01", media="medium0")',
+    "explained_steps": 'model.explain("target05", media="medium0", by="step")',
     "hipsc_effects": "model.perturbation_effects()",
     "hipsc_course": "pd.concat(model.perturbation_effects(time=t) for t in model.screen.times)",
     "hipsc_assumptions": "model.assumptions()",
@@ -147,11 +147,11 @@ def confounded() -> PyroCell:
 
 
 def explained() -> pd.DataFrame:
-    """Terms of the gene that the perturbation with the lowest gain moves most."""
+    """Terms of the gene that the medium moves most, in cells with the lowest gain."""
     name, medium = _lowest_gain()
     table = stimulus().explain(name, media=medium, n_samples=200)
-    total = table[table["term"] == "total"]
-    gene = total["gene"].iloc[int(total["mean"].abs().to_numpy().argmax())]
+    medium = table[table["term"] == "medium"]
+    gene = medium["gene"].iloc[int(medium["mean"].abs().to_numpy().argmax())]
     return table[table["gene"] == gene]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -82,15 +80,15 @@ def _waterfall(rows: pd.DataFrame, ax: Axes | None) -> Axes:
 
 
 def _steps(table: pd.DataFrame, ax: Axes | None) -> Axes:
-    names: Sequence[str] = [
-        f"{step} ({of} {value:.2f})" if of else str(step)
-        for step, of, value in zip(table["step"], table["value_of"], table["value"])
-    ]
     ax = new_axes(ax, 6.0, 1.4 + rows_height(len(table)))
     drawn = table[["lower", "upper"]].assign(mean=table["rms"])
     seen = (table["prob_seen"] >= 0.9).to_numpy()
-    forest(ax, drawn, list(names), np.where(seen, ORANGE, BLUE).tolist(), of="steps")
-    ax.set_xlim(left=0)
+    forest(ax, drawn, table["step"].tolist(), np.where(seen, ORANGE, BLUE).tolist(), of="steps")
+    ax.set_xlim(0, 1.35 * float(table["upper"].max()))
+    said = zip(table["upper"], table["value_of"], table["value"], strict=True)
+    for y, (end, of, value) in enumerate(said):
+        if of:
+            ax.text(end, y, f"  {of} {value:.2f}", va="center", fontsize=7)
     ax.set_xlabel("root mean square over genes of log-fold changes")
     describe(ax, _head(table, ""), "orange: seen" if seen.any() else "")
     return ax
