@@ -37,7 +37,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 FOLDER, PAGE = DOCS / "figures" / "pl", DOCS / "figures.md"
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 NAMES = {
-    "explained": 'model.explain("target05", "gene01", media="medium0")',
+    "explained": 'model.explain("target05", "gene04", media="medium0")',
     "explained_steps": 'model.explain("target05", media="medium0", by="step")',
     "hipsc_effects": "model.perturbation_effects()",
     "hipsc_course": "pd.concat(model.perturbation_effects(time=t) for t in model.screen.times)",
