@@ -291,7 +291,7 @@ def explained() -> str:
     (part,) = parts.values()
     who, rows = ("model", "plain", "halves"), []
     for world, figures in part["figures"].items():
-        counts = [f"{number(v)} {k}" for k, v in figures.items() if ": " not in k]
+        counts = [f"{v:g} {k}" for k, v in figures.items() if ": " not in k]
         names = dict.fromkeys(k.rpartition(": ")[0] for k in figures if ": " in k)
         for name in names:
             values = [number(figures[f"{name}: {w}"]) for w in who]
