@@ -104,8 +104,9 @@ def screens(simulator: str, layout: str, seed: int, cells: int) -> tuple[AnnData
     Returns
     -------
     tuple
-        Raw counts with `.obs` perturbation, media, time, batch and the batch noise in
-        `.uns["eta"]`; and `truth_table`, with `.attrs["drift"]`, how strong the drift is (0 to 1).
+        Raw counts with `.obs` perturbation, media, time, batch, the batch noise in `.uns["eta"]`
+        and expected counts at the last time in `.uns["expected"]`; and `truth_table`, with
+        `.attrs["drift"]`, how strong the drift is (0 to 1).
     """
     plan = LAYOUTS[layout]
     rng = np.random.default_rng([seed, list(LAYOUTS).index(layout)])
@@ -145,6 +146,8 @@ def screens(simulator: str, layout: str, seed: int, cells: int) -> tuple[AnnData
     adata = AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs)
     adata.var_names = genes
     adata.uns["eta"] = pd.DataFrame(eta, [f"b{i}" for i in range(plan.batches)], genes)
+    last = {f"{name} in {medium}": x.mean(axis=0)[-1] for (name, medium), x in expected.items()}
+    adata.uns["expected"] = pd.DataFrame(last, genes).T
     return adata, truth
 
 

@@ -58,6 +58,8 @@ from pyrocell.posterior.effect_tables import (
     ranked_genes,
 )
 from pyrocell.posterior.effects import perturbation_effects
+from pyrocell.posterior.explain import Request as ExplainRequest
+from pyrocell.posterior.explain import explain
 from pyrocell.posterior.fitted_screen import FittedScreen
 from pyrocell.posterior.gains import media_gains
 from pyrocell.posterior.gene_level.counts import LevelCounts
@@ -1419,6 +1421,108 @@ class PyroCell(BaseModelClass):
             OutputTarget(memory_budget, path, overwrite),
             knowledge,
         )
+
+    @limit_threads
+    def explain(
+        self,
+        perturbation: str | Mapping[str, Any] | pd.DataFrame | Protocol,
+        gene: str | Sequence[str] | None = None,
+        media: str | None = None,
+        time: float | None = None,
+        batch: str | None = None,
+        against: str | Mapping[str, Any] | pd.DataFrame | Protocol | None = None,
+        n_samples: int = 500,
+        credible_level: float = 0.9,
+        return_draws: bool = False,
+        progress_bar: bool = False,
+        *,
+        by: str = "gene",
+        scale: str = "effect",
+        by_axis: bool = False,
+        size_factor: float | None = None,
+        view: str | None = None,
+        knowledge: KnowledgeOrNone | None = None,
+    ) -> pd.DataFrame | xr.DataArray:
+        """The change of genes in a condition as a sum of what each step of the experiment does.
+
+        Parameters
+        ----------
+        perturbation
+            The condition: the label of a perturbation or combination, a table with one row or a
+            dictionary as in :meth:`predict` (perturbation, media, time, perturbed_at, exposed_at,
+            batch), or a `Protocol`.
+        gene
+            Name, or several; default: all.
+        media, time, batch
+            Of the condition, where it is given by its label; default: baseline medium, last time,
+            the average over batches.
+        against
+            What it is compared with, in the same forms. A label: that in the same medium at the
+            same time. A dictionary: what differs from the default, control cells in the baseline
+            medium at the same time: ``{"media": "IFNG"}`` is the comparison of
+            :meth:`perturbation_effects` in that medium.
+        n_samples
+            Joint posterior draws, those of :meth:`predict`.
+        credible_level
+            Mass of the equal-tailed intervals.
+        return_draws
+            Return the draws as an xarray.DataArray (draw, term, gene), the total as last term.
+        by
+            "gene": a row per gene and term. "step": a row per step of the experiment, over all
+            genes asked for: the largest first, then the own transcript and the total.
+        scale
+            "effect": the change that :meth:`perturbation_effects` reports. "counts": that of the
+            counts that :meth:`predict` expects, with one more term, what the share of other genes
+            and the curves from states to counts add.
+        by_axis
+            A term for each axis of response, where there is no gene-level phase.
+        size_factor
+            Depth of the cells, for ``scale="counts"``; default: the median of the data.
+        view
+            Of a model of several views: the features of one.
+        knowledge
+            As in :meth:`perturbation_effects`, for perturbations that are not in the screen;
+            `.attrs["neighbours"]` are then the perturbations and sources that carry the answer.
+
+        Returns
+        -------
+        DataFrame. By gene: gene, term, step; mean, sd, lower, upper (natural-log fold change) and
+        prob_direction; share, of the absolute sizes of all terms of the gene, posterior mean;
+        n_cells, n_batches and conditions that say how large the term is, and measured, whether
+        there are any. The last row of a gene is "total". In every draw the terms add up to it.
+        By step: step, terms; size, the root mean square over genes of the posterior means; rms with
+        lower and upper, the posterior of the root mean square, in which what is not known of each
+        gene counts; prob_seen, how often what two draws have in common, the mean over genes of
+        their products, is above .05²; share, of the sum of squares;
+        value with value_lower and value_upper, the number named by value_of (the gain, or the
+        change of the own transcript); and the cells behind it, as above.
+        :func:`pyrocell.posterior.explain.sentences` says either in words.
+
+        Raises
+        ------
+        ScreenError
+            If more than one condition is asked for.
+        UnknownLabelError
+            If a label, a gene or a view is not in the screen.
+        """
+        if size_factor is None:
+            size_factor = float(np.exp(np.median(self._cells.log_size)))
+        request = ExplainRequest(
+            perturbation=perturbation,
+            gene=gene,
+            media=media,
+            time=time,
+            batch=batch,
+            against=against,
+            n_samples=n_samples,
+            credible_level=credible_level,
+            by=by,
+            scale=scale,
+            by_axis=by_axis,
+            view=view,
+            knowledge=knowledge,
+        )
+        return explain(self.fitted, request, size_factor, return_draws, progress(progress_bar))
 
     def steady_state_screen(
         self,

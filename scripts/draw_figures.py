@@ -37,6 +37,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 FOLDER, PAGE = DOCS / "figures" / "pl", DOCS / "figures.md"
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 NAMES = {
+    "explained": 'model.explain("target05", "gene04", media="medium0")',
+    "explained_steps": 'model.explain("target05", media="medium0", by="step")',
     "hipsc_effects": "model.perturbation_effects()",
     "hipsc_course": "pd.concat(model.perturbation_effects(time=t) for t in model.screen.times)",
     "hipsc_assumptions": "model.assumptions()",
@@ -68,6 +70,7 @@ CHAPTERS = {
         "similarity",
         "time_course",
         "gains",
+        "explain",
         "guides",
     ),
     "Conditions that were not measured": ("prediction",),
@@ -141,6 +144,26 @@ def confounded() -> PyroCell:
     model = PyroCell(adata, n_latent=4, n_response=4, n_hidden=32)
     model.train(max_epochs=20, progress_bar=False)
     return model
+
+
+def explained() -> pd.DataFrame:
+    """Terms of the gene that the medium moves most, in cells with the lowest gain."""
+    name, medium = _lowest_gain()
+    table = stimulus().explain(name, media=medium, n_samples=200)
+    medium = table[table["term"] == "medium"]
+    gene = medium["gene"].iloc[int(medium["mean"].abs().to_numpy().argmax())]
+    return table[table["gene"] == gene]
+
+
+def explained_steps() -> pd.DataFrame:
+    """Steps of the same perturbation over all genes."""
+    name, medium = _lowest_gain()
+    return stimulus().explain(name, media=medium, by="step", n_samples=200)
+
+
+def _lowest_gain() -> tuple[str, str]:
+    gains = stimulus().media_gains(n_samples=100)
+    return tuple(gains.sort_values("mean")[["perturbation", "media"]].iloc[0])
 
 
 @cache
@@ -290,6 +313,8 @@ FIGURES: dict[str, Callable[[], object]] = {
     "similarity": lambda: pl.similarity(hipsc_effects()),
     "time_course": lambda: pl.time_course(hipsc_course(), "NANOG"),
     "gains": lambda: pl.gains(stimulus().media_gains(n_samples=100)),
+    "explain": lambda: pl.explain(explained()),
+    "explain-step": lambda: pl.explain(explained_steps()),
     "guides": lambda: pl.guides(guided().guides()),
     "guides-share": lambda: pl.guides(guided().guides(), share=True),
     "prediction": lambda: pl.prediction(predicted()[[4, 13, 22]]),

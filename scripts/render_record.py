@@ -298,7 +298,23 @@ def views() -> str:
     return f"{made}\n\n{origin(['views.py'], [part['from'] for part in parts.values()])}"
 
 
+def explained() -> str:
+    """Which step a knockout acts at: the model, and two rankings of plain log ratios."""
+    parts = of_record(parts_of("mechanism_explain"))
+    (part,) = parts.values()
+    who, rows = ("model", "plain", "halves"), []
+    for world, figures in part["figures"].items():
+        counts = [f"{v:g} {k}" for k, v in figures.items() if ": " not in k]
+        names = dict.fromkeys(k.rpartition(": ")[0] for k in figures if ": " in k)
+        for name in names:
+            values = [number(figures[f"{name}: {w}"]) for w in who]
+            rows.append([f"{world} ({', '.join(counts)}): {name}", *values])
+    made = table(["share of knockouts", "`explain`", "log ratios", "halves of cells"], rows)
+    return f"{made}\n\n{origin(['mechanism_explain.py'], [part['from']])}"
+
+
 BLOCKS = {
+    "explained": explained,
     "views": views,
     "unseen": unseen,
     "guides": guides,

@@ -277,12 +277,12 @@ class ScreenMap(ScreenTensors):
 
     def shift_of(self, values: dict[str, Tensor], state: State, conditions: Conditions) -> Tensor:
         """Log-mean shift of cells in a given state, however they came there, (C, G)."""
-        out = self._plain_shift(values, state, conditions)
+        out = self.plain_shift(values, state, conditions)
         if SLOPE in values:
             return self.measurement.logit_shift(out, values[SLOPE])
         return out
 
-    def _plain_shift(
+    def plain_shift(
         self, values: dict[str, Tensor], state: State, conditions: Conditions
     ) -> Tensor:
         """The sum of all parts of the shift, (C, G)."""

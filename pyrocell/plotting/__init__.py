@@ -14,6 +14,7 @@ from pyrocell.plotting.design import cost_curve, lane_map, layout_graph
 from pyrocell.plotting.effects import batch_effects, effect_intervals, effects, gains
 from pyrocell.plotting.errors import error_analysis, noise_sensitivity
 from pyrocell.plotting.evaluations import evaluation
+from pyrocell.plotting.explanations import explain
 from pyrocell.plotting.guides import guides
 from pyrocell.plotting.learning_curves import learning_curves
 from pyrocell.plotting.plates import edge_effects, plate_map
@@ -32,6 +33,7 @@ __all__ = [
     "effects",
     "error_analysis",
     "evaluation",
+    "explain",
     "gains",
     "guides",
     "history",

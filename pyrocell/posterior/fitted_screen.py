@@ -174,7 +174,7 @@ class FittedScreen:
         if protocol is None:
             shift = model.shift(values, conditions)
         else:
-            shift = model.shift_of(values, self._carry_out(protocol, values), conditions)
+            shift = model.shift_of(values, self.carry_out(protocol, values), conditions)
         if not model.config.gene_residual or not bool((unseen > 0).any()):
             return shift
         stream = generator(shift.device, "unseen", seed, first)
@@ -211,9 +211,10 @@ class FittedScreen:
         log_turnover = model.log_turnover_centre(values) + model.priors.turnover_sd * noise
         return values | {"M.turnover": log_turnover.exp()}
 
-    def _carry_out(
+    def carry_out(
         self, protocol: Protocol, values: dict[str, Tensor], z: Tensor | None = None
     ) -> State:
+        """State of cells after a protocol, those at z (n, d) at its start where states move."""
         screen = self.screen
         perturbations, media = (
             {n: i for i, n in enumerate(each)} for each in (screen.perturbations, screen.media)
@@ -251,7 +252,7 @@ class FittedScreen:
         if protocol is None:
             return carried_states(z, self.model.path_of(values, conditions), seed)
         with seeded(z.device, "luck", seed):
-            after = self._carry_out(protocol, values, z).z
+            after = self.carry_out(protocol, values, z).z
         assert after is not None
         return after
 

@@ -17,6 +17,7 @@ from pyrocell._compat import SETUP_ARGS
 from pyrocell.data.setup import resembling_columns
 from pyrocell.plotting._style import together
 from pyrocell.report import sentences
+from pyrocell.report.explanations import steps_in_words
 from pyrocell.report.perturbations import (
     cells_by_label,
     labels_of,
@@ -72,7 +73,7 @@ def content(
         "media": [screen.baseline_media, *screen.media],
         "perturbations": [] if summary is None else _records(summary),
         "effects": None if effects is None else _effects(screen, effects),
-        "words": {} if effects is None else _words(effects),
+        "words": {} if effects is None else _words(model, effects),
         "courses": _courses(tables.get("effects_over_time"), effects),
         "heat": None if effects is None else _heat(screen, effects),
         "sets": _by(tables["gene_sets"], "perturbation") if "gene_sets" in tables else {},
@@ -207,11 +208,17 @@ def _rate(values: np.ndarray) -> list[float]:
     return [float(f"{v:.2g}") for v in values.astype(float)]
 
 
-def _words(effects: pd.DataFrame) -> dict[str, dict[str, str]]:
-    return {
+def _words(model: PyroCell, effects: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Of each medium and perturbation the genes that change, and which steps they change by."""
+    steps = steps_in_words(model, effects)
+    found = {
         str(media): sentences.changed_genes(part_of(effects, (media, time)))
         for media, time in last_places(effects)
     }
+    for media, said in steps.items():
+        for name, text in said.items():
+            found[media][name] = f"{found[media].get(name, '')} {text}".strip()
+    return found
 
 
 def _courses(over_time: pd.DataFrame | None, effects: pd.DataFrame | None) -> dict[str, Any]:

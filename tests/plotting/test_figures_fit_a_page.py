@@ -62,7 +62,9 @@ def tables(n: int) -> dict[str, tuple]:
     guides = one.rename(columns={"mean": "efficacy"}).assign(
         guide=names + "_1", response_share=0.8, response_lower=0.7, response_upper=0.9, agree=0.4
     )
+    terms = one.rename(columns={"perturbation": "term"}).assign(gene="gene0", step="by itself")
     return {
+        "explain": (terms,),
         "guides": (guides,),
         "effects": (effects,),
         "volcano": (effects, "gene0"),

@@ -45,6 +45,7 @@ def test_every_function_draws_into_the_axes_it_is_given(fitted, effects):
         "effect_intervals": (effects,),
         "batch_effects": (table,),
         "gains": (fitted.media_gains(n_samples=20),),
+        "explain": (fitted.explain(fitted.screen.perturbations[0], by="step", n_samples=5),),
         "latent": (fitted,),
         "layout": (fitted.screen,),
         "prediction": (fitted.predict(conditions, n_samples=5),),
@@ -61,6 +62,7 @@ def test_every_function_draws_into_the_axes_it_is_given(fitted, effects):
         assert getattr(pyrocell.pl, name)(*arguments, ax=ax) is ax
         drawn(ax)
         assert getattr(pyrocell.pl, name)(*arguments) is not ax
+        plt.close("all")
     _, axes = plt.subplots(1, 3)
     check = fitted.posterior_predictive_check(n_samples=5)
     assert list(pyrocell.pl.predictive_check(check, axes=axes)) == list(axes)
@@ -123,6 +125,25 @@ def test_gains_mark_blocked_and_untouched(fitted):
     ax = pyrocell.pl.gains(table)
     assert {tuple(line.get_xdata()) for line in ax.lines} == {(0, 0), (1, 1)}
     assert names(ax, "y") == table.sort_values("mean")["perturbation"].tolist()
+
+
+def test_terms_stand_one_after_the_other_and_end_at_the_total(fitted):
+    name, medium = fitted.screen.perturbations[0], fitted.screen.media[0]
+    table = fitted.explain(name, media=medium, n_samples=20)
+    with pytest.raises(ScreenError, match="12 genes; name one"):
+        pyrocell.pl.explain(table)
+    with pytest.raises(UnknownLabelError, match="gene99"):
+        pyrocell.pl.explain(table, "gene99")
+    gene = table["gene"].iloc[-1]
+    ax = pyrocell.pl.explain(table, gene)
+    drawn(ax)
+    rows = table[table["gene"] == gene]
+    assert names(ax, "y") == list(rows["term"])
+    ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
+    starts = [bar.get_x() for bar in ax.patches]
+    np.testing.assert_allclose(starts[1:-1], ends[:-2], atol=1e-6)  # each begins where one ended
+    assert starts[-1] == 0 and np.isclose(ends[-1], ends[-2], atol=1e-4)
+    assert gene in ax.get_title() and f"{name} in {medium}" in ax.get_title().replace("\n", " ")
 
 
 def test_the_layout_shows_counts_and_names_what_is_aliased(fitted):

@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 
 from pyrocell.errors import PyrocellError
+from pyrocell.posterior.explain import sentences
 from pyrocell.report import write
 from pyrocell.report.content import content
+from pyrocell.report.explanations import steps_in_words
 from pyrocell.report.gene_sets import enrichment, read_sets
 from pyrocell.report.html import render
 from pyrocell.report.perturbations import _differs, measured_effects, perturbation_table
@@ -267,3 +269,15 @@ def test_files_that_hold_no_sets_are_refused_by_name(tmp_path):
     )
     with pytest.raises(PyrocellError, match="same symbols"):
         enrichment(effects, {"s": ["a"] * 9})
+
+
+def test_what_changes_in_a_medium_is_taken_apart_in_words(fitted, tables):
+    effects = measured_effects(fitted.screen, tables)
+    medium, name = fitted.screen.media[0], fitted.screen.perturbations[1]
+    changed = (effects["media"] == medium) & (effects["perturbation"] == name)
+    effects = effects.assign(fdr=np.where(changed, 0.01, 1.0))
+    said = steps_in_words(fitted, effects)
+    assert list(said) == [medium] and list(said[medium]) == [name]
+    steps = fitted.explain(name, media=medium, against={"media": medium}, by="step", n_samples=60)
+    assert said[medium][name] == " ".join(sentences(steps))
+    assert f"{name} in {medium}" in said[medium][name]
