@@ -58,6 +58,7 @@ from pyrocell.posterior.effect_tables import (
     ranked_genes,
 )
 from pyrocell.posterior.effects import perturbation_effects
+from pyrocell.posterior.embeddings import embeddings
 from pyrocell.posterior.fitted_screen import FittedScreen
 from pyrocell.posterior.gains import media_gains
 from pyrocell.posterior.gene_level.counts import LevelCounts
@@ -1070,6 +1071,61 @@ class PyroCell(BaseModelClass):
         asked = (perturbations, media, time, n_samples, credible_level)
         table = cast("pd.DataFrame", self.perturbation_effects(*asked))
         return effects_adata(table, self.fitted)
+
+    @limit_threads
+    def embeddings(
+        self,
+        of: str = "genes",
+        perturbations: Sequence[str] | None = None,
+        media: str | None = None,
+        time: float | None = None,
+        n_axes: int = 10,
+        axes: str = "response",
+        n_samples: int = 200,
+        *,
+        view: str | None = None,
+    ) -> AnnData:
+        """Genes, or perturbations, as points: coordinates along the principal axes of the response.
+
+        Parameters
+        ----------
+        of
+            "genes" or "perturbations".
+        perturbations
+            Labels whose effects span the axes; default: every single perturbation.
+        media, time
+            Where effects are taken; default: baseline medium, last time.
+        n_axes
+            At most.
+        axes
+            "response": singular vectors of the posterior mean of effects, the same for all draws.
+            "state", of genes alone: principal axes along which resting cells differ; loadings of
+            the model are points there, and their `sd` is NaN. "both": one beside the other.
+        n_samples
+            Posterior draws.
+        view
+            Of a model of several views: the features of one; default: of all.
+
+        Returns
+        -------
+        AnnData of names × axes: `X` posterior mean, layer `sd`. Natural-log fold changes: a gene's
+        coordinates have the root mean square of its change over perturbations for their length, as
+        far as the axes show it, a perturbation's that over genes. `.var` has share, of the squared
+        mean effects that an axis carries, and signal, the share of the squared coordinates that is
+        not posterior variance. The index is named "symbol" for genes: ``to_df().to_csv(path)`` is
+        what gene-benchmark's `PreComputedEncoder` reads.
+
+        Raises
+        ------
+        UnknownLabelError
+            If `of`, `axes`, a view or a perturbation is not known.
+        """
+        features = views_of(self.module.config, view)
+        some = slice(None) if view is None else features.slices[features.of(view)]  # type: ignore[union-attr]
+        names = self.screen.perturbations if perturbations is None else perturbations
+        names = [names] if isinstance(names, str) else list(names)
+        place = place_of(self.screen, media, time)
+        return embeddings(self.fitted, of, names, *place, n_axes, axes, n_samples, some)
 
     @limit_threads
     def differential_expression(

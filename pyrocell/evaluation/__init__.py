@@ -6,6 +6,7 @@ above the model, because it trains models and asks them.
 
 from __future__ import annotations
 
+from pyrocell.evaluation.embeddings import embedding_score, expression_anchors
 from pyrocell.evaluation.external import external_scores
 from pyrocell.evaluation.held_out import Evaluation, evaluate
 from pyrocell.evaluation.pairs import auroc_by_gene, predict_pairs
@@ -15,7 +16,9 @@ from pyrocell.evaluation.splits import splits
 __all__ = [
     "Evaluation",
     "auroc_by_gene",
+    "embedding_score",
     "evaluate",
+    "expression_anchors",
     "external_scores",
     "perturbqa",
     "perturbqa_sets",

@@ -33,7 +33,9 @@ from pyrocell.metrics.populations import distribution_distance
 _ABOVE = (
     "Evaluation",
     "auroc_by_gene",
+    "embedding_score",
     "evaluate",
+    "expression_anchors",
     "external_scores",
     "perturbqa",
     "perturbqa_sets",
