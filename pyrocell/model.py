@@ -85,6 +85,7 @@ from pyrocell.posterior.predictive_check import (
     posterior_predictive_check,
 )
 from pyrocell.posterior.requests import requested
+from pyrocell.posterior.signature import signature
 from pyrocell.posterior.simulate_cells import fate_proportions, simulate_cells
 from pyrocell.posterior.summaries import MEMORY_BUDGET
 from pyrocell.posterior.unseen import (
@@ -1237,6 +1238,71 @@ class PyroCell(BaseModelClass):
         adata.uns[key_added] = found
 
     @limit_threads
+    @limit_threads
+    def signature(
+        self,
+        perturbation: str,
+        n_genes: int = 10,
+        media: str | None = None,
+        time: float | None = None,
+        test_size: float = 0.33,
+        own_gene: bool = False,
+        n_shuffles: int = 20,
+        n_samples: int = 200,
+        credible_level: float = 0.9,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """The few genes that tell cells of a perturbation from controls, on held-out cells.
+
+        From the counts of some cells (log, at equal depth, batches adjusted for) genes are chosen
+        one after the other, each for what the others leave (orthogonal matching pursuit among those
+        that differ at a false discovery rate of .001; then by |z|), and a logistic regression on
+        them is asked about the other cells. The posterior has no part in that.
+
+        Parameters
+        ----------
+        perturbation
+            A label that was measured, combinations included.
+        n_genes
+            Size of the panel.
+        media, time
+            Where; default: baseline medium, last time.
+        test_size
+            Share of the cells of the perturbation to hold out: whole batches, where two or more
+            hold it and controls, and otherwise cells of each batch.
+        own_gene
+            Whether the perturbed gene itself may be in the panel.
+        n_shuffles
+            Of labels within batches, for the null.
+        n_samples
+            Posterior draws.
+        credible_level
+            Of `lower` and `upper`.
+        seed
+            Of the split, the shuffles and the intervals.
+
+        Returns
+        -------
+        DataFrame with a row per gene of the panel: gene, rank, coefficient (log odds per standard
+        deviation, in the whole panel); auroc_with, the probability that a held-out cell of the
+        perturbation scores above a held-out control of its batch by this gene and those before it,
+        with lower and upper (held-out cells resampled; the panel as it is); auroc_top_z, the same
+        by as many genes with the largest |z| in the same cells; auroc_shuffled and shuffled_upper,
+        mean and 95% of panels chosen with labels shuffled; auroc_all, by all genes; mean, sd and
+        lfsr of the gene's effect in the posterior, z_rank, its place by |mean / sd| among all
+        genes; n_train and n_test, cells of the perturbation; held_out, "cells" or which batches.
+
+        Raises
+        ------
+        ScreenError
+            If there are too few cells, or none share a batch with controls.
+        UnknownLabelError
+            If the perturbation is not in the screen.
+        """
+        place = place_of(self.screen, media, time)
+        asked = n_genes, test_size, own_gene, n_shuffles, n_samples, credible_level, seed
+        return signature(self.fitted, perturbation, *place, *asked)
+
     def effect_checks(self) -> pd.DataFrame:
         """Whether effects agree with the counts alone, and whether controls explain them.
 

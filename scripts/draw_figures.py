@@ -69,6 +69,7 @@ CHAPTERS = {
         "time_course",
         "gains",
         "guides",
+        "signature",
     ),
     "Conditions that were not measured": ("prediction",),
     "Batches and wells": (
@@ -292,6 +293,7 @@ FIGURES: dict[str, Callable[[], object]] = {
     "gains": lambda: pl.gains(stimulus().media_gains(n_samples=100)),
     "guides": lambda: pl.guides(guided().guides()),
     "guides-share": lambda: pl.guides(guided().guides(), share=True),
+    "signature": lambda: pl.signature(hipsc().signature("PRDM14", time=3.0)),
     "prediction": lambda: pl.prediction(predicted()[[4, 13, 22]]),
     "prediction-time": lambda: pl.prediction(predicted(), "NANOG", over_time=True),
     "batch_effects": lambda: pl.batch_effects(stimulus().batch_effects(n_samples=100)),

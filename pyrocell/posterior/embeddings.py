@@ -85,7 +85,9 @@ def _of_response(
     names, genes = where[0], fit.screen.genes[features]
     if not len(names):
         raise ScreenError("the screen has no perturbation, so there are no axes of a response")
-    mean = np.stack([d[:, features].mean(0) for d, _ in each_with_direction(fit, *where, n_samples)])
+    mean = np.stack(
+        [d[:, features].mean(0) for d, _ in each_with_direction(fit, *where, n_samples)]
+    )
     left, size, right = np.linalg.svd(mean.astype(float), full_matrices=False)
     some = slice(0, min(n_axes, len(size)))
     left, right = left[:, some], right[some].T
