@@ -151,7 +151,8 @@ class PyroCell(BaseModelClass):
     objective
         Distance between populations to add to the log joint (eq. 23), see `DistributionObjective`.
     effect_prior
-        Prior of effects along the axes of response; others than "normal" are made known by
+        Prior of effects along the axes of response; default: `priors.effect`, "normal" or
+        "sparse". Others are made known by
         `pyrocell.generative.effects.register`, as are dynamics and likelihoods beside those named.
 
     Attributes
@@ -190,9 +191,10 @@ class PyroCell(BaseModelClass):
         assume: Sequence[Assume] = (),
         lipschitz: float | None = 0.9,
         objective: DistributionObjective | None = None,
-        effect_prior: str = "normal",
+        effect_prior: str | None = None,
     ):
         super().__init__(_joint_of(adata))
+        priors = priors or Priors()
         self.screen = self.adata_manager.screen
         with few_threads(len(self.screen.genes)):
             tensors = cell_tensors(self.adata_manager)
@@ -202,7 +204,7 @@ class PyroCell(BaseModelClass):
                 n_latent=n_latent,
                 n_response=n_response,
                 dynamics=dynamics,
-                effect_prior=effect_prior,
+                effect_prior=priors.effect if effect_prior is None else effect_prior,
                 lipschitz=lipschitz,
                 likelihood=likelihood,
                 n_hidden=n_hidden,
@@ -220,8 +222,7 @@ class PyroCell(BaseModelClass):
                 views=_views_of(tensors),
             )
             check_options(config)
-            sums, priors = tensors.sums, priors or Priors()
-            self._hold(ScreenModule.from_sums(sums, self.screen, config, priors))
+            self._hold(ScreenModule.from_sums(tensors.sums, self.screen, config, priors))
         self.init_params_ = self._get_init_params(locals())
 
     def _hold(self, module: ScreenModule) -> None:

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from pyrocell.data.statistics import CountStatistics
 from pyrocell.generative.config import ModelConfig
+from pyrocell.generative.effects import EFFECT_PRIORS
 from pyrocell.screen.screen import Screen
 
 __all__ = ["ScreenStatistics", "starting_values"]
 
 _PSEUDO_COUNT = 0.5
 _LOW = 10  # percentile of a feature's counts that is their low end
+_TURNS = 100  # of a varimax rotation
 _MAX_DENSE = 500  # perturbations and media, or genes, up to which all singular vectors are found
 
 
@@ -69,6 +71,8 @@ def starting_values(
     loading = _resting_axes(sums, screen, config.n_latent, seed)
     response, effect, media_effect = _own_axes(effects, media, config.n_response, seed)
     pooled = whole.pop("pooled")
+    if EFFECT_PRIORS[config.effect_prior].prefers_axes:
+        response, effect, media_effect = _simple_axes(response, effect, media_effect)
     along = _along_resting_axes(loading, media - media_effect @ response, pooled)
     effect = np.concatenate([np.zeros((len(effect), config.n_latent)), effect], 1)
     media_effect = np.concatenate([along, media_effect], 1)
@@ -295,3 +299,23 @@ def _own_axes(
         axes[:keep] = right[:keep] * n_genes**0.5
         coordinates[:, :keep] = left[:, :keep] * scale[:keep] / n_genes**0.5
     return axes, coordinates[: len(effects)], coordinates[len(effects) :]
+
+
+def _simple_axes(
+    axes: np.ndarray, effects: np.ndarray, media: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same responses along axes turned so that few perturbations are on each (varimax).
+
+    Kaiser's criterion, the variance of squared coordinates, by iterated Procrustes rotations.
+    """
+    used = np.flatnonzero(np.square(effects).sum(0) > 0)
+    turn = np.eye(len(used))
+    for _ in range(_TURNS if len(used) > 1 else 0):
+        turned = effects[:, used] @ turn
+        cubic = turned**3 - turned * np.square(turned).mean(0)
+        left, _, right = np.linalg.svd(effects[:, used].T @ cubic)
+        turn = left @ right
+    out = [a.copy() for a in (axes, effects, media)]
+    out[0][used] = turn.T @ axes[used]
+    out[1][:, used], out[2][:, used] = effects[:, used] @ turn, media[:, used] @ turn
+    return out[0], out[1], out[2]
