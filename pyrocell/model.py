@@ -76,6 +76,7 @@ from pyrocell.posterior.guides import (
 )
 from pyrocell.posterior.lag import view_lag
 from pyrocell.posterior.levels import levels
+from pyrocell.posterior.mask import mask_table
 from pyrocell.posterior.media_effects import media_effects
 from pyrocell.posterior.module import ScreenModule
 from pyrocell.posterior.output import OutputTarget
@@ -1379,6 +1380,33 @@ class PyroCell(BaseModelClass):
         if self._counts is None:
             self._counts = counts_of_screen(self.screen, self._cells, self.module.priors)
         return self._counts
+
+    @limit_threads
+    def mask(self, n_samples: int = 400) -> pd.DataFrame:
+        """On which axes of the response each perturbation has an effect, under a sparse prior.
+
+        Needs ``PyroCell(adata, priors=Priors(effect="sparse"))``. What the cells say of an effect
+        is taken out of the variational posterior and every set of axes is weighed by its marginal
+        likelihood, effects summed out; see `pyrocell.posterior.mask`.
+
+        Parameters
+        ----------
+        n_samples
+            Posterior draws.
+
+        Returns
+        -------
+        DataFrame with a row per perturbation and axis: perturbation, axis (as in
+        :meth:`to_arviz`); inclusion, the probability that the perturbation has an effect there;
+        prior; mean and sd of the effect in the posterior, size of its mean and the learned width of
+        effects that are there, both as root mean square log-fold change over genes.
+
+        Raises
+        ------
+        ScreenError
+            If the model has another prior on effects.
+        """
+        return mask_table(self.fitted, n_samples)
 
     @limit_threads
     def batch_effects(

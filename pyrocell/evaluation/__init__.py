@@ -12,10 +12,12 @@ from pyrocell.evaluation.held_out import Evaluation, evaluate
 from pyrocell.evaluation.pairs import auroc_by_gene, predict_pairs
 from pyrocell.evaluation.perturbqa import perturbqa, perturbqa_sets
 from pyrocell.evaluation.splits import splits
+from pyrocell.evaluation.treatment_effects import average_treatment_effect
 
 __all__ = [
     "Evaluation",
     "auroc_by_gene",
+    "average_treatment_effect",
     "embedding_score",
     "evaluate",
     "expression_anchors",

@@ -33,6 +33,7 @@ from pyrocell.metrics.populations import distribution_distance
 _ABOVE = (
     "Evaluation",
     "auroc_by_gene",
+    "average_treatment_effect",
     "embedding_score",
     "evaluate",
     "expression_anchors",

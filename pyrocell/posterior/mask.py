@@ -96,14 +96,15 @@ def effect_likelihood(
     -------
     Λ (K, D, D) and b (K, D) of log L(e) = b' e − e' Λ e / 2.
     """
-    k, d = mean.shape
+    d = mean.shape[1]
     sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
     nodes = np.linspace(-_REACH, _REACH, _GRID)
     weight = np.exp(-0.5 * nodes**2)
     weight /= weight.sum()
     points = mean + nodes[:, None, None] * sd  # (P, K, D)
     log = np.stack([_log_density(prior, p, scale) for p in points])
-    # by parts over q: E[∇ log p] = E[(e − m) log p] / v, E[∇² log p] = E[((e − m)² / v − 1) log p] / v
+    # by parts over q, with u = (e − m) / sd:
+    # E[∇ log p] = E[u log p] / sd, E[∇² log p] = E[(u² − 1) log p] / sd²
     first = np.einsum("p,pkd->kd", weight * nodes, log) / sd
     second = np.einsum("p,pkd->kd", weight * (nodes**2 - 1), log) / sd**2
     whole = np.linalg.inv(covariance)
