@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import render_mechanism
 from readme_rows import ROWS
 from sources import (
     CHANGED,
@@ -285,7 +286,7 @@ def views() -> str:
     return f"{made}\n\n{origin(['views.py'], [part['from'] for part in parts.values()])}"
 
 
-BLOCKS = {
+BLOCKS = render_mechanism.BLOCKS | {
     "views": views,
     "unseen": unseen,
     "guides": guides,
