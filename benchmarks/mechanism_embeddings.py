@@ -127,7 +127,7 @@ def rows_of(name: str, runs: list[dict[str, Any]]) -> list[list[Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", nargs="+", default=["embedded", "k562"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[301, 302])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[301])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--no-write", action="store_true")
     arguments = parser.parse_args()

@@ -145,8 +145,8 @@ def rows_of(part: str, runs: list[dict[str, Any]]) -> list[list[Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", nargs="+", default=["embedded", "thp1", "simulated"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[301, 302])
-    parser.add_argument("--screens", type=int, default=20)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[301])
+    parser.add_argument("--screens", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--no-write", action="store_true")
     arguments = parser.parse_args()

@@ -338,7 +338,7 @@ def _mean(runs: list[dict[str, Any]], keys: tuple[str, ...]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", nargs="+", default=["simulated", "k562"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[301, 302])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[301])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--no-write", action="store_true")
     arguments = parser.parse_args()
