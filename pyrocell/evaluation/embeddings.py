@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -22,7 +23,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pyrocell._core.messages import did_you_mean
@@ -36,7 +37,7 @@ _NEIGHBOURS = 10
 _FEWEST = 5  # members, and genes outside
 
 
-def _classifier(name: str, n_train: int) -> object:
+def _classifier(name: str, n_train: int) -> Pipeline:
     if name == "logistic regression":
         model = LogisticRegression(class_weight="balanced", max_iter=1000)
     else:
@@ -65,11 +66,11 @@ def expression_anchors(controls: ad.AnnData, n_axes: int = 10) -> dict[str, pd.D
         raise ScreenError(f"{controls.n_obs} control cells are too few for anchors; give 2 or more")
     counts = sp.csr_matrix(controls.X, dtype=float)
     depth = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
-    level = sp.diags(np.median(depth) / depth) @ counts
+    level = sp.csr_matrix(counts.multiply((np.median(depth) / depth)[:, None]))
     mean = np.log(np.asarray(level.mean(0)).ravel() + 1e-3)
     n_axes = min(n_axes, controls.n_vars, controls.n_obs - 1)
     pca = PCA(n_axes, random_state=0).fit(np.log1p(level.toarray()))
-    axes = pca.components_.T * np.sqrt(pca.explained_variance_)
+    axes = np.asarray(pca.components_).T * np.sqrt(np.asarray(pca.explained_variance_))
     return {
         "log mean expression": pd.DataFrame({"mean": mean}, index=controls.var_names),
         "PCA of controls": pd.DataFrame(axes, index=controls.var_names),
@@ -142,7 +143,7 @@ def embedding_score(
     table = embeddings.to_df() if isinstance(embeddings, ad.AnnData) else embeddings
     table = table.loc[:, table.notna().all()]
     if isinstance(gene_sets, str | PathLike):
-        gene_sets = read_gmt(gene_sets)
+        gene_sets = read_gmt(Path(gene_sets))
     every: dict[str, pd.DataFrame] = {"embeddings": table}
     if controls is not None:
         every |= expression_anchors(controls, table.shape[1])

@@ -9,7 +9,7 @@ depth and sparsity do to such means is in both alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
@@ -143,7 +143,7 @@ class _Levels:
             if name not in known:
                 known[name] = screen.label_of(screen.indices(name))
         self.label = np.array([known[n] for n in label], dtype=object)
-        counts = adata.X if args["layer"] is None else adata.layers[args["layer"]]
+        counts: Any = adata.X if args["layer"] is None else adata.layers[args["layer"]]
         counts = sp.csr_matrix(counts[rows], dtype=np.float64)
         self.size = np.asarray(counts.sum(1)).ravel()
         self.logged = _logged(counts, self.size)
@@ -167,8 +167,7 @@ class _Levels:
 
 def _logged(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
     """(n, G) log2(1 + counts per 10,000)."""
-    scaled = sp.diags(1e4 / np.maximum(size, 1)) @ counts
-    return np.log2(1 + np.asarray(scaled.todense()))
+    return np.log2(1 + counts.toarray() * (1e4 / np.maximum(size, 1))[:, None])
 
 
 def _depths(size: np.ndarray) -> np.ndarray:

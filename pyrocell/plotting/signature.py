@@ -45,7 +45,7 @@ def signature(table: pd.DataFrame, axes: np.ndarray | None = None) -> np.ndarray
     if axes is None:
         size = page(8.0, 1.6 + rows_height(n))
         _, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
-    left, right = np.ravel(axes)
+    left, right = np.asarray(axes).ravel()
     y = np.arange(n)
     left.fill_betweenx(y, 0.5, table["shuffled_upper"], color=GREY, alpha=0.25, linewidth=0)
     left.plot(table["auroc_shuffled"], y, color=GREY, linewidth=0.8, label="labels shuffled")
