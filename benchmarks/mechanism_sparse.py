@@ -104,16 +104,24 @@ def simulated(seed: int) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- doubles
 def split(seed: int) -> tuple[ad.AnnData, ad.AnnData, ad.AnnData, list[str]]:
-    """Cells to train on, held-out cells of seen conditions, cells of doubles, and these."""
+    """Cells to train on, held-out cells of seen conditions, cells of doubles, and these.
+
+    Half of the controls are kept for measuring effects of the doubles. With the same controls in
+    training and in the measured effect, whatever is predicted or added up shares their noise with
+    it: with 100 controls the sum of singles then correlates at .76, and at .31 without.
+    """
     adata = shared("norman2019_k562_crispra.h5ad")
     label = adata.obs["perturbation"].astype(str)
     singles = {x for x in label.unique() if "+" not in x}
     doubles = sorted(x for x in label.unique() if "+" in x and set(x.split("+")) <= singles)
     seen = ~label.isin(doubles).to_numpy()
-    held = seen & (np.random.default_rng(seed).random(len(label)) < 0.1)
-    some = np.asarray(adata[seen & ~held].X.sum(0)).ravel() > 0
+    rng = np.random.default_rng(seed)
+    kept = (label == "control").to_numpy() & (rng.random(len(label)) < 0.5)
+    held = seen & ~kept & (rng.random(len(label)) < 0.1)
+    train = seen & ~kept & ~held
+    some = np.asarray(adata[train].X.sum(0)).ravel() > 0
     adata = adata[:, some].copy()
-    parts = (adata[m].copy() for m in (seen & ~held, held, ~seen | (label == "control").to_numpy()))
+    parts = (adata[m].copy() for m in (train, held, ~seen | kept))
     return *parts, doubles
 
 

@@ -49,7 +49,9 @@ def average_treatment_effect(
         Labels, such as doubles that were held out.
     adata
         Cells with these labels and control cells, with the columns that were registered, raw
-        counts; default: those of the model.
+        counts; default: those of the model. Controls that the model has seen share their noise with
+        predictions and anchors and raise every correlation but `replicate`, by much where they are
+        few: keep some from it.
     media, time
         Where; default: baseline medium, last time.
     n_samples, n_cells
