@@ -151,7 +151,7 @@ class Priors:
                 numbers = np.atleast_1d(np.asarray(value, dtype=float))
             except (TypeError, ValueError):
                 raise ScreenError(f"Priors({name}={value!r}) is not a number") from None
-            if len(numbers) != np.size(field.default):
+            if len(numbers) != np.size(getattr(Priors, name)):
                 raise ScreenError(
                     f"Priors({name}={value!r}) must have as many numbers as {field.default!r}"
                 )

@@ -58,9 +58,10 @@ def embeddings(
     if axes != "response":
         parts.append(_of_state(fit, n_axes, features))
     mean, sd = (np.concatenate([p[i] for p in parts], 1) for i in (0, 1))
-    out = ad.AnnData(np.asarray(mean, np.float32))
-    out.obs_names, out.var_names = pd.Index(names).astype(str), [a for p in parts for a in p[2]]
-    out.obs_names.name = "symbol" if of == "genes" else "perturbation"
+    kind = "symbol" if of == "genes" else "perturbation"
+    rows = pd.DataFrame(index=pd.Index([str(n) for n in names], name=kind))
+    columns = pd.DataFrame(index=[a for p in parts for a in p[2]])
+    out = ad.AnnData(np.asarray(mean, np.float32), obs=rows, var=columns)
     out.layers["sd"] = np.asarray(sd, np.float32)
     out.var["share"] = np.concatenate([p[3] for p in parts])
     with np.errstate(invalid="ignore"):

@@ -266,7 +266,7 @@ def _greedy(x: np.ndarray, sign: np.ndarray, weight: np.ndarray, n_genes: int) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it may stop early, where genes are copies of others
         path = orthogonal_mp(columns, root * sign, n_nonzero_coefs=n_genes, return_path=True)
-    path = path.reshape(columns.shape[1], -1)
+    path = np.asarray(path).reshape(columns.shape[1], -1)
     order: list[int] = []
     for step in path.T:
         order += [int(g) for g in np.flatnonzero(step) if g not in order]
