@@ -58,6 +58,7 @@ from pyrocell.posterior.effect_tables import (
     ranked_genes,
 )
 from pyrocell.posterior.effects import perturbation_effects
+from pyrocell.posterior.embeddings import embeddings
 from pyrocell.posterior.explain import Request as ExplainRequest
 from pyrocell.posterior.explain import explain
 from pyrocell.posterior.fitted_screen import FittedScreen
@@ -77,6 +78,7 @@ from pyrocell.posterior.guides import (
 )
 from pyrocell.posterior.lag import view_lag
 from pyrocell.posterior.levels import levels
+from pyrocell.posterior.mask import mask_table
 from pyrocell.posterior.media_effects import media_effects
 from pyrocell.posterior.module import ScreenModule
 from pyrocell.posterior.output import OutputTarget
@@ -86,6 +88,7 @@ from pyrocell.posterior.predictive_check import (
     posterior_predictive_check,
 )
 from pyrocell.posterior.requests import requested
+from pyrocell.posterior.signature import signature
 from pyrocell.posterior.simulate_cells import fate_proportions, simulate_cells
 from pyrocell.posterior.summaries import MEMORY_BUDGET
 from pyrocell.posterior.unseen import (
@@ -151,7 +154,8 @@ class PyroCell(BaseModelClass):
     objective
         Distance between populations to add to the log joint (eq. 23), see `DistributionObjective`.
     effect_prior
-        Prior of effects along the axes of response; others than "normal" are made known by
+        Prior of effects along the axes of response; default: `priors.effect`, "normal" or
+        "sparse". Others are made known by
         `pyrocell.generative.effects.register`, as are dynamics and likelihoods beside those named.
 
     Attributes
@@ -190,9 +194,10 @@ class PyroCell(BaseModelClass):
         assume: Sequence[Assume] = (),
         lipschitz: float | None = 0.9,
         objective: DistributionObjective | None = None,
-        effect_prior: str = "normal",
+        effect_prior: str | None = None,
     ):
         super().__init__(_joint_of(adata))
+        priors = priors or Priors()
         self.screen = self.adata_manager.screen
         with few_threads(len(self.screen.genes)):
             tensors = cell_tensors(self.adata_manager)
@@ -202,7 +207,7 @@ class PyroCell(BaseModelClass):
                 n_latent=n_latent,
                 n_response=n_response,
                 dynamics=dynamics,
-                effect_prior=effect_prior,
+                effect_prior=priors.effect if effect_prior is None else effect_prior,
                 lipschitz=lipschitz,
                 likelihood=likelihood,
                 n_hidden=n_hidden,
@@ -220,8 +225,7 @@ class PyroCell(BaseModelClass):
                 views=_views_of(tensors),
             )
             check_options(config)
-            sums, priors = tensors.sums, priors or Priors()
-            self._hold(ScreenModule.from_sums(sums, self.screen, config, priors))
+            self._hold(ScreenModule.from_sums(tensors.sums, self.screen, config, priors))
         self.init_params_ = self._get_init_params(locals())
 
     def _hold(self, module: ScreenModule) -> None:
@@ -1091,6 +1095,61 @@ class PyroCell(BaseModelClass):
         return effects_adata(table, self.fitted)
 
     @limit_threads
+    def embeddings(
+        self,
+        of: str = "genes",
+        perturbations: Sequence[str] | None = None,
+        media: str | None = None,
+        time: float | None = None,
+        n_axes: int = 10,
+        axes: str = "response",
+        n_samples: int = 200,
+        *,
+        view: str | None = None,
+    ) -> AnnData:
+        """Genes, or perturbations, as points: coordinates along the principal axes of the response.
+
+        Parameters
+        ----------
+        of
+            "genes" or "perturbations".
+        perturbations
+            Labels whose effects span the axes; default: every single perturbation.
+        media, time
+            Where effects are taken; default: baseline medium, last time.
+        n_axes
+            At most.
+        axes
+            "response": singular vectors of the posterior mean of effects, the same for all draws.
+            "state", of genes alone: principal axes along which resting cells differ; loadings of
+            the model are points there, and their `sd` is NaN. "both": one beside the other.
+        n_samples
+            Posterior draws.
+        view
+            Of a model of several views: the features of one; default: of all.
+
+        Returns
+        -------
+        AnnData of names × axes: `X` posterior mean, layer `sd`. Natural-log fold changes: a gene's
+        coordinates have the root mean square of its change over perturbations for their length, as
+        far as the axes show it, a perturbation's that over genes. `.var` has share, of the squared
+        mean effects that an axis carries, and signal, the share of the squared coordinates that is
+        not posterior variance. The index is named "symbol" for genes: ``to_df().to_csv(path)`` is
+        what gene-benchmark's `PreComputedEncoder` reads.
+
+        Raises
+        ------
+        UnknownLabelError
+            If `of`, `axes`, a view or a perturbation is not known.
+        """
+        features = views_of(self.module.config, view)
+        some = slice(None) if view is None else features.slices[features.of(view)]  # type: ignore[union-attr]
+        names = self.screen.perturbations if perturbations is None else perturbations
+        names = [names] if isinstance(names, str) else list(names)
+        place = place_of(self.screen, media, time)
+        return embeddings(self.fitted, of, names, *place, n_axes, axes, n_samples, some)
+
+    @limit_threads
     def differential_expression(
         self,
         adata: AnnData | None = None,
@@ -1200,6 +1259,71 @@ class PyroCell(BaseModelClass):
         adata.uns[key_added] = found
 
     @limit_threads
+    @limit_threads
+    def signature(
+        self,
+        perturbation: str,
+        n_genes: int = 10,
+        media: str | None = None,
+        time: float | None = None,
+        test_size: float = 0.33,
+        own_gene: bool = False,
+        n_shuffles: int = 20,
+        n_samples: int = 200,
+        credible_level: float = 0.9,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """The few genes that tell cells of a perturbation from controls, on held-out cells.
+
+        From the counts of some cells (log, at equal depth, batches adjusted for) genes are chosen
+        one after the other, each for what the others leave (orthogonal matching pursuit among those
+        that differ at a false discovery rate of .001; then by |z|), and a logistic regression on
+        them is asked about the other cells. The posterior has no part in that.
+
+        Parameters
+        ----------
+        perturbation
+            A label that was measured, combinations included.
+        n_genes
+            Size of the panel.
+        media, time
+            Where; default: baseline medium, last time.
+        test_size
+            Share of the cells of the perturbation to hold out: whole batches, where two or more
+            hold it and controls, and otherwise cells of each batch.
+        own_gene
+            Whether the perturbed gene itself may be in the panel.
+        n_shuffles
+            Of labels within batches, for the null.
+        n_samples
+            Posterior draws.
+        credible_level
+            Of `lower` and `upper`.
+        seed
+            Of the split, the shuffles and the intervals.
+
+        Returns
+        -------
+        DataFrame with a row per gene of the panel: gene, rank, coefficient (log odds per standard
+        deviation, in the whole panel); auroc_with, the probability that a held-out cell of the
+        perturbation scores above a held-out control of its batch by this gene and those before it,
+        with lower and upper (held-out cells resampled; the panel as it is); auroc_top_z, the same
+        by as many genes with the largest |z| in the same cells; auroc_shuffled and shuffled_upper,
+        mean and 95% of panels chosen with labels shuffled; auroc_all, by all genes; mean, sd and
+        lfsr of the gene's effect in the posterior, z_rank, its place by |mean / sd| among all
+        genes; n_train and n_test, cells of the perturbation; held_out, "cells" or which batches.
+
+        Raises
+        ------
+        ScreenError
+            If there are too few cells, or none share a batch with controls.
+        UnknownLabelError
+            If the perturbation is not in the screen.
+        """
+        place = place_of(self.screen, media, time)
+        asked = n_genes, test_size, own_gene, n_shuffles, n_samples, credible_level, seed
+        return signature(self.fitted, perturbation, *place, *asked)
+
     def effect_checks(self) -> pd.DataFrame:
         """Whether effects agree with the counts alone, and whether controls explain them.
 
@@ -1275,6 +1399,33 @@ class PyroCell(BaseModelClass):
         if self._counts is None:
             self._counts = counts_of_screen(self.screen, self._cells, self.module.priors)
         return self._counts
+
+    @limit_threads
+    def mask(self, n_samples: int = 400) -> pd.DataFrame:
+        """On which axes of the response each perturbation has an effect, under a sparse prior.
+
+        Needs ``PyroCell(adata, priors=Priors(effect="sparse"))``. What the cells say of an effect
+        is taken out of the variational posterior and every set of axes is weighed by its marginal
+        likelihood, effects summed out; see `pyrocell.posterior.mask`.
+
+        Parameters
+        ----------
+        n_samples
+            Posterior draws.
+
+        Returns
+        -------
+        DataFrame with a row per perturbation and axis: perturbation, axis (as in
+        :meth:`to_arviz`); inclusion, the probability that the perturbation has an effect there;
+        prior; mean and sd of the effect in the posterior, size of its mean and the learned width of
+        effects that are there, both as root mean square log-fold change over genes.
+
+        Raises
+        ------
+        ScreenError
+            If the model has another prior on effects.
+        """
+        return mask_table(self.fitted, n_samples)
 
     @limit_threads
     def batch_effects(

@@ -23,6 +23,12 @@ class Priors:
     effect_sd
         Starting slab width of `P.effect` per axis; own axes have unit RMS over genes, so this is
         the RMS log-fold change that one axis contributes. Learned by empirical Bayes, per axis.
+    effect
+        Law of effects along axes: "normal"; "sparse", a perturbation has an effect on an axis or
+        next to none (`PyroCell.mask`).
+    effect_inclusion, effect_spike
+        Of "sparse": prior share of axes on which a perturbation has an effect, and the width of
+        next to none, relative to that of an effect.
     media_effect_sd
         Width of `M.effect` per axis.
     residual_sd
@@ -91,6 +97,9 @@ class Priors:
     """
 
     effect_sd: float = 0.3
+    effect: str = "normal"
+    effect_inclusion: float = 0.25
+    effect_spike: float = 0.1
     media_effect_sd: float = 2.0
     residual_sd: float = 0.25
     walk_sd: float = 0.08
@@ -134,11 +143,15 @@ class Priors:
         """Raise ScreenError unless every number is finite, and scales and weights are positive."""
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
+            if isinstance(field.default, str):
+                if not isinstance(value, str):
+                    raise ScreenError(f'Priors({name}={value!r}) is a name, such as "sparse"')
+                continue
             try:
                 numbers = np.atleast_1d(np.asarray(value, dtype=float))
             except (TypeError, ValueError):
                 raise ScreenError(f"Priors({name}={value!r}) is not a number") from None
-            if len(numbers) != np.size(field.default):
+            if len(numbers) != np.size(getattr(Priors, name)):
                 raise ScreenError(
                     f"Priors({name}={value!r}) must have as many numbers as {field.default!r}"
                 )
@@ -150,6 +163,9 @@ class Priors:
                 raise ScreenError(f"Priors({name}={value!r}) {must}")
         if not sum(self.gain_weights) > 0:
             raise ScreenError(f"Priors(gain_weights={self.gain_weights!r}) must not all be 0")
+        for name in ("effect_inclusion", "effect_spike"):
+            if not 0 < (value := getattr(self, name)) < 1:
+                raise ScreenError(f"Priors({name}={value!r}) must be between 0 and 1")
         if not 0 < self.interaction_share <= 1:
             raise ScreenError(
                 f"Priors(interaction_share={self.interaction_share!r}) must be between 0 and 1"

@@ -72,6 +72,7 @@ CHAPTERS = {
         "gains",
         "explain",
         "guides",
+        "signature",
     ),
     "Conditions that were not measured": ("prediction",),
     "Batches and wells": (
@@ -317,6 +318,7 @@ FIGURES: dict[str, Callable[[], object]] = {
     "explain-step": lambda: pl.explain(explained_steps()),
     "guides": lambda: pl.guides(guided().guides()),
     "guides-share": lambda: pl.guides(guided().guides(), share=True),
+    "signature": lambda: pl.signature(hipsc().signature("PRDM14", time=3.0)),
     "prediction": lambda: pl.prediction(predicted()[[4, 13, 22]]),
     "prediction-time": lambda: pl.prediction(predicted(), "NANOG", over_time=True),
     "batch_effects": lambda: pl.batch_effects(stimulus().batch_effects(n_samples=100)),

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import render_mechanism
 from readme_rows import ROWS
 from sources import (
     CHANGED,
@@ -313,7 +314,7 @@ def explained() -> str:
     return f"{made}\n\n{origin(['mechanism_explain.py'], [part['from']])}"
 
 
-BLOCKS = {
+BLOCKS = render_mechanism.BLOCKS | {
     "explained": explained,
     "views": views,
     "unseen": unseen,

@@ -56,6 +56,7 @@ class GenerativeModel(ScreenMap):
     ):
         super().__init__(screen, config, priors, statistics)
         self.effect_prior = EFFECT_PRIORS[config.effect_prior]()
+        self.effect_prior.prepare(priors)
         self.objective = DistributionObjective(**(config.objective or {"weight": 0.0}))
         sizes = torch.as_tensor(screen.layout.to_numpy("int64").sum(1))
         self.register_buffer("condition_size", sizes, persistent=False)  # (C,)

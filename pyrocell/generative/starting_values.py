@@ -16,12 +16,14 @@ from torch import Tensor
 
 from pyrocell.data.statistics import CountStatistics
 from pyrocell.generative.config import ModelConfig
+from pyrocell.generative.effects import EFFECT_PRIORS
 from pyrocell.screen.screen import Screen
 
 __all__ = ["ScreenStatistics", "starting_values"]
 
 _PSEUDO_COUNT = 0.5
 _LOW = 10  # percentile of a feature's counts that is their low end
+_TURNS, _STARTS = 300, 10  # of a rotation to sparse axes
 _MAX_DENSE = 500  # perturbations and media, or genes, up to which all singular vectors are found
 
 
@@ -69,6 +71,8 @@ def starting_values(
     loading = _resting_axes(sums, screen, config.n_latent, seed)
     response, effect, media_effect = _own_axes(effects, media, config.n_response, seed)
     pooled = whole.pop("pooled")
+    if EFFECT_PRIORS[config.effect_prior].prefers_axes:
+        response, effect, media_effect = _simple_axes(response, effect, media_effect, seed)
     along = _along_resting_axes(loading, media - media_effect @ response, pooled)
     effect = np.concatenate([np.zeros((len(effect), config.n_latent)), effect], 1)
     media_effect = np.concatenate([along, media_effect], 1)
@@ -295,3 +299,39 @@ def _own_axes(
         axes[:keep] = right[:keep] * n_genes**0.5
         coordinates[:, :keep] = left[:, :keep] * scale[:keep] / n_genes**0.5
     return axes, coordinates[: len(effects)], coordinates[len(effects) :]
+
+
+def _simple_axes(
+    axes: np.ndarray, effects: np.ndarray, media: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same responses along axes turned so that each perturbation is on few of them.
+
+    The rotation with the least sum of absolute coordinates, by projected gradients from several
+    starts. A large perturbation counts by the root of its size, or it alone would say where axes
+    lie; varimax, which squares coordinates, finds sparse axes less often.
+    """
+    used = np.flatnonzero(np.square(effects).sum(0) > 0)
+    if len(used) < 2:
+        return axes, effects, media
+    size = np.sqrt(np.linalg.norm(effects[:, used], axis=1, keepdims=True))
+    rows = effects[:, used] / np.maximum(size, 1e-12)
+    rows = rows / np.linalg.norm(rows)
+    rng = np.random.default_rng(seed)
+    starts = [np.eye(len(used)), *rng.normal(size=(_STARTS, len(used), len(used)))]
+    found = [_turned(rows, np.linalg.qr(start)[0]) for start in starts]
+    turn = min(found, key=lambda t: np.abs(rows @ t).sum())
+    out = [a.copy() for a in (axes, effects, media)]
+    out[0][used] = turn.T @ axes[used]
+    out[1][:, used], out[2][:, used] = effects[:, used] @ turn, media[:, used] @ turn
+    return out[0], out[1], out[2]
+
+
+def _turned(rows: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """A rotation from which no small turn lessens the sum of absolute coordinates."""
+    corner = 1e-4 * np.square(rows).mean()  # where an absolute value bends
+    for _ in range(_TURNS):
+        coordinates = rows @ turn
+        slope = rows.T @ (coordinates / np.sqrt(np.square(coordinates) + corner))
+        left, _, right = np.linalg.svd(turn - 0.02 * slope)
+        turn = left @ right
+    return turn

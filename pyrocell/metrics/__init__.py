@@ -33,7 +33,10 @@ from pyrocell.metrics.populations import distribution_distance
 _ABOVE = (
     "Evaluation",
     "auroc_by_gene",
+    "average_treatment_effect",
+    "embedding_score",
     "evaluate",
+    "expression_anchors",
     "external_scores",
     "perturbqa",
     "perturbqa_sets",

@@ -21,6 +21,7 @@ from pyrocell.plotting.plates import edge_effects, plate_map
 from pyrocell.plotting.predictions import prediction
 from pyrocell.plotting.pseudotime import retention, trajectory
 from pyrocell.plotting.screens import latent, layout
+from pyrocell.plotting.signature import signature
 from pyrocell.plotting.steady import steady_screen
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "reliability",
     "response_curves",
     "retention",
+    "signature",
     "similarity",
     "steady_screen",
     "time_course",

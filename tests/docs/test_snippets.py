@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 
@@ -94,3 +95,35 @@ def test_the_calls_for_several_views_run(monkeypatch):
     for block in blocks("views"):
         exec(block, known)
     assert known["answer"].n_vars == 60 + 12 + 40
+
+
+@pytest.mark.filterwarnings("ignore::pyrocell.errors.ScreenWarning", "ignore::UserWarning")
+def test_the_calls_for_embeddings_signatures_and_sparse_effects_run(
+    make_screen, tmp_path, monkeypatch
+):
+    train, chosen = pyrocell.PyroCell.train, pyrocell.PyroCell.signature
+
+    def short(self, max_epochs=1):
+        train(self, max_epochs=1, progress_bar=False)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pyrocell.PyroCell, "train", short)
+    adata = make_screen(n_perturbations=3, n_genes=24, n_cells_per_condition=20)
+    pyrocell.PyroCell.setup_anndata(adata)
+    model = pyrocell.PyroCell(adata, n_latent=2, n_response=2)
+    model.train()
+    Path("hallmark.gmt.gz").write_bytes(
+        gzip.compress(("set\t\t" + "\t".join(adata.var_names[:10])).encode())
+    )
+    names = {"pyrocell": pyrocell, "adata": adata, "model": model, "held_out": adata}
+    first = model.screen.perturbations[0]
+    for page in ("mechanism_embeddings", "mechanism_sparse"):
+        for block in blocks(page):
+            exec(block.replace("KLF1+MAP2K6", first), names)
+    assert len(names["mask"]) == 3 * names["model"].module.model.n_axes
+    monkeypatch.setattr(
+        pyrocell.PyroCell, "signature", lambda self, p, n_genes: chosen(self, p, 3, n_shuffles=1)
+    )
+    for block in blocks("mechanism_signature"):
+        exec(block, names)
+    assert list(names["table"]["rank"]) == [1, 2, 3]

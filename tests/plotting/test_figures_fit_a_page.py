@@ -63,8 +63,14 @@ def tables(n: int) -> dict[str, tuple]:
         guide=names + "_1", response_share=0.8, response_lower=0.7, response_upper=0.9, agree=0.4
     )
     terms = one.rename(columns={"perturbation": "term"}).assign(gene="gene0", step="by itself")
+    panel = effects[effects["perturbation"] == "gene0"].assign(sd=0.2, auroc_all=0.9)
+    names = [f"{LONG}{i}" for i in range(n)]
+    panel = panel.iloc[np.arange(n) % len(panel)].assign(gene=names, auroc_with=0.8)
+    panel = panel.assign(auroc_top_z=0.7, auroc_shuffled=0.5, shuffled_upper=0.6)
+    panel = panel.assign(lower=0.7, upper=0.85)
     return {
         "explain": (terms,),
+        "signature": (panel,),
         "guides": (guides,),
         "effects": (effects,),
         "volcano": (effects, "gene0"),
