@@ -14,6 +14,7 @@ __all__ = ["measured_effects"]
 
 _UNKNOWN = 1e6  # variance of what was not measured
 _FEWEST_COUNTS = 20.0  # in the controls; below it a regulator's level says nothing of its loss
+_MOVES = np.log(1.25)  # natural log, from which a regulator is seen to be lost
 _MOST = np.log(4.0)  # gain of a regulator, natural log, beyond which no more is felt
 
 
@@ -26,7 +27,18 @@ def measured_effects(
     does not touch; losses of regulators are the posterior's, in joint draws.
     """
     screen = fit.screen
+    if screen.many_sets:
+        raise ScreenError(
+            "cells carry many guides each, and a network is read from perturbations that were made "
+            "alone; perturbation_effects() says what each does"
+        )
     names, times, rows, controls = _conditions(fit, media)
+    begun = np.unique(screen.perturbed_at[rows[rows >= 0]])
+    if len(begun) > 1:
+        raise ScreenError(
+            f'in medium "{media}" cells were perturbed at {len(begun)} different times, and a '
+            "network needs the time since the perturbation; name another medium"
+        )
     spread = counts.spread(np.log(counts.noise.theta))
     total = counts.total.astype(float) + 0.5
     level, variance = np.log(total / counts.depth), 1 / total + spread
@@ -42,30 +54,32 @@ def measured_effects(
     # depths are shares of all counts, which move with the genes that are touched
     value -= _weighted_median(away, weight)[..., None]
     error[~measured] = _UNKNOWN
+    number = [screen.perturbations.index(name) for name in names]
     genes = {name: i for i, name in enumerate(screen.genes)}
-    own = np.array([genes.get(name, -1) for name in names])
+    own = np.array([genes.get(screen.perturbation_genes[k], -1) for k in number])
     seen = counts.raw[controls].min(0) >= _FEWEST_COUNTS
+    since = np.asarray(times, float) - begun[0]
     lost = np.zeros((n_draws, len(names), len(times), len(names)))
     for r, g in enumerate(own):
         if g >= 0 and seen[g]:
             lost[..., r] = 1 - np.exp(np.minimum(draws[..., g], _MOST))
-        lost[:, r, :, r] = _own_loss(fit, names[r], draws[:, r, :, g] if g >= 0 else None)
-    return Effects(value, error, variance[controls], lost, own, np.asarray(times, float)), names
+        alone = draws[:, r, :, g] if g >= 0 and seen[g] else None
+        lost[:, r, :, r] = _own_loss(screen.perturbation_types[number[r]], alone)
+    return Effects(value, error, variance[controls], lost, own, since), names
 
 
-def _own_loss(fit: FittedScreen, name: str, draws: np.ndarray | None) -> np.ndarray | float:
-    """How far a perturbation takes its own product: (S, T), or 1 for a knockout.
+def _own_loss(kind: str, draws: np.ndarray | None) -> np.ndarray | float:
+    """How far a perturbation takes its own product: (S, T), or 1 for all of it.
 
-    The mRNA of a gene that was knocked out says nothing of its protein.
+    The mRNA of a gene that was knocked out says nothing of its protein; that of one that was
+    silenced or activated does, where it is seen to move.
     """
-    k = fit.screen.perturbations.index(name)
-    kind = fit.screen.perturbation_types[k]
-    if kind == "knockout" or draws is None:
-        return -1.0 if kind == "crispra" else 1.0
-    mean = draws.mean(0)
-    known = np.abs(mean) > np.log(1.25)
-    usual = -1.0 if kind == "crispra" else 1.0
-    return np.where(known, 1 - np.exp(np.minimum(draws, _MOST)), usual)
+    usual = -1.0 if kind == "CRISPRa" else 1.0
+    if kind not in ("CRISPRi", "CRISPRa") or draws is None:
+        return usual
+    if abs(float(draws.mean())) < _MOVES:
+        return usual
+    return 1 - np.exp(np.minimum(draws, _MOST))
 
 
 def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
