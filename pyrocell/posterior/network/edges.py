@@ -27,6 +27,8 @@ __all__ = ["Edges", "Effects", "courses", "sample_edges"]
 _FINE = 60  # points between two times
 _RATES = np.geomspace(0.25, 8.0, 6)  # of relaxation, in units of one over the median time
 _DEPARTURES = np.array([0.0, 0.03, 0.08, 0.2, 0.4]) ** 2  # variance of log-fold change
+_BENT = 0.5  # sd of indirect effects about the straight line, relative to their size
+_POWERS = (1.0, 2.0)  # of what is left of a regulator: how steeply targets follow it
 _ROUNDS = 5  # between two draws of the losses
 _BURN_IN = 15
 _SLAB = 0.5  # prior guess of the size of a direct effect, natural-log fold change
@@ -126,11 +128,12 @@ def sample_edges(effects: Effects, n_draws: int = 60, seed: int = 0) -> Edges:
     rng = np.random.default_rng(seed)
     n_reg, n_times, n_genes = effects.value.shape
     filters = courses(effects.times)
+    n_courses = len(filters) * len(_POWERS)
     start = _start(effects, n_reg)
     allowed = np.arange(n_genes)[:, None] != effects.own  # (G, K)
     inside = np.zeros((n_genes, n_reg), np.bool_)
     beta, chosen = np.zeros((n_genes, n_reg)), np.zeros((n_genes, 2), np.int64)
-    log_course = np.full(len(filters), -np.log(len(filters)))
+    log_course = np.full(n_courses, -np.log(n_courses))
     log_departure = np.full(len(_DEPARTURES), -np.log(len(_DEPARTURES)))
     slab, log_odds = _SLAB**2, np.full(n_reg, np.log(0.1))
     y = np.ascontiguousarray(np.moveaxis(effects.value, 2, 0))
@@ -140,15 +143,14 @@ def sample_edges(effects: Effects, n_draws: int = 60, seed: int = 0) -> Edges:
     total, sizes, shares = np.zeros((n_genes, n_reg)), [], []
     for s in range(_BURN_IN + n_draws):
         lost = effects.lost[s % len(effects.lost)]
-        z = np.einsum("ots,ksr->oktr", filters, np.concatenate([start, lost], 1))
-        z = np.ascontiguousarray(z)
+        z = _felt(np.concatenate([start, lost], 1), filters)
         chance = np.zeros((n_genes, n_reg))
         seeds = rng.integers(2**31, size=n_genes)
 
         def work(g: int, z=z, chance=chance, seeds=seeds, slab=slab, log_odds=log_odds) -> None:
             prior = np.concatenate([np.full(n_reg, 1 / slab), 1 / effects.control[:, g]])
             step(
-                z, y[g], variance[g], prior, log_odds, allowed[g], log_course, _DEPARTURES,
+                z, y[g], variance[g], prior, log_odds, allowed[g], _BENT, log_course, _DEPARTURES,
                 log_departure, inside[g], beta[g], chosen[g], chance[g], int(seeds[g]), _ROUNDS,
             )  # fmt: skip
 
@@ -156,13 +158,20 @@ def sample_edges(effects: Effects, n_draws: int = 60, seed: int = 0) -> Edges:
         slab = _drawn_slab(beta[inside], rng)
         share, odds = _drawn_shares(inside.sum(0), allowed.sum(0), rng)
         log_odds = np.log(odds) - np.log1p(-odds)
-        log_course = _drawn_weights(chosen[:, 0], len(filters), rng)
+        log_course = _drawn_weights(chosen[:, 0], n_courses, rng)
         log_departure = _drawn_weights(chosen[:, 1], len(_DEPARTURES), rng)
         if s >= _BURN_IN:
             total += chance / _ROUNDS
             sizes.append(beta.T.astype(np.float32))
             shares.append(share)
     return Edges((total / n_draws).T, np.stack(sizes), np.array(shares))
+
+
+def _felt(lost: np.ndarray, filters: np.ndarray) -> np.ndarray:
+    """Losses (K, T + 1, K) as targets feel them, (courses, K, T, K)."""
+    left = np.maximum(1 - lost, 0.0)
+    out = [np.einsum("ots,ksr->oktr", filters, 1 - left**power) for power in _POWERS]
+    return np.ascontiguousarray(np.concatenate(out))
 
 
 def _start(effects: Effects, n_reg: int) -> np.ndarray:

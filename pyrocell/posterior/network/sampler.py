@@ -65,7 +65,7 @@ def _columns(inside, n_times, active):
 
 
 @_jit
-def _products(z, y, variance, departure, active, k, gram, pull):
+def _products(z, y, variance, departure, bent, active, k, gram, pull):
     """Write z'Pz and z'Py of some columns; return -½ y'Py + ½ log |P|.
 
     P is the precision of u + e: of each perturbation a diagonal less a part of rank one.
@@ -75,13 +75,13 @@ def _products(z, y, variance, departure, active, k, gram, pull):
         pull[active[a]] = 0.0
         for b in range(k):
             gram[active[a], active[b]] = 0.0
-    lasting = LASTING * departure
     log = 0.0
     p, column, summed = np.empty(n_times), np.empty((k, n_times)), np.empty(k)
     for c in range(n):
         total = mean = square = 0.0
+        lasting = LASTING * (departure + bent[c])
         for t in range(n_times):
-            p[t] = 1 / (variance[c, t] + (1 - LASTING) * departure)
+            p[t] = 1 / (variance[c, t] + (1 - LASTING) * (departure + bent[c]))
             total += p[t]
             mean += p[t] * y[c, t]
             square += p[t] * y[c, t] ** 2
@@ -110,6 +110,21 @@ def _products(z, y, variance, departure, active, k, gram, pull):
 
 
 @_jit
+def _bent(z, beta, relative):
+    """(C,) variance by which indirect effects are off the straight line, relative to their size."""
+    n, n_times, n_reg = z.shape
+    out = np.zeros(n)
+    for c in range(n):
+        for t in range(n_times):
+            through = 0.0
+            for r in range(n_reg):
+                if r != c:
+                    through += z[c, t, r] * beta[r]
+            out[c] += relative**2 * through**2 / n_times
+    return out
+
+
+@_jit
 def _pick(log):
     """Number of an entry, drawn in proportion to exp(log)."""
     weight = np.exp(log - log.max())
@@ -123,7 +138,7 @@ def _pick(log):
 
 @_jit
 def step(
-    z, y, variance, prior, log_odds, allowed, log_course, departures, log_departure,
+    z, y, variance, prior, log_odds, allowed, relative, log_course, departures, log_departure,
     inside, beta, chosen, chance, seed, rounds,
 ):  # fmt: skip
     """Draw course and departures of a target, then some rounds over its regulators, then sizes.
@@ -150,22 +165,23 @@ def step(
     n = n_reg + n_times
     gram, pull = np.empty((n, n)), np.empty(n)
     active, root, half = np.empty(n, np.int64), np.empty((n, n)), np.empty(n)
+    bent = _bent(z[chosen[0]], beta, relative)
     k = _columns(inside, n_times, active)
     log = np.empty(len(log_course))
     for o in range(len(log)):
         log[o] = log_course[o]
-        log[o] += _products(z[o], y, variance, departures[chosen[1]], active, k, gram, pull)
+        log[o] += _products(z[o], y, variance, departures[chosen[1]], bent, active, k, gram, pull)
         log[o] += _evidence(gram, pull, prior, active, k, root, half)
     chosen[0] = _pick(log)
     log = np.empty(len(log_departure))
     for q in range(len(log)):
         log[q] = log_departure[q]
-        log[q] += _products(z[chosen[0]], y, variance, departures[q], active, k, gram, pull)
+        log[q] += _products(z[chosen[0]], y, variance, departures[q], bent, active, k, gram, pull)
         log[q] += _evidence(gram, pull, prior, active, k, root, half)
     chosen[1] = _pick(log)
     for j in range(n):
         active[j] = j
-    _products(z[chosen[0]], y, variance, departures[chosen[1]], active, n, gram, pull)
+    _products(z[chosen[0]], y, variance, departures[chosen[1]], bent, active, n, gram, pull)
 
     k = _columns(inside, n_times, active)
     now = _evidence(gram, pull, prior, active, k, root, half)
