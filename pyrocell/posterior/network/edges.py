@@ -138,7 +138,9 @@ def sample_edges(effects: Effects, n_draws: int = 60, seed: int = 0) -> Edges:
     slab, log_odds = _SLAB**2, np.full(n_reg, np.log(0.1))
     y = np.ascontiguousarray(np.moveaxis(effects.value, 2, 0))
     variance = np.moveaxis(effects.variance, 2, 0).copy()
-    for k in np.flatnonzero(effects.own >= 0):  # what a perturbation does to its own gene is no edge
+    for k in np.flatnonzero(
+        effects.own >= 0
+    ):  # what a perturbation does to its own gene is no edge
         variance[effects.own[k], k] = 1e6
     total, sizes, shares = np.zeros((n_genes, n_reg)), [], []
     for s in range(_BURN_IN + n_draws):
@@ -147,7 +149,16 @@ def sample_edges(effects: Effects, n_draws: int = 60, seed: int = 0) -> Edges:
         chance = np.zeros((n_genes, n_reg))
         seeds = rng.integers(2**31, size=n_genes)
 
-        def work(g: int, z=z, chance=chance, seeds=seeds, slab=slab, log_odds=log_odds) -> None:
+        def work(
+            g: int,
+            z=z,
+            chance=chance,
+            seeds=seeds,
+            slab=slab,
+            log_odds=log_odds,
+            log_course=log_course,
+            log_departure=log_departure,
+        ) -> None:
             prior = np.concatenate([np.full(n_reg, 1 / slab), 1 / effects.control[:, g]])
             step(
                 z, y[g], variance[g], prior, log_odds, allowed[g], _BENT, log_course, _DEPARTURES,

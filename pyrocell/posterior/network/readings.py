@@ -48,7 +48,7 @@ def measured_effects(
     value = np.where(measured[..., None], level[rows] - level[controls], 0.0)
     error = variance[rows].copy()
     for t, c in enumerate(controls):
-        error[:, t] += counts.noise_variance(rows[:, t], c)
+        error[:, t] += counts.noise_variance(rows[:, t].tolist(), c)
     weight = 1 / (error + variance[controls])
     away = value - draws.mean(0)
     # depths are shares of all counts, which move with the genes that are touched
@@ -119,5 +119,5 @@ def _conditions(
         raise ScreenError(
             f'no perturbation was measured alone in medium "{media}": a network needs them'
         )
-    names = [name for name, k in zip(screen.perturbations, kept, strict=True) if k]
+    names = [screen.perturbations[k] for k in np.flatnonzero(kept)]
     return names, used, found[kept], np.array(controls)
