@@ -1552,8 +1552,8 @@ class PyroCell(BaseModelClass):
     @limit_threads
     def network(
         self,
-        regulators: Sequence[str] | None = None,
-        targets: Sequence[str] | None = None,
+        regulators: str | Sequence[str] | None = None,
+        targets: str | Sequence[str] | None = None,
         media: str | None = None,
         region: float = 0.1,
         credible_level: float = 0.9,

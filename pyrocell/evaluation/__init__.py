@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pyrocell.evaluation.external import external_scores
 from pyrocell.evaluation.held_out import Evaluation, evaluate
+from pyrocell.evaluation.network import network_generalisation
 from pyrocell.evaluation.pairs import auroc_by_gene, predict_pairs
 from pyrocell.evaluation.perturbqa import perturbqa, perturbqa_sets
 from pyrocell.evaluation.splits import splits
@@ -17,6 +18,7 @@ __all__ = [
     "auroc_by_gene",
     "evaluate",
     "external_scores",
+    "network_generalisation",
     "perturbqa",
     "perturbqa_sets",
     "predict_pairs",

@@ -35,6 +35,7 @@ _ABOVE = (
     "auroc_by_gene",
     "evaluate",
     "external_scores",
+    "network_generalisation",
     "perturbqa",
     "perturbqa_sets",
     "predict_pairs",

@@ -62,8 +62,10 @@ def tables(n: int) -> dict[str, tuple]:
     guides = one.rename(columns={"mean": "efficacy"}).assign(
         guide=names + "_1", response_share=0.8, response_lower=0.7, response_upper=0.9, agree=0.4
     )
+    edges = effects.rename(columns={"perturbation": "regulator", "gene": "target"})
     return {
         "guides": (guides,),
+        "network": (edges.assign(probability=0.7, rests_on="timed"),),
         "effects": (effects,),
         "volcano": (effects, "gene0"),
         "effect_intervals": (effects,),

@@ -126,7 +126,7 @@ def sample_edges(effects: Effects, n_draws: int = 60, seed: int = 0) -> Edges:
         Of the sampler.
     """
     rng = np.random.default_rng(seed)
-    n_reg, n_times, n_genes = effects.value.shape
+    n_reg, _, n_genes = effects.value.shape
     filters = courses(effects.times)
     n_courses = len(filters) * len(_POWERS)
     start = _start(effects, n_reg)

@@ -29,8 +29,8 @@ _COLUMNS = (
 def network_table(
     fit: FittedScreen,
     counts: LevelCounts,
-    regulators: Sequence[str] | None,
-    targets: Sequence[str] | None,
+    regulators: str | Sequence[str] | None,
+    targets: str | Sequence[str] | None,
     media: str,
     region: float,
     credible_level: float,
@@ -46,11 +46,11 @@ def network_table(
     screen = fit.screen
     effects, names = measured_effects(fit, counts, media, min(n_samples, _LOSSES))
     genes = list(screen.genes)
-    asked = names if regulators is None else list(regulators)
+    asked = names if regulators is None else _listed(regulators)
     if virtual:  # genes that are no measured perturbation's own
         perturbed = {genes[g] for g in effects.own if g >= 0}
         asked = [*asked, *(g for g in genes if g not in perturbed and g not in names)]
-    places = _positions(targets if targets is not None else genes, genes, "target")
+    places = _positions(genes if targets is None else _listed(targets), genes, "target")
     _positions(asked, [*names, *genes], "regulator")
     found = sample_edges(effects, n_samples, seed)
     time = screen.times[-1] if screen.times else None
@@ -85,6 +85,10 @@ def regulator_table(table: pd.DataFrame) -> pd.DataFrame:
     """Edges of one target, the likeliest first and what is not identified last."""
     order = ["identified", "probability", "p_size"]
     return table.sort_values(order, ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _positions(names: Sequence[str], known: Sequence[str], what: str) -> np.ndarray:
