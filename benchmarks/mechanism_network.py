@@ -28,6 +28,8 @@ HARISSA = 4  # networks of the first seeds; its cells take a minute and more to 
 SHUFFLED = 1  # of each simulator
 AT_ONCE = 4  # networks, after which figures are written
 DRAWS = 100
+FOLDS = 3
+REAL = ("hipsc", "generalisation")
 RENGE_Q = 0.01  # q-value of the published edges
 
 
@@ -129,6 +131,28 @@ def hipsc() -> dict:
     return {"figures": figures}
 
 
+def generalisation() -> dict:
+    """Regulators and genes of the embedded screen left out, against the published network."""
+    adata = pyrocell.datasets.hipsc_timecourse()
+    model = fitted(adata, batch_key="batch", size_factor_key="size_factor")
+    size, q = (
+        pd.read_csv(SHARED / f"{name}.csv.gz", index_col=0).T
+        for name in ("a_renge", "a_renge_qval")
+    )
+    rows = np.argwhere(((q < RENGE_Q) & (size != 0)).to_numpy())
+    truth = pd.DataFrame({"regulator": size.index[rows[:, 0]], "target": size.columns[rows[:, 1]]})
+    files = [SHARED / "knowledge" / f"{name}.gmt.gz" for name in ("GO_BP_2021", "Reactome")]
+    known = pyrocell.Knowledge.from_gene_sets(*files, names=["GO", "Reactome"])
+    figures = {}
+    for kind, knowledge in (("genes", None), ("regulators", known)):
+        table = pyrocell.metrics.network_generalisation(
+            model, truth, kind, knowledge=knowledge, n_folds=FOLDS, n_samples=DRAWS
+        )
+        kept = table.set_index("method")[["auprc", "ece"]]
+        figures[kind] = {m: row.dropna().to_dict() for m, row in kept.iterrows()}
+    return {"figures": figures}
+
+
 def summary(found: list[dict]) -> dict:
     """Means, paired tests, calibration over all networks."""
     table = pd.DataFrame([one["auprc"] for one in found])
@@ -163,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(301, 309)))
     parser.add_argument("--cells", type=int, default=100)
-    parser.add_argument("--parts", nargs="+", default=["networks", "shuffled", "hipsc"])
+    parser.add_argument("--parts", nargs="+", default=["networks", "shuffled", *REAL])
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     pairs = [
@@ -183,9 +207,10 @@ def main() -> None:
         part = part_of(parser, args, "shuffled")
         figures = {"P > .5": [one["likely"] for one in null]}
         write_results("mechanism_network", {part: figures}, args.seeds[:SHUFFLED])
-    if "hipsc" in args.parts:
-        (one,) = run_all(hipsc, [()], args.jobs)
-        write_results("mechanism_network", {"hipsc": one["figures"]})
+    for name, function in zip(REAL, (hipsc, generalisation)):
+        if name in args.parts:
+            (one,) = run_all(function, [()], args.jobs)
+            write_results("mechanism_network", {name: one["figures"]})
 
 
 if __name__ == "__main__":
