@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,7 +77,10 @@ def network_table(
         table |= {"probability": np.full(nothing.shape, found.share.mean())}
         rest = _long(table, others, screen.genes[places], "virtual", False)
         parts.append(rest[(rest["regulator"] != rest["target"]).to_numpy()])
-    out = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    kept = [part for part in parts if len(part)] or parts[:1]
+    with warnings.catch_warnings():  # totals of what was not perturbed are all missing
+        warnings.simplefilter("ignore", FutureWarning)
+        out = pd.concat(kept, ignore_index=True)
     out.attrs = {"media": media, "region": region, "credible_level": credible_level}
     return out
 
