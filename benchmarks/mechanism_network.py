@@ -201,7 +201,8 @@ def main() -> None:
         for i in range(0, len(pairs), AT_ONCE):
             found += run_all(one_network, pairs[i : i + AT_ONCE], args.jobs)
             part = part_of(parser, args, "networks")
-            write_results("mechanism_network", {part: summary(found)}, args.seeds)
+            seeds = sorted({one["seed"] for one in found})
+            write_results("mechanism_network", {part: summary(found)}, seeds)
     if "shuffled" in args.parts:
         null = run_all(shuffled, pairs[: SHUFFLED * len(SIMULATORS)], args.jobs)
         part = part_of(parser, args, "shuffled")

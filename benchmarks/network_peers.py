@@ -4,7 +4,7 @@ RENGE 0.0.5 is run from its public code where that can be imported (`pip install
 and optuna). Its objective is a sum of squares over cells that depends on the cells of a condition
 through their mean alone, so it is given the mean log expression of each condition: the same
 minimum, in less time. Its hyperparameters, which it would search by cross-validation over some
-hundred fits, are the best of the five settings tried against the true edges of one development
+hundred fits, are the best of the four settings tried against the true edges of one development
 network, knowledge that none of the other rankings has.
 """
 
@@ -20,7 +20,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 __all__ = ["coexpression", "knockout_z", "log_expression", "renge", "trees"]
 
-RENGE_OPTIONS = {"C": 1e-2, "A_l1_ratio": 0.5, "n_k": 2}  # best of the five tried
+RENGE_OPTIONS = {"C": 1e-2, "A_l1_ratio": 0.5, "n_k": 2}  # best of the four tried
 TREES, CELLS = 30, 1000
 
 

@@ -306,7 +306,7 @@ def network() -> str:
         what = "the same, of edges with P ≥ .2"
         rows.append([what, number(found["ece of P >= .2"]), ""])
         likely = found["P > .5"]
-        what = f"true among the {likely['edges']} edges with P > .5 (as many as expected)"
+        what = f"true among the {likely['edges']} edges with P > .5 (expected by P)"
         rows.append([what, number(likely["true"]), number(likely["expected"])])
     if "shuffled" in parts:
         found = ", ".join(number(x) for x in figure("shuffled")["P > .5"])
@@ -330,6 +330,7 @@ def network() -> str:
                     rows.append([what, *map(number, pair)])
             ece = number(found["model"]["ece"])
             rows.append([f"hiPSC, {kind} left out: expected calibration error", ece, ""])
+    rows = [[what.replace("|", "\\|"), *rest] for what, *rest in rows]
     made = table(["what", "pyrocell", "anchor"], rows)
     sources = [part["from"] for part in parts.values()]
     return f"{made}\n\n{origin(['mechanism_network.py'], sources)}"
