@@ -81,6 +81,7 @@ from pyrocell.posterior.levels import levels
 from pyrocell.posterior.mask import mask_table
 from pyrocell.posterior.media_effects import media_effects
 from pyrocell.posterior.module import ScreenModule
+from pyrocell.posterior.network import network_table, regulator_table
 from pyrocell.posterior.output import OutputTarget
 from pyrocell.posterior.prediction import predict
 from pyrocell.posterior.predictive_check import (
@@ -1827,6 +1828,97 @@ class PyroCell(BaseModelClass):
         first = features.names[0] if after is None else after
         asked = features, view, first, media, credible_level
         return view_lag(self.screen, self._cells, self._level_counts, *asked)
+
+    @limit_threads
+    def network(
+        self,
+        regulators: str | Sequence[str] | None = None,
+        targets: str | Sequence[str] | None = None,
+        media: str | None = None,
+        region: float = 0.1,
+        credible_level: float = 0.9,
+        n_samples: int = 200,
+    ) -> pd.DataFrame:
+        """Who regulates whom: directed edges with probabilities, direct effects against indirect.
+
+        A sparse network is fitted to the effects of all perturbations at all times, with the errors
+        of what explains carried on by joint draws; see `pyrocell.posterior.network.edges`.
+
+        Parameters
+        ----------
+        regulators
+            Labels of perturbations, or genes that were not perturbed; default: all perturbations
+            that were measured alone.
+        targets
+            Genes; default: all.
+        media
+            Where; default: the baseline medium.
+        region
+            Natural-log fold change beyond which a direct effect counts as one, for p_size.
+        credible_level
+            Of the intervals.
+        n_samples
+            Posterior draws of the network.
+
+        Returns
+        -------
+        DataFrame with a row per regulator and target: mean, sd, lower and upper of the size, the
+        change of the target's log level (natural) when the regulator is lost and other perturbed
+        genes are where they were, 0 in draws without the edge; probability of the edge; p_size =
+        P(|size| > region); total, total_lower, total_upper: the whole effect of the perturbation at
+        the last time, what goes through other genes included; rests_on: "measured" (the regulator
+        was perturbed), "timed" (also at several times, so that the order of responses tells direct
+        from indirect), "virtual" (it was not perturbed: size is what the target is in cells where
+        the regulator is one natural-log unit lower, an association by the resting state); and
+        identified, False for the last, whose probability is the learned share of edges among pairs.
+        An edge is direct as far as the other perturbed genes go: what runs through a gene that was
+        never perturbed looks direct.
+
+        Raises
+        ------
+        UnknownLabelError
+            If a regulator or target is not in the screen.
+        ScreenError
+            If no perturbation was measured alone there, or cells carry many guides.
+        """
+        media = self.screen.baseline_media if media is None else media
+        asked = regulators, targets, media, region, credible_level, n_samples, self._seed
+        return network_table(self.fitted, self._level_counts, *asked)
+
+    @limit_threads
+    def regulators(
+        self,
+        gene: str,
+        media: str | None = None,
+        region: float = 0.1,
+        credible_level: float = 0.9,
+        n_samples: int = 200,
+        virtual: bool = False,
+    ) -> pd.DataFrame:
+        """What regulates a gene: the rows of :meth:`network` for one target, likeliest first.
+
+        Parameters
+        ----------
+        gene
+            The target.
+        media, region, credible_level, n_samples
+            As in :meth:`network`.
+        virtual
+            Also list genes that were not perturbed, by association alone (`identified` False).
+
+        Returns
+        -------
+        DataFrame as of :meth:`network`.
+
+        Raises
+        ------
+        UnknownLabelError
+            If the gene is not in the screen.
+        """
+        media = self.screen.baseline_media if media is None else media
+        asked = [gene], media, region, credible_level, n_samples, self._seed
+        where = self.fitted, self._level_counts
+        return regulator_table(network_table(*where, None, *asked, virtual=virtual))
 
     def to_mudata(self, answer: AnnData) -> MuData:
         """An answer over the features of all views, such as of `predict`, by view.

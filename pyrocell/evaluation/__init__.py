@@ -9,6 +9,7 @@ from __future__ import annotations
 from pyrocell.evaluation.embeddings import embedding_score, expression_anchors
 from pyrocell.evaluation.external import external_scores
 from pyrocell.evaluation.held_out import Evaluation, evaluate
+from pyrocell.evaluation.network import network_generalisation
 from pyrocell.evaluation.pairs import auroc_by_gene, predict_pairs
 from pyrocell.evaluation.perturbqa import perturbqa, perturbqa_sets
 from pyrocell.evaluation.splits import splits
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate",
     "expression_anchors",
     "external_scores",
+    "network_generalisation",
     "perturbqa",
     "perturbqa_sets",
     "predict_pairs",

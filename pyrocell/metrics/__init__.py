@@ -38,6 +38,7 @@ _ABOVE = (
     "evaluate",
     "expression_anchors",
     "external_scores",
+    "network_generalisation",
     "perturbqa",
     "perturbqa_sets",
     "predict_pairs",

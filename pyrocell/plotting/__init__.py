@@ -17,6 +17,7 @@ from pyrocell.plotting.evaluations import evaluation
 from pyrocell.plotting.explanations import explain
 from pyrocell.plotting.guides import guides
 from pyrocell.plotting.learning_curves import learning_curves
+from pyrocell.plotting.networks import network
 from pyrocell.plotting.plates import edge_effects, plate_map
 from pyrocell.plotting.predictions import prediction
 from pyrocell.plotting.pseudotime import retention, trajectory
@@ -43,6 +44,7 @@ __all__ = [
     "layout",
     "layout_graph",
     "learning_curves",
+    "network",
     "noise_sensitivity",
     "plate_map",
     "prediction",

@@ -68,10 +68,12 @@ def tables(n: int) -> dict[str, tuple]:
     panel = panel.iloc[np.arange(n) % len(panel)].assign(gene=names, auroc_with=0.8)
     panel = panel.assign(auroc_top_z=0.7, auroc_shuffled=0.5, shuffled_upper=0.6)
     panel = panel.assign(lower=0.7, upper=0.85)
+    edges = effects.rename(columns={"perturbation": "regulator", "gene": "target"})
     return {
         "explain": (terms,),
         "signature": (panel,),
         "guides": (guides,),
+        "network": (edges.assign(probability=0.7, rests_on="timed"),),
         "effects": (effects,),
         "volcano": (effects, "gene0"),
         "effect_intervals": (effects,),

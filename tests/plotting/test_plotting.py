@@ -53,7 +53,7 @@ def test_every_function_draws_into_the_axes_it_is_given(fitted, effects):
     elsewhere = {"assumption_map", "prior_posterior", "response_curves"}
     elsewhere |= {"ecdf_difference", "rank_histogram", "reliability", "learning_curves"}
     elsewhere |= {"cost_curve", "lane_map", "layout_graph", "retention", "trajectory"}
-    elsewhere |= {"guides", "similarity", "time_course", "volcano"}
+    elsewhere |= {"guides", "network", "similarity", "time_course", "volcano"}
     elsewhere |= {"edge_effects", "error_analysis", "noise_sensitivity", "plate_map"}
     several = {"predictive_check", "steady_screen", "evaluation", "signature"}
     assert set(calls) | several | elsewhere == set(pyrocell.pl.__all__)
