@@ -39,7 +39,8 @@ KINDS = {
 N_GENES, N_CONTROLS, N_CELLS = 60, 120, 50
 PACE_SD, SWITCH_WIDTH = 0.5, 0.5  # of cells, and of genes along the course; units of time
 GRID = np.linspace(-0.6, 0.6, 97) * RANGE
-RESAMPLES = 40
+RESAMPLES = 20
+EPOCHS = 10  # of a fit, of which nothing but the width of batch noise is used
 
 
 def screen(seed: int) -> ad.AnnData:
@@ -83,7 +84,9 @@ def fitted(adata: ad.AnnData, seed: int) -> pyrocell.PyroCell:
         time_key="time",
     )
     model = pyrocell.PyroCell(adata, n_latent=5)
-    model.train(seed=seed, accelerator="cpu", progress_bar=False, gene_level=False)
+    model.train(
+        max_epochs=EPOCHS, seed=seed, accelerator="cpu", progress_bar=False, gene_level=False
+    )
     return model
 
 
@@ -180,8 +183,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", default=["shifts", "shuffled"])
     parser.add_argument("--first", type=int, default=301, help="seed")
-    parser.add_argument("--screens", type=int, default=12)
-    parser.add_argument("--shuffles", type=int, default=3)
+    parser.add_argument("--screens", type=int, default=8)
+    parser.add_argument("--shuffles", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
     quiet()

@@ -40,6 +40,7 @@ NAMES = {
     "hipsc_effects": "model.perturbation_effects()",
     "hipsc_course": "pd.concat(model.perturbation_effects(time=t) for t in model.screen.times)",
     "hipsc_assumptions": "model.assumptions()",
+    "hipsc_shifts": "model.temporal_shift()",
     "hipsc": "model",
     "stimulus": "model",
     "confounded": "model",
@@ -67,6 +68,7 @@ CHAPTERS = {
         "effect_intervals",
         "similarity",
         "time_course",
+        "temporal_shift",
         "gains",
         "guides",
     ),
@@ -167,6 +169,11 @@ def hipsc_course() -> pd.DataFrame:
 @cache
 def hipsc_assumptions() -> pd.DataFrame:
     return hipsc().assumptions()
+
+
+@cache
+def hipsc_shifts() -> pd.DataFrame:
+    return hipsc().temporal_shift(["POU5F1", "SOX2", "PRDM14"])
 
 
 @cache
@@ -289,6 +296,7 @@ FIGURES: dict[str, Callable[[], object]] = {
     "effect_intervals-gene": lambda: pl.effect_intervals(hipsc_effects(), genes="NANOG"),
     "similarity": lambda: pl.similarity(hipsc_effects()),
     "time_course": lambda: pl.time_course(hipsc_course(), "NANOG"),
+    "temporal_shift": lambda: pl.temporal_shift(hipsc(), hipsc_shifts()),
     "gains": lambda: pl.gains(stimulus().media_gains(n_samples=100)),
     "guides": lambda: pl.guides(guided().guides()),
     "guides-share": lambda: pl.guides(guided().guides(), share=True),

@@ -285,7 +285,66 @@ def views() -> str:
     return f"{made}\n\n{origin(['views.py'], [part['from'] for part in parts.values()])}"
 
 
+def mechanism_subtypes() -> str:
+    """Rare subtypes planted and not."""
+    parts = of_record(parts_of("mechanism_subtypes"))
+    if not parts:
+        return ""
+    rows = []
+    for name, found in parts.get("states", {"figures": {}})["figures"].items():
+        for key, what in (
+            ("found", f"planted, {name}: found"),
+            ("false", f"{name}: any other claimed"),
+        ):
+            if key in found["pyrocell"]:
+                values = (
+                    found.get(rule, {}).get(key) for rule in ("pyrocell", "leiden", "k-means")
+                )
+                rows.append([what, *map(number, values)])
+    fits = parts.get("counts", {"figures": {"fits": []}})["figures"]["fits"]
+    for name in dict.fromkeys(each["name"] for each in fits):
+        mine = [each for each in fits if each["name"] == name]
+        key = "others" if name.endswith(" 0%") else "found"
+        claimed = "any claimed" if key == "others" else "found"
+        hits = sum(each[key] > 0 for each in mine)
+        rows.append([f"counts, {name}: {claimed}", f"{hits} of {len(mine)}", "", ""])
+    made = table(["share of trials", "pyrocell", "published rule, Leiden", "k-means"], rows)
+    sources = [part["from"] for part in parts.values()]
+    return f"{made}\n\n{origin(['mechanism_subtypes.py'], sources)}"
+
+
+def mechanism_shift() -> str:
+    """Delays of differentiation."""
+    parts = of_record(parts_of("mechanism_shift"))
+    if not parts:
+        return ""
+    columns = ("rmse", "rmse_nearest", "cover", "cover_nearest", "claimed", "claimed_nearest")
+    rows = []
+    for part, label in (("shifts", ""), ("shuffled", "labels shuffled: ")):
+        mean = parts[part]["figures"]["mean"] if part in parts else {}
+        for name, found in mean.items():
+            if not isinstance(found, dict) or (label and name == "screens"):
+                continue
+            known = columns if name != "blocked" and not label else columns[4:]
+            values = [number(found.get(c)) if c in known else "" for c in columns]
+            rest = [number(found[c]) for c in ("explained", "other")]
+            rows.append([f"{label}{name}", *values, *rest])
+    head = ["delay", "error", "(anchor)", "90% intervals hold", "(anchor)"]
+    head += ["claimed", "(anchor)", "explained", "other"]
+    overall = parts.get("shifts", {"figures": {"mean": {}}})["figures"]["mean"]
+    text = ""
+    if "cover" in overall:
+        text = (
+            f"\n\nAll delays together: 90% intervals hold {number(overall['cover'])}, those of the "
+            f"anchor {number(overall['cover_nearest'])}."
+        )
+    sources = [part["from"] for part in parts.values()]
+    return f"{table(head, rows)}{text}\n\n{origin(['mechanism_shift.py'], sources)}"
+
+
 BLOCKS = {
+    "mechanism_subtypes": mechanism_subtypes,
+    "mechanism_shift": mechanism_shift,
     "views": views,
     "unseen": unseen,
     "guides": guides,

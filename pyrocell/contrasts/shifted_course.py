@@ -29,11 +29,23 @@ _COARSE = 25  # odd: zero is one of them
 _WITHIN = 15  # shifts of the grid that shall be within `_UNLIKELY` of the likeliest
 _UNLIKELY = 8.0  # nats
 _FINER = 5  # rounds at most
+_RARE = 0.005  # share of the posterior on either side that is left out of what is likely
+_MARGIN = 0.06  # of the range of times, by which that is widened
+_NEAR = 0.08  # of the range: beyond the controls' times by so little counts as within
+_FEWEST = 2  # observations of a perturbation within them
 _WIDTHS = (0.0, 0.06, 0.15, 0.4, 1.0)  # of the rest, natural-log fold change
-_WALKS = (0.03, 1.0)  # variance of courses beyond the controls' times, over that within
+_BEYOND = (0.02, 0.5)  # variance beyond the controls' times, over that of the course
+_ONSET, _ALIKE = 0.05, 0.25  # of the range: times beyond at which it departs, and is another
 _AMPLITUDES = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6])  # of the controls' course
-_LENGTHS = (0.25, 0.5, 1.0, 2.0)  # over which it changes, in units of the range of times
-_STEP = 0.25  # of the range of times, at which the walk beyond it is as wide as the process in it
+_LENGTHS = (
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.55,
+    0.75,
+    1.0,
+)  # over which it changes, in units of the range of times
 _LEVEL = 9.0  # prior variance of a gene's level about the mean seen
 _ROUNDS = 25
 _ENOUGH = 0.01  # nats by which the bound may still rise
@@ -70,13 +82,14 @@ class Levels:
         """Range of the control's times."""
         return float(np.ptp(self.times[: self.n_control]))
 
-    def of(self, genes: np.ndarray) -> Levels:
-        """Some of the genes."""
+    def at(self, kept: np.ndarray) -> Levels:
+        """Some of the observations (N,) bool, all of the control's among them."""
         return replace(
             self,
-            value=self.value[:, genes],
-            noise=self.noise[genes],
-            factor=self.factor[:, :, genes],
+            times=self.times[kept],
+            value=self.value[kept],
+            noise=self.noise[:, kept][:, :, kept],
+            factor=self.factor[kept],
         )
 
 
@@ -136,30 +149,34 @@ class ShiftPosterior:
 
 
 def _kernels(a: np.ndarray, b: np.ndarray, course: Course) -> np.ndarray:
-    """Correlation of a course at times a and b by how far it walks, (2, len(a), len(b)).
+    """Correlation of a course at times a and b by how it goes on, (3, len(a), len(b)).
 
-    Within the controls' range Matérn, twice differentiable at most. Beyond it a random walk from the
-    last level that was seen: a smooth process would go on with its slope, and courses that level off
-    before the first or after the last time would look less shifted than they are. How far it walks
-    is learned: many genes have levelled off, others have not.
+    Within the controls' range a smooth process. Beyond it nobody has seen it: it goes on as it
+    would within, or departs from the last level that was seen by an amount of its own, more or
+    less. Which is learned.
     """
     inside = [np.clip(times, course.first, course.last) for times in (a, b)]
-    found = _matern(inside[0][:, None] - inside[1], course.length)
-    step = _STEP * (course.last - course.first)
-    rate = 2 * (1 - _matern(np.array(step), course.length)) / step
-    walk = np.zeros_like(found)
+    found = _correlation(inside[0][:, None] - inside[1], course.length)
+    smooth = _correlation(a[:, None] - b, course.length)
+    span = course.last - course.first
+    ends = course.first - _NEAR * span, course.last + _NEAR * span
+    if all(times.min() >= ends[0] and times.max() <= ends[1] for times in (a, b)):
+        return np.tile(smooth, (len(_BEYOND) + 1, 1, 1))
+    beyond = np.zeros_like(found)
     for early in (True, False):
-        beyond = [
+        gaps = [
             np.maximum(course.first - times if early else times - course.last, 0)
             for times in (a, b)
         ]
-        walk = walk + rate * np.minimum(beyond[0][:, None], beyond[1])
-    return found + np.array(_WALKS)[:, None, None] * walk
+        begun = [np.sqrt(-np.expm1(-0.5 * (gap / (_ONSET * span)) ** 2)) for gap in gaps]
+        alike = _correlation(gaps[0][:, None] - gaps[1], _ALIKE * span)
+        beyond = beyond + begun[0][:, None] * begun[1] * alike
+    anew = found + np.array(_BEYOND)[:, None, None] * beyond
+    return np.concatenate([smooth[None], anew])
 
 
-def _matern(distance: np.ndarray, length: float) -> np.ndarray:
-    r = np.sqrt(5.0) * np.abs(distance) / length
-    return (1 + r + r**2 / 3) * np.exp(-r)
+def _correlation(distance: np.ndarray, length: float) -> np.ndarray:
+    return np.exp(-0.5 * (distance / length) ** 2)
 
 
 def fit_course(levels: Levels) -> Course:
@@ -171,7 +188,7 @@ def fit_course(levels: Levels) -> Course:
     noise[:, i, i] += (levels.factor[:n] ** 2).sum(1).T
     best, found = -np.inf, None
     for length in levels.span * np.array(_LENGTHS):
-        course = _matern(t[:, None] - t, length)
+        course = _correlation(t[:, None] - t, length)
         log = np.stack([_normal(value.T, noise + _LEVEL + a**2 * course) for a in _AMPLITUDES])
         total = float(logsumexp(log, axis=0).sum())
         if total > best:
@@ -210,7 +227,50 @@ def shift_posterior(
     rng
         For these.
     """
-    value = (levels.value - levels.value[: levels.n_control].mean(0)).T  # (G, N)
+    span = levels.span
+    at = _bounds(levels, course, -FURTHEST * span, FURTHEST * span)
+    shifts, mass, log_some = _weighed(at, span)
+    log_some, log_none = log_some + np.log1p(-none), at[0.0].bound + np.log(none)
+    p_none = float(np.exp(log_none - np.logaddexp(log_some, log_none)))
+    # where it is: by what was seen within the controls' times under any shift that is likely
+    below = np.cumsum(mass)
+    low, high = (float(np.interp(q, below, shifts)) for q in (_RARE, 1 - _RARE))
+    low, high = low - _MARGIN * span, high + _MARGIN * span
+    moved_low, moved_high = levels.times - high, levels.times - low
+    inside = (moved_low >= course.first - _NEAR * span) & (moved_high <= course.last + _NEAR * span)
+    inside[: levels.n_control] = True
+    if inside[levels.n_control :].sum() >= _FEWEST:
+        at_all = at
+        at = _bounds(levels.at(inside), course, low, high)
+        shifts, mass, _ = _weighed(at, span)
+    else:
+        at_all, inside = at, np.ones(len(inside), bool)
+    value = _centred(levels)
+    whole = {shift: at_all[shift] for shift in at_all if shift in (0.0,)}
+    nothing = rng.random(n_samples) < p_none
+    drawn = np.where(nothing, 0.0, rng.choice(shifts, n_samples, p=mass / mass.sum()))
+    n = len(levels.times) - levels.n_control
+    moved = np.empty((n_samples, n, value.shape[0]))
+    other = np.empty_like(moved)
+    for shift in np.unique(drawn):
+        rows = np.flatnonzero(drawn == shift)
+        if shift not in whole:  # of all that was seen, which is what is to be explained
+            near = min(at_all, key=lambda known: abs(known - shift))
+            whole[shift] = _bound(levels, value, course, float(shift), at_all[near])
+        moved[rows], other[rows] = _draw(
+            levels, value, course, float(shift), whole[shift], len(rows), rng
+        )
+    return ShiftPosterior(shifts, mass, p_none, drawn, moved, other)
+
+
+def _centred(levels: Levels) -> np.ndarray:
+    """Levels about the controls' mean, (G, N)."""
+    return (levels.value - levels.value[: levels.n_control].mean(0)).T
+
+
+def _bounds(levels: Levels, course: Course, low: float, high: float) -> dict[float, _State]:
+    """The bound on a grid of shifts, zero among them if it is between, finer where it is high."""
+    value = _centred(levels)
     at: dict[float, _State] = {}
 
     def look(shifts: np.ndarray) -> None:
@@ -218,9 +278,9 @@ def shift_posterior(
             if shift not in at:
                 near = min(at, key=lambda other: abs(other - shift), default=None)
                 start = None if near is None else at[near]
-                at[shift] = _bound(levels, value, course, float(shift), start)
+                at[float(shift)] = _bound(levels, value, course, float(shift), start)
 
-    look(np.linspace(-FURTHEST, FURTHEST, _COARSE) * levels.span)
+    look(np.linspace(low, high, _COARSE if low == -high else _WITHIN))
     for _ in range(_FINER):
         shifts = np.array(sorted(at))
         log = np.array([at[shift].bound for shift in shifts])
@@ -229,25 +289,17 @@ def shift_posterior(
         if len(likely) >= _WITHIN:
             break
         look(np.linspace(shifts[first], shifts[last], _WITHIN + 2)[1:-1])
+    return at
+
+
+def _weighed(at: dict[float, _State], span: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Shifts of a grid, the posterior mass of each, and the log evidence of all of them."""
     shifts = np.array(sorted(at))
     bound = np.array([at[shift].bound for shift in shifts])
-    cell = np.gradient(shifts)
-    density = norm.pdf(shifts, 0, _SD * levels.span) / (2 * norm.cdf(FURTHEST / _SD) - 1)
-    log = bound + np.log(density * cell)
-    log_some, log_none = logsumexp(log) + np.log1p(-none), at[0.0].bound + np.log(none)
-    mass = np.exp(log - logsumexp(log))
-    p_none = float(np.exp(log_none - np.logaddexp(log_some, log_none)))
-    zero = int(np.flatnonzero(shifts == 0)[0])
-    mixed = mass * (1 - p_none) + p_none * (np.arange(len(shifts)) == zero)
-    drawn = rng.choice(len(shifts), n_samples, p=mixed / mixed.sum())
-    n = len(levels.times) - levels.n_control
-    moved = np.empty((n_samples, n, value.shape[0]))
-    other = np.empty_like(moved)
-    for i in np.unique(drawn):
-        rows = np.flatnonzero(drawn == i)
-        shift = float(shifts[i])
-        moved[rows], other[rows] = _draw(levels, value, course, shift, at[shift], len(rows), rng)
-    return ShiftPosterior(shifts, mass, p_none, shifts[drawn], moved, other)
+    density = norm.pdf(shifts, 0, _SD * span) / (2 * norm.cdf(FURTHEST / _SD) - 1)
+    log = bound + np.log(density * np.gradient(shifts))
+    total = float(logsumexp(log))
+    return shifts, np.exp(log - total), total
 
 
 @dataclass(frozen=True)
@@ -255,7 +307,7 @@ class _State:
     """The bound at a shift, and the approximate posterior there.
 
     `share` (J,) and `own` (G, J) are of the components, overall and gene by gene: the width of the
-    rest, and how far the course walks beyond the controls' times. `mean` (N, d) and `covariance`
+    rest, and how the course goes on beyond the controls' times. `mean` (N, d) and `covariance`
     (N d, N d) are of the states.
     """
 
@@ -266,12 +318,12 @@ class _State:
     covariance: np.ndarray
 
 
-_COMPONENTS = np.array([(w, i) for w in _WIDTHS for i in range(len(_WALKS))])  # (J, 2)
-_WIDTH, _WALK = _COMPONENTS[:, 0], _COMPONENTS[:, 1].astype(int)
+_COMPONENTS = np.array([(w, i) for w in _WIDTHS for i in range(len(_BEYOND) + 1)])  # (J, 2)
+_WIDTH, _GOES_ON = _COMPONENTS[:, 0], _COMPONENTS[:, 1].astype(int)
 
 
 def _prior(levels: Levels, course: Course, shift: float) -> tuple[np.ndarray, np.ndarray]:
-    """Covariance of means without a rest (G, 2, N, N), by how far courses walk, and of the rest."""
+    """Covariance of means without a rest (G, 3, N, N), by how courses go on, and of the rest."""
     n = levels.n_control
     at = np.concatenate([levels.times[:n], levels.times[n:] - shift])
     mean = _LEVEL + course.amplitude[:, None, None, None] ** 2 * _kernels(at, at, course)
@@ -292,7 +344,7 @@ def _bound(
     d = levels.factor.shape[1]
     mean, rest = _prior(levels, course, shift)
     plain = mean + levels.noise[:, None]
-    total = plain[:, _WALK] + _WIDTH[:, None, None] ** 2 * rest  # (G, J, N, N)
+    total = plain[:, _GOES_ON] + _WIDTH[:, None, None] ** 2 * rest  # (G, J, N, N)
     precision = np.linalg.inv(total)
     log_det = np.linalg.slogdet(total)[1]
     share = np.full(len(_WIDTH), 1 / len(_WIDTH)) if start is None else start.share
@@ -347,8 +399,8 @@ def _draw(
     points = np.concatenate([later, later - shift])
     variance = course.amplitude[:, None, None, None] ** 2
     moved = np.concatenate([-np.eye(k), np.eye(k)], 1)  # c(t − δ) − c(t): the level cancels
-    inside = variance * (moved @ _kernels(points, points, course) @ moved.T)  # (G, 2, k, k)
-    across = variance * (moved @ _kernels(points, at, course))  # (G, 2, k, N)
+    inside = variance * (moved @ _kernels(points, points, course) @ moved.T)  # (G, 3, k, k)
+    across = variance * (moved @ _kernels(points, at, course))  # (G, 3, k, N)
     mean, rest = _prior(levels, course, shift)
     root = np.linalg.cholesky(state.covariance + _JITTER * np.eye(len(state.covariance)))
     genes = np.arange(n_genes)
@@ -356,14 +408,14 @@ def _draw(
     for s in range(n_samples):
         part = (rng.random(n_genes)[:, None] > state.own.cumsum(1)).sum(1)
         part = part.clip(max=len(_WIDTH) - 1)
-        walk = _WALK[part]
+        goes_on = _GOES_ON[part]
         f = state.mean + (root @ rng.standard_normal(len(root))).reshape(state.mean.shape)
         left = value - np.einsum("ndg,nd->gn", levels.factor, f)
         ours = _WIDTH[part, None, None] ** 2 * rest
-        cross = np.concatenate([across[genes, walk], ours[:, n:]], 1)  # (G, 2 k, N)
+        cross = np.concatenate([across[genes, goes_on], ours[:, n:]], 1)  # (G, 2 k, N)
         prior = np.zeros((n_genes, 2 * k, 2 * k))
-        prior[:, :k, :k], prior[:, k:, k:] = inside[genes, walk], ours[:, n:, n:]
-        gain = np.linalg.solve(mean[genes, walk] + levels.noise + ours, cross.transpose(0, 2, 1))
+        prior[:, :k, :k], prior[:, k:, k:] = inside[genes, goes_on], ours[:, n:, n:]
+        gain = np.linalg.solve(mean[genes, goes_on] + levels.noise + ours, cross.transpose(0, 2, 1))
         covariance = prior - cross @ gain + _JITTER * np.eye(2 * k)
         found = np.einsum("gnk,gn->gk", gain, left)
         noise = rng.standard_normal((n_genes, 2 * k, 1))

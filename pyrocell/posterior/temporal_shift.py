@@ -42,6 +42,7 @@ _FEWEST_GENES = 10
 _MOST_GENES = 300
 _MOVES = 0.05  # root mean square of the controls' course from which it can be shifted
 _SHARED = 0.95  # most of a gene's error that genes may share
+_COMMON = 0.1  # sd of what all genes of a condition have in common
 _FACTORS = 4  # axes on which cells of a time differ
 _NOISE_DRAWS = 8  # of the width of batch noise
 _NUMBERS = ["shift", "sd", "lower", "upper", "p_delayed", "p_advanced", "p_none"]
@@ -292,6 +293,9 @@ class _Courses:
         factor = (
             factor * np.sqrt(np.minimum(1, _SHARED * variance / np.maximum(shared, 1e-12)))[:, None]
         )
+        # shares sum to one: what other genes do moves all of them
+        common = np.zeros((len(rows), 1, len(kept)))
+        common[len(self.control) :] = _COMMON
         noise = np.empty((len(kept), len(rows), len(rows)))
         for share, part in zip(self.shares, self.parts):
             inside = np.flatnonzero((kept >= part.start) & (kept < part.stop))
@@ -300,4 +304,5 @@ class _Courses:
                 noise[inside] = np.einsum("nb,gbd,md->gnm", share[rows], eta, share[rows])
         i = np.arange(len(rows))
         noise[:, i, i] += (variance - (factor**2).sum(1)).T
-        return Levels(times, len(self.control), self.value[rows][:, kept], noise, factor)
+        both = np.concatenate([factor, common], 1)
+        return Levels(times, len(self.control), self.value[rows][:, kept], noise, both)
