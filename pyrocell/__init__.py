@@ -32,6 +32,7 @@ _HOMES = {
     "Wait": "pyrocell.operators",
     "read_backed": "pyrocell.data.backed",
     "read_checkpoint": "pyrocell.training.checkpoints",
+    "subtypes": "pyrocell.diagnostics.subtypes",
 }
 _ROOMS = (
     "arrayed",

@@ -11,6 +11,7 @@ from pyrocell.assumptions.spec import ASSUMPTIONS as ASSUMPTIONS
 from pyrocell.assumptions.spec import Assume as Assume
 from pyrocell.data.backed import read_backed as read_backed
 from pyrocell.diagnostics import calibration as calibration
+from pyrocell.diagnostics.subtypes import subtypes as subtypes
 from pyrocell.generative.population_objective import DistributionObjective as DistributionObjective
 from pyrocell.knowledge import Knowledge as Knowledge
 from pyrocell.model import PyroCell as PyroCell

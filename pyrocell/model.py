@@ -92,6 +92,7 @@ from pyrocell.posterior.requests import requested
 from pyrocell.posterior.signature import signature
 from pyrocell.posterior.simulate_cells import fate_proportions, simulate_cells
 from pyrocell.posterior.summaries import MEMORY_BUDGET
+from pyrocell.posterior.temporal_shift import temporal_shift
 from pyrocell.posterior.unseen import (
     effects_with_unseen,
     knowledge_table,
@@ -1919,6 +1920,53 @@ class PyroCell(BaseModelClass):
         asked = [gene], media, region, credible_level, n_samples, self._seed
         where = self.fitted, self._level_counts
         return regulator_table(network_table(*where, None, *asked, virtual=virtual))
+
+    @limit_threads
+    def temporal_shift(
+        self,
+        perturbations: Sequence[str] | None = None,
+        media: str | None = None,
+        n_samples: int = 200,
+        credible_level: float = 0.9,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """How far each perturbation delays or advances the course of the controls, as one number.
+
+        Levels under a perturbation are m(t) = c(t − δ) + o(t) in every gene: the controls' course,
+        shifted by δ, and something else of a size that is learned; see
+        `pyrocell.contrasts.shifted_course`.
+
+        Parameters
+        ----------
+        perturbations
+            Default: all of the screen, one at a time.
+        media
+            Where; default: the baseline medium.
+        n_samples
+            Draws from which `explained`, `other` and `effect` are.
+        credible_level
+            Of the intervals.
+        seed
+            Of these draws.
+
+        Returns
+        -------
+        DataFrame with a row for each perturbation: perturbation, media; shift δ in units of the
+        screen's times, above zero where it delays, the mean given that there is one, with sd, lower
+        and upper; p_delayed, p_advanced and p_none, which sum to 1, at even odds of no shift
+        beforehand; explained, the share of the squared effect that the shift explains, with
+        explained_lower and explained_upper; other, the root mean square of the rest, and effect,
+        that of the whole, natural-log fold change over genes and times; n_times, n_genes; testable,
+        and reason where it is not.
+
+        Raises
+        ------
+        UnknownLabelError
+            If the screen has no such perturbation or medium.
+        """
+        media = self.screen.baseline_media if media is None else str(media)
+        asked = perturbations, media, n_samples, credible_level, seed
+        return temporal_shift(self.fitted, *asked)
 
     def to_mudata(self, answer: AnnData) -> MuData:
         """An answer over the features of all views, such as of `predict`, by view.

@@ -42,6 +42,7 @@ NAMES = {
     "hipsc_effects": "model.perturbation_effects()",
     "hipsc_course": "pd.concat(model.perturbation_effects(time=t) for t in model.screen.times)",
     "hipsc_assumptions": "model.assumptions()",
+    "hipsc_shifts": "model.temporal_shift()",
     "hipsc": "model",
     "stimulus": "model",
     "confounded": "model",
@@ -69,6 +70,7 @@ CHAPTERS = {
         "effect_intervals",
         "similarity",
         "time_course",
+        "temporal_shift",
         "gains",
         "explain",
         "network",
@@ -195,6 +197,11 @@ def hipsc_assumptions() -> pd.DataFrame:
 
 
 @cache
+def hipsc_shifts() -> pd.DataFrame:
+    return hipsc().temporal_shift(["POU5F1", "SOX2", "PRDM14"])
+
+
+@cache
 def recommendation() -> design.Recommendation:
     plan = design.Plan(
         60, ["baseline", "IFNG"], lanes=8, cells_per_lane=10_000, hashing=False, min_controls=100
@@ -314,6 +321,7 @@ FIGURES: dict[str, Callable[[], object]] = {
     "effect_intervals-gene": lambda: pl.effect_intervals(hipsc_effects(), genes="NANOG"),
     "similarity": lambda: pl.similarity(hipsc_effects()),
     "time_course": lambda: pl.time_course(hipsc_course(), "NANOG"),
+    "temporal_shift": lambda: pl.temporal_shift(hipsc(), hipsc_shifts()),
     "gains": lambda: pl.gains(stimulus().media_gains(n_samples=100)),
     "explain": lambda: pl.explain(explained()),
     "explain-step": lambda: pl.explain(explained_steps()),

@@ -299,75 +299,7 @@ def views() -> str:
     return f"{made}\n\n{origin(['views.py'], [part['from'] for part in parts.values()])}"
 
 
-def explained() -> str:
-    """Which step a knockout acts at: the model, and two rankings of plain log ratios."""
-    parts = of_record(parts_of("mechanism_explain"))
-    (part,) = parts.values()
-    who, rows = ("model", "plain", "halves"), []
-    for world, figures in part["figures"].items():
-        counts = [f"{v:g} {k}" for k, v in figures.items() if ": " not in k]
-        names = dict.fromkeys(k.rpartition(": ")[0] for k in figures if ": " in k)
-        for name in names:
-            values = [number(figures[f"{name}: {w}"]) for w in who]
-            rows.append([f"{world} ({', '.join(counts)}): {name}", *values])
-    made = table(["share of knockouts", "`explain`", "log ratios", "halves of cells"], rows)
-    return f"{made}\n\n{origin(['mechanism_explain.py'], [part['from']])}"
-
-
-def network() -> str:
-    """Networks: true edges, shuffled labels, the embedded screen, what was left out."""
-    parts = of_record(parts_of("mechanism_network"))
-    if not parts:
-        return ""
-    rows, figure = [], lambda name: parts[name]["figures"]
-    if "networks" in parts:
-        found = figure("networks")
-        mine, n = found["auprc"]["pyrocell"], found["networks"]
-        for name, value in found["auprc"].items():
-            if name == "pyrocell":
-                continue
-            what = f"direct edges of {n} networks, AUPRC ({name}"
-            if name in found["paired"]:
-                test = found["paired"][name]
-                what += f"; better in {test['better in']}, p {number(test['p'])}"
-            rows.append([f"{what})", number(mine), number(value)])
-        rows.append(["P(edge): expected calibration error", number(found["ece"]), ""])
-        what = "the same, of edges with P ≥ .2"
-        rows.append([what, number(found["ece of P >= .2"]), ""])
-        likely = found["P > .5"]
-        what = f"true among the {likely['edges']} edges with P > .5 (expected by P)"
-        rows.append([what, number(likely["true"]), number(likely["expected"])])
-    if "shuffled" in parts:
-        found = ", ".join(number(x) for x in figure("shuffled")["P > .5"])
-        rows.append(["labels shuffled: edges with P > .5, by screen", found, ""])
-    if "hipsc" in parts:
-        found = figure("hipsc")
-        for which in ("perturbed regulators", "all pairs"):
-            for name in ("|z| of the knockout", "co-expression", "base rate"):
-                what = f"hiPSC, edges published by RENGE, {which}, AUPRC ({name})"
-                anchor = number(found[name][which])
-                rows.append([what, number(found["pyrocell"][which]), anchor])
-        what = "hiPSC: edges with P > .5 (labels shuffled)"
-        likely = found["likely edges"]
-        rows.append([what, number(likely["share"]), number(likely["labels shuffled"])])
-    if "generalisation" in parts:
-        for kind, found in figure("generalisation").items():
-            for name, score in found.items():
-                if name != "model":
-                    what = f"hiPSC, {kind} left out, AUPRC ({name})"
-                    pair = found["model"]["auprc"], score["auprc"]
-                    rows.append([what, *map(number, pair)])
-            ece = number(found["model"]["ece"])
-            rows.append([f"hiPSC, {kind} left out: expected calibration error", ece, ""])
-    rows = [[what.replace("|", "\\|"), *rest] for what, *rest in rows]
-    made = table(["what", "pyrocell", "anchor"], rows)
-    sources = [part["from"] for part in parts.values()]
-    return f"{made}\n\n{origin(['mechanism_network.py'], sources)}"
-
-
 BLOCKS = render_mechanism.BLOCKS | {
-    "explained": explained,
-    "network": network,
     "views": views,
     "unseen": unseen,
     "guides": guides,

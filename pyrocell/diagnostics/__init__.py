@@ -1,1 +1,1 @@
-"""Is the posterior right: simulation-based calibration, and NUTS on the same model."""
+"""Is the posterior right: calibration by simulation, and NUTS. Are clusters of cells: `subtypes`."""

@@ -22,6 +22,7 @@ from pyrocell.plotting.plates import edge_effects, plate_map
 from pyrocell.plotting.predictions import prediction
 from pyrocell.plotting.pseudotime import retention, trajectory
 from pyrocell.plotting.screens import latent, layout
+from pyrocell.plotting.shifts import temporal_shift
 from pyrocell.plotting.signature import signature
 from pyrocell.plotting.steady import steady_screen
 
@@ -57,6 +58,7 @@ __all__ = [
     "signature",
     "similarity",
     "steady_screen",
+    "temporal_shift",
     "time_course",
     "trajectory",
     "volcano",

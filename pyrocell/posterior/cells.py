@@ -20,13 +20,26 @@ from pyrocell.posterior.fitted_screen import Blocks, FittedScreen
 from pyrocell.posterior.output import OutputTarget
 from pyrocell.posterior.streaming_quantiles import memory_bytes
 
-__all__ = ["cells_by", "latent", "normalised", "normalised_draws", "positions_of"]
+__all__ = ["cells_by", "latent", "normalised", "normalised_draws", "positions_of", "state_draws"]
 
 
 def latent(fit: FittedScreen, cells: CellDataset, batch_size: int) -> Blocks:
     """Posterior mean of the resting state z of each cell, (cells, d), some cells at a time."""
     for rows, loc, *_ in _encoded(fit, fit.posterior.mean(), cells, batch_size):
         yield rows, loc
+
+
+def state_draws(
+    fit: FittedScreen, cells: CellDataset, n_samples: int, batch_size: int = 2048
+) -> np.ndarray:
+    """Joint draws of the resting state z of each cell, (S, cells, d)."""
+    check_draws(n_samples)
+    out = np.empty((n_samples, len(cells), fit.model.config.n_latent), np.float32)
+    for s, values in enumerate(fit.posterior.draws(n_samples)):
+        rng = np.random.default_rng(stream("states", s))
+        for rows, loc, scale, _ in _encoded(fit, values, cells, batch_size):
+            out[s, rows] = loc + scale * rng.standard_normal(loc.shape, np.float32)
+    return out
 
 
 def normalised(

@@ -55,7 +55,7 @@ def test_every_function_draws_into_the_axes_it_is_given(fitted, effects):
     elsewhere |= {"cost_curve", "lane_map", "layout_graph", "retention", "trajectory"}
     elsewhere |= {"guides", "network", "similarity", "time_course", "volcano"}
     elsewhere |= {"edge_effects", "error_analysis", "noise_sensitivity", "plate_map"}
-    several = {"predictive_check", "steady_screen", "evaluation", "signature"}
+    several = {"predictive_check", "steady_screen", "evaluation", "signature", "temporal_shift"}
     assert set(calls) | several | elsewhere == set(pyrocell.pl.__all__)
     for name, arguments in calls.items():
         _, ax = plt.subplots()
