@@ -1,1 +1,1 @@
-"""Is the posterior right: calibration by simulation, and NUTS. Are clusters of cells: `subtypes`."""
+"""Whether the posterior is right: calibration by simulation, NUTS. And clusters of cells."""
