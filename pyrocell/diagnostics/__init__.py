@@ -1,1 +1,1 @@
-"""Is the posterior right: calibration by simulation, and NUTS. Are clusters of cells: `subtypes`."""
+"""Is the posterior right: calibration by simulation, NUTS. Are clusters of cells: `subtypes`."""
