@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", default=["shifts", "shuffled"])
     parser.add_argument("--first", type=int, default=301, help="seed")
-    parser.add_argument("--screens", type=int, default=8)
+    parser.add_argument("--screens", type=int, default=6)
     parser.add_argument("--shuffles", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()

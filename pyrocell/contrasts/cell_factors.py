@@ -45,7 +45,7 @@ def cell_factors(
     seed
         Of the cells taken where there are very many.
     """
-    n_genes = counts.shape[1]
+    n_genes = counts.shape[1]  # pyright: ignore[reportOptionalSubscript]
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(size))[:_CELLS])
     _, code, number = np.unique(group[rows], return_inverse=True, return_counts=True)

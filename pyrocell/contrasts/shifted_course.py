@@ -190,7 +190,7 @@ def fit_course(levels: Levels) -> Course:
     for length in levels.span * np.array(_LENGTHS):
         course = _correlation(t[:, None] - t, length)
         log = np.stack([_normal(value.T, noise + _LEVEL + a**2 * course) for a in _AMPLITUDES])
-        total = float(logsumexp(log, axis=0).sum())
+        total = float(logsumexp(log, axis=0).sum())  # pyright: ignore[reportAttributeAccessIssue]
         if total > best:
             weight = np.exp(log - logsumexp(log, axis=0))
             amplitude = np.sqrt((weight * _AMPLITUDES[:, None] ** 2).sum(0))
@@ -298,7 +298,7 @@ def _weighed(at: dict[float, _State], span: float) -> tuple[np.ndarray, np.ndarr
     bound = np.array([at[shift].bound for shift in shifts])
     density = norm.pdf(shifts, 0, _SD * span) / (2 * norm.cdf(FURTHEST / _SD) - 1)
     log = bound + np.log(density * np.gradient(shifts))
-    total = float(logsumexp(log))
+    total = float(logsumexp(log))  # pyright: ignore[reportArgumentType]
     return shifts, np.exp(log - total), total
 
 
@@ -363,12 +363,12 @@ def _bound(
         log = -0.5 * (log_det + np.einsum("gjnm,gnm->gj", precision, square))
         log += np.log(share)
         most = logsumexp(log, axis=1)
-        own = np.exp(log - most[:, None])
+        own = np.exp(log - most[:, None])  # pyright: ignore[reportArgumentType, reportCallIssue]
         divergence = 0.5 * (np.trace(state_cov) + (state**2).sum() - n * d)
         if state_cov.any():
             divergence -= 0.5 * np.linalg.slogdet(state_cov)[1]
         prior = (_PRIOR_COUNT * np.log(share)).sum()
-        bound = float(most.sum() - divergence + prior) if state_cov.any() else -np.inf
+        bound = float(most.sum() - divergence + prior) if state_cov.any() else -np.inf  # pyright: ignore[reportAttributeAccessIssue]
         if bound - before < _ENOUGH and np.isfinite(bound):
             break
         before = bound

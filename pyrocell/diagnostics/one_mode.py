@@ -66,7 +66,7 @@ class OneMode:
         components = FastICA(whiten="unit-variance", max_iter=200, tol=1e-3, random_state=seed)
         with warnings.catch_warnings():  # normal axes have no components of their own: any will do
             warnings.simplefilter("ignore", ConvergenceWarning)
-            states = components.fit_transform(states)
+            states = components.fit_transform(states)  # pyright: ignore[reportAssignmentType]
         p = _TAILS[n * _TAILS >= 3]
         z = -stats.norm.ppf(p)[:, None]
         centre = np.median(states, 0)
@@ -106,12 +106,12 @@ def _degrees(share: np.ndarray, correlation: np.ndarray) -> float:
     sure = correlation + 1e-6 * np.eye(d)
     mean = np.zeros(d)
     normal = stats.norm.ppf(share)
-    best = float(stats.multivariate_normal(mean, sure).logpdf(normal).sum())
+    best = float(stats.multivariate_normal(mean, sure).logpdf(normal).sum())  # pyright: ignore[reportArgumentType]
     best -= stats.norm.logpdf(normal).sum()
     found = np.inf
     for degrees in _DEGREES:
         t = stats.t.ppf(share, degrees)
-        log = stats.multivariate_t(mean, sure, degrees).logpdf(t).sum()
+        log = stats.multivariate_t(mean, sure, degrees).logpdf(t).sum()  # pyright: ignore[reportArgumentType]
         log -= stats.t.logpdf(t, degrees).sum()
         if log > best:
             best, found = float(log), degrees

@@ -65,7 +65,7 @@ def rare_clusters(states: np.ndarray, max_share: float, least: int, seed: int) -
     for n_parts in _PARTS:
         if n_parts * least > len(states):
             continue
-        label = KMeans(n_parts, n_init=1, max_iter=50, random_state=seed).fit_predict(tamed)
+        label = KMeans(n_parts, n_init=1, max_iter=50, random_state=seed).fit_predict(tamed)  # pyright: ignore[reportArgumentType]
         for part in range(n_parts):
             found += _moved_to_valley(states, tamed, label == part, max_share, least)
     found.sort(key=lambda each: -each.valley)

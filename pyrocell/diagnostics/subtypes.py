@@ -374,8 +374,8 @@ def _named(names: object, values: np.ndarray) -> str:
 def _leiden_or_kmeans(states: np.ndarray, seed: int) -> np.ndarray:
     """Labels (n,) of states (n, d)."""
     if find_spec("igraph") is None:
-        return KMeans(_PARTS, n_init=1, random_state=seed).fit_predict(states)
-    cells = AnnData(obsm={"X": states})
+        return KMeans(_PARTS, n_init=1, random_state=seed).fit_predict(states)  # pyright: ignore[reportArgumentType]
+    cells = AnnData(obsm={"X": states})  # pyright: ignore[reportArgumentType]
     sc.pp.neighbors(cells, use_rep="X", random_state=0)
     sc.tl.leiden(cells, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
     return cells.obs["leiden"].cat.codes.to_numpy()

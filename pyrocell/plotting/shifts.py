@@ -50,7 +50,7 @@ def temporal_shift(
     """
     testable = table[table["testable"]]
     if perturbation is None:
-        perturbation = str(testable.loc[testable["explained"].idxmax(), "perturbation"])
+        perturbation = str(testable.loc[testable["explained"].idxmax(), "perturbation"])  # pyright: ignore[reportArgumentType, reportCallIssue]
     rows = table[table["perturbation"] == perturbation]
     shift = float(rows["shift"].iloc[0]) if len(rows) else 0.0
     media = str(table["media"].iloc[0])
