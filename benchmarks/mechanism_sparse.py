@@ -319,7 +319,7 @@ def rows_of(part: str, runs: list[dict[str, Any]]) -> list[list[Any]]:
         rows.append(
             [f"{what} (sum of the measured singles)", mean(name, "ate"), mean("additive"), None]
         )
-    rows.append(["the same: mean of all perturbed cells; half of the cells for the other half",
+    rows.append(["the same: half of the cells for the other half; mean of all perturbed",
                  None, mean("replicate"), mean("mean")])  # fmt: skip
     peer = "sams-vae" in runs[0]
     if peer:

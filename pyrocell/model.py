@@ -1145,7 +1145,10 @@ class PyroCell(BaseModelClass):
             If `of`, `axes`, a view or a perturbation is not known.
         """
         features = views_of(self.module.config, view)
-        some = slice(None) if view is None else features.slices[features.of(view)]  # type: ignore[union-attr]
+        some = slice(None)
+        if view is not None:
+            assert features is not None
+            some = features.slices[features.of(view)]
         names = self.screen.perturbations if perturbations is None else perturbations
         names = [names] if isinstance(names, str) else list(names)
         place = place_of(self.screen, media, time)
