@@ -200,7 +200,7 @@ def _of_regulators(
             predicted.loc[name] = _by_neighbours(fit, name, knowledge, known)
         parts["model"].append(predicted)
         parts["co-expression"].append(_correlation(fit).reindex(names).fillna(0.0))
-        usual = _strength(fit, list(known.index)).mean(0).to_numpy()
+        usual = _strength(fit, list(known.index)).to_numpy().mean(0)
         parts["|effect|"].append(
             pd.DataFrame(np.tile(usual, (len(names), 1)), names, known.columns)
         )
