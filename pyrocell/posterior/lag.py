@@ -88,9 +88,9 @@ def view_lag(
     second = np.array(
         [[found[view].evidence(course(times, c, lag)) for lag in lags] for c in constants]
     )
-    log = logsumexp(first[:, None] + second, axis=0)  # (lags,)
+    log = np.asarray(logsumexp(first[:, None] + second, axis=0))  # (lags,)
     late = log[1:]
-    weight = np.exp(late - logsumexp(late))
+    weight = np.exp(late - float(logsumexp(late)))
     log_factor = float(logsumexp(late) - np.log(len(late)) - log[0])
     tail = (1 - credible_level) / 2
     cumulative = np.cumsum(weight)

@@ -102,8 +102,9 @@ class GuideMixture:
             both = np.log(both @ escapers.T + 1e-300).reshape(-1, t, s, len(escapers))
             np.add.at(of_perturbation, self.perturbation[some], both)
         scale = -0.5 * (_SCALES / _SCALE_SD) ** 2
-        scale = scale - logsumexp(scale)
-        of_screen = logsumexp(of_perturbation + scale[:, None], axis=2).sum(0)  # (τ, m κ)
+        scale = scale - np.asarray(logsumexp(scale))
+        of_screen = np.asarray(logsumexp(of_perturbation + scale[:, None], axis=2))
+        of_screen = of_screen.sum(0)  # (τ, m κ)
         shape = of_screen.shape
         chances = np.exp(of_screen - logsumexp(of_screen)).ravel()
         efficacy, share = np.empty((2, n_draws, n_guides))
