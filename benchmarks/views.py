@@ -5,6 +5,7 @@ log ratio of mean counts (no model), and what is silent in which view; `shuffled
 mean nothing; `lag`, whether proteins follow RNA, and how late; `missing`, proteins of cells without
 them, beside scvi-tools' TOTALVI and the mean; `unpaired`, RNA in half of the cells and chromatin in
 the others, beside as many cells with both; `links`, effects on regions that are linked to genes;
+`two stages`, effects in cells of grnlab, where it is installed;
 `citeseq` and `multiome`, held-out cells of real ones beside TOTALVI, PEAKVI and POISSONVI; `step`
 and `time`, how long. Seeds below 100 are for development.
 """
@@ -25,6 +26,7 @@ from common import part_of, quiet, run_all, shared, write_results
 from mudata import MuData
 from scipy.stats import rankdata
 from torch.distributions import Normal
+from view_grnlab import grnlab_screen
 from view_screens import linked_screen, only, view_screen
 
 import pyrocell
@@ -46,6 +48,7 @@ def scored(table: pd.DataFrame, truth: pd.DataFrame, moved: float = 0.05) -> dic
     """Errors and coverage of effects on the features of a view."""
     found = table.set_index(["perturbation", "gene"])
     true = truth.stack()
+    true = true[true.index.isin(found.index)]
     found = found.loc[true.index]
     inside = (found["lower"] <= true) & (true <= found["upper"])
     active, listed = true.abs() > moved, found["fdr"] <= 0.1
@@ -268,6 +271,27 @@ def links(seed: int) -> dict[str, Any]:
     for name, known in (("none", None), ("true", table), ("shuffled", shuffled)):
         model = fitted(mdata, seed, rna="rna", chromatin="atac", links=known)
         out[name] = scored(model.perturbation_effects(view="chromatin"), truth["atac"])
+    return out
+
+
+def two_stages(seed: int) -> dict[str, Any]:
+    """Effects on proteins and genes of cells of grnlab, knocked-out genes themselves left out."""
+    mdata, truth = grnlab_screen(seed)
+    model = fitted(mdata, seed, rna="rna", protein="prot")
+    alone = mdata["rna"].copy()
+    pyrocell.PyroCell.setup_anndata(alone)
+    one = pyrocell.PyroCell(alone)
+    one.train(seed=seed, **CPU)
+    tables = {
+        "protein": (model.perturbation_effects(view="protein"), truth["prot"]),
+        "rna": (model.perturbation_effects(view="rna"), truth["rna"]),
+        "rna_alone": (one.perturbation_effects(), truth["rna"]),
+    }
+    out: dict[str, Any] = {"seed": seed}
+    for name, (table, true) in tables.items():
+        others = table[table["perturbation"] != table["gene"].str.removeprefix("ab-")]
+        out[name] = scored(others, true)
+    out["plain_protein"] = plain_ratio(mdata["prot"], truth["prot"], False)
     return out
 
 
@@ -518,6 +542,7 @@ PARTS = {
     "missing": missing,
     "unpaired": unpaired,
     "links": links,
+    "two stages": two_stages,
     "citeseq": citeseq,
     "multiome": multiome,
     "step": step,

@@ -290,6 +290,13 @@ def views() -> str:
     )
     line("multiome", "the same: Poisson (POISSONVI)", "poisson fragments", "POISSONVI")
     line("multiome", "the same of binary data (PEAKVI)", "binary fragments", "PEAKVI")
+    for view, name in (("protein", "proteins"), ("rna", "RNA")):
+        what = f"cells of grnlab, effects on {name}"
+        anchor = "log ratio of means" if view == "protein" else "RNA fitted alone"
+        other = "plain_protein" if view == "protein" else "rna_alone/rmse"
+        line("two stages", f"{what}, RMSE ({anchor})", f"{view}/rmse", other)
+        line("two stages", f"{what}: 90% intervals hold, lfsr < .5", f"{view}/cover_sure")
+        line("two stages", f"{what}: the same, of no effect", f"{view}/cover_silent")
     line("step", "a training step with 200 proteins, over that of 2,000 genes", "ratio")
     if "time" in parts:
         (found,) = parts["time"]["figures"]["of_seeds"]
