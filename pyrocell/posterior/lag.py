@@ -90,7 +90,7 @@ def view_lag(
     )
     log = np.asarray(logsumexp(first[:, None] + second, axis=0))  # (lags,)
     late = log[1:]
-    weight = np.exp(late - float(logsumexp(late)))
+    weight = np.exp(late - np.asarray(logsumexp(late)))
     log_factor = float(logsumexp(late) - np.log(len(late)) - log[0])
     tail = (1 - credible_level) / 2
     cumulative = np.cumsum(weight)
