@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["network_generalisation"]
 
 _KINDS = ("nothing", "regulators", "genes", "data sets")
+_ALL = 1_000_000  # neighbours, of any number of sources
 _CERTAIN = ("model", "base rate")  # scores that are probabilities
 Scores = dict[str, pd.DataFrame]
 
@@ -209,13 +210,15 @@ def _of_regulators(
 
 def _by_neighbours(fit: PyroCell, name: str, knowledge: Any, known: pd.DataFrame) -> np.ndarray:
     """(G,) probabilities of a new regulator, from those it is like; the rest is the mean."""
-    found = fit.neighbours(name, knowledge, n_neighbours=len(known), n_samples=20)
+    mean = known.to_numpy().mean(0)
+    try:
+        found = fit.neighbours(name, knowledge, n_neighbours=_ALL, n_samples=20)
+    except UnknownLabelError:  # no source knows of it
+        return mean
     found = found[found["neighbour"].isin(known.index)]
     weight = found["weight"].clip(lower=0).to_numpy(float)
-    total = weight.sum()
-    weight = weight / max(total, 1.0)
-    value = weight @ known.loc[found["neighbour"]].to_numpy()
-    return np.clip(value + (1 - weight.sum()) * known.to_numpy().mean(0), 0.0, 1.0)
+    weight = weight / max(weight.sum(), 1.0)
+    return weight @ known.loc[found["neighbour"]].to_numpy() + (1 - weight.sum()) * mean
 
 
 def _folds(

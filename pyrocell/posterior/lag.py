@@ -19,13 +19,13 @@ import pandas as pd
 import torch
 from scipy.special import logsumexp
 
-from pyrocell.data.backed import count_blocks
+from pyrocell.contrasts.cell_factors import cell_errors
 from pyrocell.data.loader import CellDataset
 from pyrocell.errors import ScreenError
 from pyrocell.operators.waiting import onset_curve
 from pyrocell.posterior.gene_level.counts import LevelCounts
 from pyrocell.screen.feature_views import FeatureViews
-from pyrocell.screen.screen import Screen
+from pyrocell.screen.screen import Courses, Screen
 
 __all__ = ["course", "view_lag"]
 
@@ -39,8 +39,9 @@ _ROUNDS = 20
 # scale of the half-normal prior of the root mean square of effects; where a response has not set in
 # by the last time, a longer lag with larger effects would else do as well
 _WIDEST = 0.5
-_CELLS = 20_000  # at most, that the covariance of cells is learned from
+_CELLS = 5_000  # at most, that the covariance of cells is learned from
 _LEAST_VARIANCE = 0.1  # of a turned feature, in units of that without covariance
+_UNKNOWN = 1e6  # variance of what was not measured
 _UNLIKELY = 12.0  # nats below the best, from which a rate is left out
 
 
@@ -77,8 +78,9 @@ def view_lag(
     parts = {name: features.slices[features.of(name)] for name in (after, view)}
     if view == after:
         raise ScreenError(f'view="{view}" cannot follow itself; name another in after=')
-    times, rows = _measured(screen, media)
-    found = {name: _Contrasts.of(counts, cells, name, parts[name], rows) for name in parts}
+    courses = _measured(screen, media)
+    times = courses.times
+    found = {name: _Contrasts.of(counts, cells, name, parts[name], courses) for name in parts}
     unit = float(np.median(times))
     constants = unit * np.geomspace(*_RANGE, _RATES)
     lags = np.concatenate([[0.0], unit * np.geomspace(*_SPAN, _LAGS)])
@@ -110,31 +112,16 @@ def view_lag(
     )
 
 
-def _measured(screen: Screen, media: str) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """Times after zero, and of each its control and its single perturbations' conditions.
-
-    The second part holds for each time the control's row and (K,) rows of perturbations, -1 where
-    one was not measured then.
-    """
-    member, here = screen.membership.tocsr(), screen.conditions["media"].to_numpy() == media
-    number = np.diff(member.indptr)
-    times, rows = [], []
-    for t, time in enumerate(screen.times):
-        at = here & (screen.time_index == t)
-        control = np.flatnonzero(at & (number == 0))
-        if time <= 0 or not len(control):
-            continue
-        mine = np.full(len(screen.perturbations), -1)
-        for c in np.flatnonzero(at & (number == 1)):
-            mine[member.indices[member.indptr[c]]] = c
-        times.append(time)
-        rows.append((int(control[0]), mine))
-    if len(times) < _TIMES:
+def _measured(screen: Screen, media: str) -> Courses:
+    """Conditions at times after zero."""
+    found = screen.courses(media)
+    found = found.some(found.times > 0)
+    if len(found.times) < _TIMES:
         raise ScreenError(
-            f'medium "{media}" has {len(times)} times after 0 with controls, and a lag needs '
+            f'medium "{media}" has {len(found.times)} times after 0 with controls, and a lag needs '
             f"{_TIMES}; register a time_key, or name another medium"
         )
-    return np.array(times), rows
+    return found
 
 
 class _Contrasts:
@@ -151,16 +138,21 @@ class _Contrasts:
         cells: CellDataset,
         view: str,
         part: slice,
-        rows: list[tuple[int, np.ndarray]],
+        courses: Courses,
     ) -> _Contrasts:
         spread = counts.spread(np.log(counts.noise.theta))[:, part]
         total = counts.total[:, part].astype(float) + 0.5
         level, variance = np.log(total / counts.depth[:, part]), 1 / total + spread
-        enough = np.all([counts.raw[c, part] >= _FEWEST_COUNTS for c, _ in rows], axis=0)
+        enough = (counts.raw[courses.control, part] >= _FEWEST_COUNTS).all(0)
         if not enough.any():
             raise ScreenError("no feature of the view has 20 counts in the controls of every time")
         level, variance = level[:, enough], variance[:, enough]
-        between, per_cell = _covariance_of_cells(cells, view, level, enough)
+        of_view, _ = cells.of_view(view)
+        group = of_view.condition * (of_view.batch.max() + 1) + of_view.batch
+        error = cell_errors(of_view.counts, of_view.size, group, np.flatnonzero(enough), _CELLS)
+        between = error.T @ error / max(len(error), 1)
+        number = np.bincount(of_view.condition, minlength=len(level))
+        per_cell = 1 / np.maximum(number, 1)
         np.fill_diagonal(between, 0.0)
         usual = np.median(variance, axis=0)
         axes = np.linalg.eigh(np.diag(usual) + np.median(per_cell) * between)[1]
@@ -168,9 +160,10 @@ class _Contrasts:
         variance = variance @ axes**2 + per_cell[:, None] * together
         variance = np.maximum(variance, _LEAST_VARIANCE * (usual @ axes**2))
         level = level @ axes
-        value = np.stack([np.where(m[:, None] >= 0, level[m] - level[c], 0.0) for c, m in rows], 1)
-        own = np.stack([np.where(m[:, None] >= 0, variance[m], 1e6) for _, m in rows], 1)
-        return cls(value, own, np.stack([variance[c] for c, _ in rows]))
+        there = (courses.rows >= 0)[..., None]  # (K, T, 1)
+        value = np.where(there, level[courses.rows] - level[courses.control], 0.0)
+        own = np.where(there, variance[courses.rows], _UNKNOWN)
+        return cls(value, own, variance[courses.control])
 
     def evidence(self, share: np.ndarray) -> float:
         """Log likelihood of a course (T,), effects and the controls' error integrated out."""
@@ -207,29 +200,3 @@ class _Contrasts:
             square = ((shrunk * pull) ** 2 + shrunk).sum(1)
             width = most * (np.sqrt(n**2 + 4 * square / most) - n) / 2
         return np.maximum(width, 1e-6)
-
-
-def _covariance_of_cells(
-    cells: CellDataset, view: str, level: np.ndarray, genes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(n, n) covariance of relative counts about conditions and batches, and (C,) 1 / cells."""
-    cells, _ = cells.of_view(view)
-    number = np.bincount(cells.condition, minlength=len(level))
-    group = cells.condition * (cells.batch.max() + 1) + cells.batch
-    _, group = np.unique(group, return_inverse=True)
-    some = np.sort(np.random.default_rng(0).permutation(len(group))[:_CELLS])
-    size, where = np.asarray(cells.size, float), np.flatnonzero(genes)
-    total, depth = np.zeros((group.max() + 1, len(where))), np.bincount(group, size)
-    blocks = [(rows, counts[:, where]) for rows, counts in count_blocks(cells.counts)]
-    for rows, counts in blocks:
-        np.add.at(total, group[rows], counts.toarray())
-    rate = np.maximum(total, 0.5) / depth[:, None]
-    chosen = np.isin(np.arange(len(group)), some)
-    out, n = np.zeros((len(where), len(where))), 0
-    for rows, counts in blocks:
-        mine = chosen[rows]
-        at = np.arange(len(group))[rows][mine]
-        relative = counts[mine].toarray() / (size[at, None] * rate[group[at]]) - 1
-        out += relative.T @ relative
-        n += len(at)
-    return out / max(n - len(total), 1), 1 / np.maximum(number, 1)

@@ -157,7 +157,7 @@ def _movers(found: Sequence[ConditionLevels], control: np.ndarray) -> np.ndarray
 
 
 def _loadings(
-    fit: FittedScreen, control: np.ndarray, rows: dict[str, list[int]], used: np.ndarray
+    fit: FittedScreen, control: np.ndarray, rows: dict[str, np.ndarray], used: np.ndarray
 ) -> list[np.ndarray]:
     """Axes on which cells of each time differ, (d, genes in use); views beside each other."""
     out = []
@@ -216,42 +216,27 @@ class _Courses:
             raise UnknownLabelError(
                 f'media="{media}" is not a medium of the screen{did_you_mean(media, options)}'
             )
-        here = (labels == media).to_numpy()
-        member = screen.membership.tocsr()
-        number = np.diff(member.indptr)
-        times, control = [], []
-        rows = {name: [] for name in screen.perturbations}
-        for t, time in enumerate(screen.times):
-            at = here & (screen.time_index == t)
-            of_control = np.flatnonzero(at & (number == 0))
-            if not len(of_control):
-                continue
-            times.append(float(time))
-            control.append(int(of_control[0]))
-            single = {
-                screen.perturbations[member.indices[member.indptr[c]]]: int(c)
-                for c in np.flatnonzero(at & (number == 1))
-            }
-            for name, found in rows.items():
-                found.append(single.get(name, -1))
+        along = screen.courses(media)
+        control = along.control
+        rows = dict(zip(screen.perturbations, along.rows, strict=True))
         found = levels(fit, _NOISE_DRAWS)
-        used = _movers(found, np.array(control, int))
+        used = _movers(found, control)
         first: ConditionLevels = found[0]
         shares = list(first.share) if first.sizes else [first.share]
         target = getattr(screen, "target", None)
         return cls(
             genes=pd.Index(screen.genes.astype(str)),
             media=media,
-            times=np.array(times),
-            control=np.array(control, int),
-            rows={name: np.array(each, int) for name, each in rows.items()},
+            times=along.times,
+            control=control,
+            rows=rows,
             value=np.mean([each.value for each in found], 0),
             variance=np.mean([each.variance for each in found], 0),
             per_cell=1 / np.maximum(screen.conditions["n_cells"].to_numpy(float), 1),
             shares=shares,
             parts=places_of(first.sizes or (first.value.shape[1],)),
             eta=np.mean([each.eta_covariance for each in found], 0),
-            loading=_loadings(fit, np.array(control, int), rows, used),
+            loading=_loadings(fit, control, rows, used),
             target={} if target is None else dict(zip(screen.perturbations, map(int, target))),
             used=used,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,13 +27,35 @@ from pyrocell.screen.serialization import screen_fields, screen_to_dict
 from pyrocell.screen.sets import additive_conditions
 from pyrocell.screen.vocabulary import Vocabulary
 
-__all__ = ["Screen"]
+__all__ = ["Courses", "Screen"]
 
 _OF_CELLS = ("cell_condition", "cell_batch", "cell_guide")
 _LAYOUT_FIELDS = (
     "membership exposure time_index perturbations media baseline_media times batches "
     "baseline_observed"
 ).split()
+
+
+class Courses(NamedTuple):
+    """Conditions along time, of controls and of single perturbations.
+
+    Attributes
+    ----------
+    times
+        (T,) that have controls.
+    control
+        (T,) the controls' condition.
+    rows
+        (K, T) conditions of each perturbation, -1 where it was not measured alone.
+    """
+
+    times: np.ndarray
+    control: np.ndarray
+    rows: np.ndarray
+
+    def some(self, kept: np.ndarray) -> Courses:
+        """Some of the times."""
+        return Courses(self.times[kept], self.control[kept], self.rows[:, kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +328,29 @@ class Screen:
         if self.times and time is not None and not np.isnan(time):
             here = here & np.isclose(self.conditions["time"].to_numpy(dtype=float), time)
         return here
+
+    def courses(self, media: str) -> Courses:
+        """Conditions of single perturbations in a medium at every time that has controls there.
+
+        A screen without times has one course point, of time NaN.
+        """
+        member, here = self.membership.tocsr(), self.at(media, None)
+        number = np.diff(member.indptr)
+        times, control, rows = [], [], []
+        for t, time in enumerate(self.times or (np.nan,)):
+            at = here & (self.time_index == t) if self.times else here
+            unperturbed = np.flatnonzero(at & (number == 0))
+            if not len(unperturbed):
+                continue
+            mine = np.full(len(self.perturbations), -1)
+            single = np.flatnonzero(at & (number == 1))
+            mine[member.indices[member.indptr[single]]] = single
+            times.append(float(time))
+            control.append(int(unperturbed[0]))
+            rows.append(mine)
+        shape = (len(times), len(self.perturbations))
+        each = np.array(control, int), np.reshape(rows, shape).astype(int).T
+        return Courses(np.array(times), *each)
 
     @cached_property
     def perturbed_at(self) -> np.ndarray:

@@ -164,3 +164,21 @@ def test_a_network_is_drawn(fitted):
     table = fitted.network(n_samples=10)
     ax = pyrocell.pl.network(table, n_genes=5)
     assert len(ax.get_xticklabels()) == 5
+
+
+def test_a_regulator_that_no_source_knows_is_predicted_as_the_mean(fitted):
+    names, genes = list(fitted.screen.perturbations), list(fitted.screen.genes)
+    truth = pd.DataFrame({"regulator": names, "target": genes[-1]})
+    known = names[:-1]
+    kernel = pd.DataFrame(0.5 * np.eye(len(known)) + 0.5, known, known)
+    found = pyrocell.metrics.network_generalisation(
+        fitted,
+        truth,
+        "regulators",
+        knowledge=pyrocell.Knowledge.from_kernel(kernel),
+        n_folds=len(names),
+        n_samples=5,
+        train={"max_epochs": 1, "progress_bar": False},
+    )
+    assert "knowledge alone" in set(found["method"])
+    assert found["auprc"].between(0, 1).all()

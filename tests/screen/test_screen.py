@@ -52,6 +52,22 @@ def test_each_cell_points_at_the_condition_of_its_labels():
     assert screen.genotype[screen.is_control].sum() == 0
 
 
+def test_courses_are_of_single_perturbations_where_there_are_controls():
+    cells = crossed(perturbation=["control", "A", "B", "A+B"], media=["baseline", "M"], time=[1, 2])
+    lacks = (cells["perturbation"] == "control") & (cells["media"] == "M") & (cells["time"] == 2)
+    lacks |= (cells["perturbation"] == "B") & (cells["time"] == 1)
+    screen = screen_of(cells[~lacks])
+    found = screen.courses("baseline")
+    assert found.times.tolist() == [1.0, 2.0]
+    at = lambda label, time: screen.condition_of(label, "baseline", time)  # noqa: E731
+    assert found.control.tolist() == [at("control", 1), at("control", 2)]
+    assert found.rows.tolist() == [[at("A", 1), at("A", 2)], [-1, at("B", 2)]]
+    assert screen.courses("M").times.tolist() == [1.0]
+    assert screen.courses("baseline").some(found.times > 1).rows.shape == (2, 1)
+    without = screen_of(crossed(perturbation=["control", "A"])).courses("baseline")
+    assert np.isnan(without.times).tolist() == [True] and without.rows.shape == (1, 1)
+
+
 def test_without_media_times_and_batches_there_is_one_of_each():
     screen = screen_of(crossed(perturbation=["control", "A"]))
     assert screen.media == () and screen.times == () and len(screen.batches) == 1

@@ -9,6 +9,7 @@ from pyrocell.posterior.effects import effect_draws
 from pyrocell.posterior.fitted_screen import FittedScreen
 from pyrocell.posterior.gene_level.counts import LevelCounts
 from pyrocell.posterior.network.edges import Effects
+from pyrocell.screen.screen import Courses
 
 __all__ = ["measured_effects"]
 
@@ -32,7 +33,7 @@ def measured_effects(
             "cells carry many guides each, and a network is read from perturbations that were made "
             "alone; perturbation_effects() says what each does"
         )
-    names, times, rows, controls = _conditions(fit, media)
+    names, (times, controls, rows) = _conditions(fit, media)
     begun = np.unique(screen.perturbed_at[rows[rows >= 0]])
     if len(begun) > 1:
         raise ScreenError(
@@ -58,7 +59,7 @@ def measured_effects(
     genes = {name: i for i, name in enumerate(screen.genes)}
     own = np.array([genes.get(screen.perturbation_genes[k], -1) for k in number])
     seen = counts.raw[controls].min(0) >= _FEWEST_COUNTS
-    since = np.asarray(times, float) - begun[0]
+    since = times - begun[0]
     lost = np.zeros((n_draws, len(names), len(times), len(names)))
     for r, g in enumerate(own):
         if g >= 0 and seen[g]:
@@ -91,33 +92,18 @@ def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.take_along_axis(values, at[..., None], -1)[..., 0]
 
 
-def _conditions(
-    fit: FittedScreen, media: str
-) -> tuple[list[str], list[float], np.ndarray, np.ndarray]:
-    """Labels of single perturbations, times, and rows of their conditions (K, T) and controls'."""
+def _conditions(fit: FittedScreen, media: str) -> tuple[list[str], Courses]:
+    """Labels of perturbations measured alone after time zero, and their conditions."""
     screen = fit.screen
-    member, here = screen.membership.tocsr(), screen.conditions["media"].to_numpy() == media
-    number = np.diff(member.indptr)
-    times = [t for t in screen.times if t > 0] if screen.times else [1.0]
-    used, rows, controls = [], [], []
-    for time in times:
-        at = here & (screen.time_index == list(screen.times).index(time)) if screen.times else here
-        control = np.flatnonzero(at & (number == 0))
-        if not len(control):
-            continue
-        mine = np.full(len(screen.perturbations), -1)
-        for c in np.flatnonzero(at & (number == 1)):
-            mine[member.indices[member.indptr[c]]] = c
-        used.append(time)
-        controls.append(int(control[0]))
-        rows.append(mine)
-    if not used:
+    found = screen.courses(media)
+    found = found.some(~(found.times <= 0))  # NaN without times
+    if not len(found.times):
         raise ScreenError(f'medium "{media}" has no controls to compare perturbations with')
-    found = np.stack(rows, 1)
-    kept = (found >= 0).any(1)
+    kept = (found.rows >= 0).any(1)
     if not kept.any():
         raise ScreenError(
             f'no perturbation was measured alone in medium "{media}": a network needs them'
         )
     names = [screen.perturbations[k] for k in np.flatnonzero(kept)]
-    return names, used, found[kept], np.array(controls)
+    times = np.where(np.isnan(found.times), 1.0, found.times)
+    return names, Courses(times, found.control, found.rows[kept])
