@@ -18,6 +18,7 @@ import scipy.sparse as sp
 
 from pyrocell._compat import SETUP_ARGS
 from pyrocell.errors import ScreenError
+from pyrocell.metrics.deltas import correlation
 
 if TYPE_CHECKING:
     from pyrocell.model import PyroCell
@@ -112,12 +113,12 @@ def average_treatment_effect(
             {
                 "perturbation": name,
                 "n_cells": len(told.rows(name)),
-                "pearson": _correlation(found, measured),
-                "pearson_top": _correlation(found[top], measured[top]),
+                "pearson": correlation(found, measured),
+                "pearson_top": correlation(found[top], measured[top]),
                 "rmse": float(np.sqrt(np.mean((found - measured) ** 2))),
-                "additive": np.nan if total is None else _correlation(total, measured),
-                "mean": np.nan if everyone is None else _correlation(everyone, measured),
-                "replicate": _correlation(*halves),
+                "additive": np.nan if total is None else correlation(total, measured),
+                "mean": np.nan if everyone is None else correlation(everyone, measured),
+                "replicate": correlation(*halves),
             }
         )
     return pd.DataFrame(rows)
@@ -199,10 +200,3 @@ def _drawn(
     logged = _logged(counts, np.asarray(counts.sum(1)).ravel())
     each = np.tile(np.arange(len(labels)).repeat(n_cells), n_samples)
     return np.stack([logged[each == i].mean(0) for i in range(len(labels))])
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's, 0 where one of them is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    length = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / length) if length > 1e-12 else 0.0

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-__all__ = ["crps", "delta_scores", "discrimination", "weights_of_evidence"]
+__all__ = ["correlation", "crps", "delta_scores", "discrimination", "weights_of_evidence"]
 
 
 def discrimination(predicted: ArrayLike, candidates: ArrayLike, own: int) -> float:
@@ -124,7 +124,7 @@ def delta_scores(
     error = (predicted - observed) ** 2
     k = int(changed.sum())
     size = np.abs(predicted)
-    found = {"spearman": _correlation(rankdata(predicted), rankdata(observed))}
+    found = {"spearman": correlation(rankdata(predicted), rankdata(observed))}
     if 0 < k < len(changed):
         found |= {
             "de_overlap": _among_top(size, changed, k),
@@ -136,11 +136,11 @@ def delta_scores(
     return found | {
         "wmse": float(weights @ error),
         "mse": float(error.mean()),
-        "pearson": _correlation(predicted, observed),
+        "pearson": correlation(predicted, observed),
     }
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's, 0 where one of them is constant."""
     a, b = a - a.mean(), b - b.mean()
     length = np.linalg.norm(a) * np.linalg.norm(b)
